@@ -1,0 +1,32 @@
+"""Checked embeddings of proof states.
+
+The readers load without torch; `Encoder` brings it in on first use.
+"""
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ebm_encode import _core
+from ebm_encode._core import EmbeddingCache, Identity
+from ebm_encode.errors import EbmEncodeError
+
+if TYPE_CHECKING:
+    from ebm_encode.encoder import Encoder
+
+__all__ = ["EbmEncodeError", "EmbeddingCache", "Encoder", "Identity", "__version__"]
+
+__version__ = _core.__version__
+
+if metadata.version("ebm-encode") != __version__:
+    _installed = metadata.version("ebm-encode")
+    _message = f"ebm-encode {_installed} found an extension of version {__version__}; reinstall it"
+    raise ImportError(_message)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `Encoder`, and with it torch, when it is first asked for."""
+    if name == "Encoder":
+        from ebm_encode.encoder import Encoder  # noqa: PLC0415
+
+        return Encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

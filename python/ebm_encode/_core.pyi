@@ -1,0 +1,181 @@
+"""The Rust core: cache, row checks, packing. See the rustdoc of crate `ebm-encode`.
+
+All functions raise the classes of `ebm_encode.errors`. All release the GIL while they work.
+"""
+
+from os import PathLike
+from typing import Any, Final, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+METADATA_KEY: Final[str]
+FORMAT_VERSION: Final[int]
+OPTIMISED: Final[bool]
+__version__: Final[str]
+
+@final
+class Identity:
+    """Everything that changes an encoder's numbers beyond rounding. Immutable."""
+
+    @staticmethod
+    def from_json(json: str) -> Identity:
+        """Reads an identity; raises `ArgumentError` where fields are missing."""
+    def to_json(self) -> str:
+        """The identity as a JSON object."""
+    @property
+    def digest(self) -> str:
+        """32 hex digits over all fields."""
+    def differences(self, other: Identity | None) -> list[tuple[str, str, str]]:
+        """(field, here, there) for each field that differs; an unknown one (`None`) differs."""
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@final
+class BadRow:
+    """Why a row is bad."""
+
+    @property
+    def kind(self) -> str:
+        """`non_finite`, `zero_norm`, `norm_outlier`, `duplicate` or `conflict`."""
+    @property
+    def reason(self) -> str:
+        """The reason in words."""
+    @property
+    def duplicate_of(self) -> str | None:
+        """Hex key of the other state, for a duplicate."""
+    @property
+    def other_row(self) -> int | None:
+        """Number of the other row, for a duplicate or conflict; rows count as they were offered."""
+
+@final
+class CacheSchema:
+    """The cache's Arrow schema, for any library that takes an Arrow schema producer."""
+
+    def __new__(cls) -> Self: ...
+    def __arrow_c_schema__(self) -> object: ...
+
+@final
+class EmbeddingCache:
+    """A cache in memory. Rows are read-only views of Rust memory, float32 `[dim]`; nothing copied."""
+
+    @staticmethod
+    def open(path: str | PathLike[str], *, strict: bool = True) -> EmbeddingCache:
+        """Opens a file or a folder of shards.
+
+        With `strict`, bad rows raise `BadRowsError`. Raises `CacheNotFoundError`,
+        `CacheFormatError` or `IdentityMismatchError` for what cannot be read as one cache.
+        """
+    def __len__(self) -> int: ...
+    def __contains__(self, state: str, /) -> bool: ...
+    def __getitem__(self, state: str, /) -> NDArray[np.float32]: ...
+    def get(self, state: str) -> NDArray[np.float32] | None:
+        """The row of a state, or `None`."""
+    def get_many(self, states: list[str]) -> list[NDArray[np.float32] | None]:
+        """The row of each state, or `None`."""
+    def states(self) -> list[str]:
+        """All states, in file order."""
+    def matrix(self) -> NDArray[np.float32]:
+        """All rows in file order: a read-only view, float32 `[len, dim]`."""
+    def nearest(self, state: str, count: int) -> list[tuple[str, float]]:
+        """The rows most similar to a state's by cosine, itself included, best first."""
+    def require_identity(self, identity: Identity, name: str) -> None:
+        """Raises `IdentityMismatchError` unless `identity` made this cache. `name` is for it."""
+    @property
+    def dim(self) -> int:
+        """Length of every row."""
+    @property
+    def identity(self) -> Identity | None:
+        """The encoder that made the rows; `None` where the file does not say."""
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """What each file says about its making."""
+    @property
+    def path(self) -> PathLike[str]:
+        """The file or folder."""
+
+@final
+class CacheWriter:
+    """Writes one cache file: locks the output, checks, checkpoints, resumes, merges.
+
+    `CacheWriter(output)` takes the lock (`OutputLockedError`); `open` says what will be written.
+    """
+
+    def __new__(cls, output: str | PathLike[str]) -> Self: ...
+    def open(
+        self,
+        identity: Identity,
+        dim: int,
+        *,
+        checkpoint_rows: int = 2000,
+        checkpoint_seconds: float = 60.0,
+        overwrite: bool = False,
+    ) -> None:
+        """Takes up what is there. Raises `IdentityMismatchError` if another encoder made it."""
+    def append(self, states: list[str], rows: NDArray[np.float32]) -> list[BadRow | None]:
+        """Offers rows, float32 `[len(states), dim]`, C order; only read.
+
+        Returns why each was refused, or `None` for one that is in the cache now.
+        """
+    def adopt(self, cache: str | PathLike[str], wanted: list[str]) -> int:
+        """Takes wanted rows from a cache of the same identity; returns how many."""
+    def allow_equal(self, left: str, right: str) -> None:
+        """Notes that two states have the same tokens, and so rightly the same row."""
+    def retract(self, state: str) -> bool:
+        """Takes back an accepted row."""
+    def contains_many(self, states: list[str]) -> list[bool]:
+        """Whether the cache will have a row of each state."""
+    def former_many(self, states: list[str]) -> list[bool]:
+        """Whether the row of each state is one of the former output's."""
+    def stored(self, key: str) -> tuple[str, NDArray[np.float32]] | None:
+        """Text and row of an accepted state, by its hex key, as they are stored."""
+    def new_rows(self) -> NDArray[np.uint64]:
+        """Numbers of the rows that are not part of the former output, uint64 `[n]`, ascending."""
+    def read(self, numbers: list[int]) -> tuple[list[str], NDArray[np.float32]]:
+        """Texts and rows by number (ascending), as they are stored."""
+    def norm_outliers(self) -> list[tuple[str, BadRow]]:
+        """Accepted states whose norm proved far from all others'."""
+    def checkpoint(self) -> None:
+        """Writes what is pending to the disk. Raises `CacheIOError`; earlier checkpoints stand."""
+    def finish(self, provenance: dict[str, Any]) -> tuple[int, list[tuple[str, BadRow]], bool]:
+        """Writes the output in one atomic step.
+
+        Returns the number of rows, the states left out for their norm, and whether it was written
+        at all (not if nothing was new).
+        """
+    def reject(self, reason: str) -> None:
+        """Marks the checkpointed rows as wrong, so that no run resumes from them."""
+    def close(self) -> None:
+        """Gives up the lock. What is not checkpointed is lost."""
+    def __len__(self) -> int: ...
+    def discarded(self) -> list[str]:
+        """What was wrong with damaged shards that were removed."""
+    def work_folder(self) -> PathLike[str]:
+        """The folder of the checkpoints."""
+
+def check_rows(
+    states: list[str],
+    ids: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    rows: NDArray[np.float32],
+) -> list[BadRow | None]:
+    """Checks rows (float32 `[n, dim]`) among themselves.
+
+    Args:
+        states: The `n` texts.
+        ids: Their token ids end to end.
+        offsets: Where each begins in `ids`, and the end, int64 `[n + 1]`.
+        rows: One row per state.
+    """
+
+def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
+    """Checks every row of a cache, in one pass; the report as a dictionary."""
+
+def describe(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """What each file of a cache says about itself, without reading rows."""
+
+def plan_padded(
+    lengths: NDArray[np.uint32], max_tokens: int, max_rows: int
+) -> list[list[int]]:
+    """Batches of like length, longest first, as indices into `lengths` (uint32 `[n]`)."""

@@ -1,0 +1,392 @@
+"""The encoder: states in, checked float32 rows out.
+
+Knows nothing of files other than the model's.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebm_encode import _core
+from ebm_encode.engines import (
+    AloneEngine,
+    EngineChoice,
+    PaddedEngine,
+    Pooling,
+    choose_engine,
+)
+from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError
+from ebm_encode.identity import identify
+from ebm_encode.model import Dtype, Model, load_model
+from ebm_encode.templates import Template
+from ebm_encode.tokens import Prompts, Tokens
+
+log = logging.getLogger(__name__)
+
+Overlong = Literal["truncate", "skip", "error"]
+Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory"]
+
+DEFAULT_MAX_BATCH_TOKENS = 8192
+DEFAULT_BATCH_SIZE = 256
+
+_PROBES = (
+    "⊢ True",
+    "n : ℕ\n⊢ n + 0 = n",
+    "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q",
+    "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\nhx : x ∈ I\n⊢ x ∈ J",
+    "case succ\nx y : ℝ\nn : ℕ\nih : x ^ n * y ^ n = (x * y) ^ n\n⊢ x ^ (n + 1) * y ^ (n + 1) ="
+    " (x * y) ^ (n + 1)\n\ncase zero\nx y : ℝ\n⊢ x ^ 0 * y ^ 0 = (x * y) ^ 0",
+)
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What became of one state.
+
+    Attributes:
+        status: `ok`: the row is right. `bad`: it failed the row checks twice. `overlong`: the prompt
+            is longer than `max_length`. `empty`: the prompt has no token. `out_of_memory`: the
+            state does not fit the memory even alone.
+        tokens: Length of its prompt before any cut.
+        truncated: Whether the end of the prompt was cut off.
+        reason: Why, where the status is not `ok`.
+    """
+
+    status: Status
+    tokens: int
+    truncated: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch's rows.
+
+    Attributes:
+        indices: Which sequences they are of.
+        rows: float32 `[len(indices), dim]`, not yet checked.
+        failed: Those of the batch that do not fit the memory, with the reason.
+    """
+
+    indices: list[int]
+    rows: NDArray[np.float32]
+    failed: dict[int, str]
+
+
+class Encoder:
+    """Turns states into embeddings with one model and one set of options.
+
+    Make one with `Encoder.load`.
+
+    Attributes:
+        model: The loaded model.
+        identity: Everything that changes the rows beyond rounding.
+        choice: The engine in use, and why.
+        prompts: States to token sequences.
+        overlong: What is done about prompts longer than `max_length`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        template: Template,
+        *,
+        pooling: Pooling,
+        layer: int,
+        max_length: int | None,
+        overlong: Overlong,
+        max_batch_tokens: int,
+        batch_size: int,
+    ) -> None:
+        if min(max_batch_tokens, batch_size) < 1:
+            raise ArgumentError("max_batch_tokens and batch_size must be at least 1")
+        longest = _longest(model, max_length)
+        self.model = model
+        self.overlong: Overlong = overlong
+        self.prompts = Prompts(model.tokenizer, template, longest)
+        self.identity = identify(
+            model,
+            template,
+            pooling=pooling,
+            layer=layer,
+            max_length=longest,
+            truncates=overlong == "truncate",
+        )
+        self._alone = AloneEngine(model, pooling, layer)
+        padded = PaddedEngine(
+            model, pooling, layer, max_tokens=max_batch_tokens, max_rows=batch_size
+        )
+        for marker in self.prompts.unknown_markers():
+            log.warning(
+                "template %s: %s is no special token of this tokenizer and will be read as plain"
+                " text",
+                template.name,
+                marker,
+            )
+        self.choice: EngineChoice = choose_engine(
+            padded, self._alone, self.prompts.tokenize(_PROBES), model.dtype
+        )
+        # Slots of the smallest batch that ran out of memory, if any did.
+        self._too_large: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model_path: str,
+        *,
+        template: str = "raw",
+        dtype: Dtype = "auto",
+        device: str = "auto",
+        pooling: Pooling = "mean",
+        layer: int = -1,
+        max_length: int | None = None,
+        overlong: Overlong = "truncate",
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        trust_remote_code: bool = False,
+    ) -> "Encoder":
+        """Loads a model and makes an encoder of it.
+
+        Args:
+            model_path: A model's folder, or its hub id.
+            template: `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
+            dtype: Compute dtype; `auto` is the one the weights are stored in.
+            device: Any torch device; `auto` is the first accelerator, else the CPU.
+            pooling: `mean` over all tokens of the prompt, summed in float32, or the `last` one.
+            layer: Which of Hugging Face's `hidden_states`; -1 is the last, after the final norm.
+            max_length: Longest prompt in tokens; by default the model's own limit.
+            overlong: What to do with longer ones: `truncate` their end, `skip` them, or `error`.
+            max_batch_tokens: Most tokens of one forward pass, padding included.
+            batch_size: Most states of one forward pass.
+            trust_remote_code: Whether code that comes with the model may run.
+
+        Raises:
+            ModelError: If the model cannot be loaded or used.
+            TemplateError: If there is no such template, or it has no place for the state.
+            ArgumentError: If the options do not fit each other or the model.
+        """
+        chosen = Template.load(template)
+        if pooling not in ("mean", "last"):
+            raise ArgumentError(f"pooling {pooling!r}: expected mean or last")
+        if overlong not in ("truncate", "skip", "error"):
+            raise ArgumentError(f"overlong {overlong!r}: expected truncate, skip or error")
+        model = load_model(
+            model_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        return cls(
+            model,
+            chosen,
+            pooling=pooling,
+            layer=layer,
+            max_length=max_length,
+            overlong=overlong,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+        )
+
+    @property
+    def dim(self) -> int:
+        """Length of every row."""
+        return self.model.dim
+
+    def encode(self, states: Sequence[str]) -> NDArray[np.float32]:
+        """The rows of some states, float32 `[len(states), dim]`, in their order.
+
+        Raises:
+            BadRowsError: If a row fails the checks, also alone; names the states.
+            EncodingError: If a state is too long, has no token, or does not fit the memory.
+        """
+        out = np.empty((len(states), self.dim), dtype=np.float32)
+        reports = self.encode_into(states, out)
+        wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
+        if wrong:
+            named = "; ".join(f"state {i} ({_preview(states[i])}): {reports[i].reason}"
+                              for i in wrong[:3])
+            message = f"{len(wrong)} of {len(states)} states have no row; {named}"
+            kinds = {reports[i].status for i in wrong}
+            raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
+        return out
+
+    def encode_into(
+        self, states: Sequence[str], out: NDArray[np.float32]
+    ) -> list[RowReport]:
+        """Writes the rows of some states into the caller's array.
+
+        Args:
+            states: The states.
+            out: float32 `[len(states), dim]`, C order, writeable; it stays the caller's. The row of
+                a state whose status is not `ok` becomes NaN, so that it cannot be taken for one.
+
+        Returns:
+            One report per state.
+
+        Raises:
+            ArgumentError: If `out` is of another shape, dtype or order.
+        """
+        self._require_out(states, out)
+        tokens = self.prompts.tokenize(states)
+        reports = self.screen(tokens)
+        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+        selected = tokens.select(usable)
+        for batch in self.run(selected):
+            for index, row in zip(batch.indices, batch.rows, strict=True):
+                out[usable[index]] = row
+            for index, reason in batch.failed.items():
+                reports[usable[index]] = _out_of_memory(selected, index, reason)
+        self._redo_bad_rows(states, tokens, out, reports)
+        for i, report in enumerate(reports):
+            if report.status != "ok":
+                out[i] = np.nan
+        return reports
+
+    def screen(self, tokens: Tokens) -> list[RowReport]:
+        """What can be said of each sequence before it is run."""
+        return [self._screen(int(full)) for full in tokens.full_lengths]
+
+    def run(
+        self, tokens: Tokens, *, wanted: Callable[[list[int]], bool] = lambda _: True
+    ) -> Iterator[Batch]:
+        """Runs sequences in batches; yields each batch's rows, unchecked.
+
+        Args:
+            tokens: Sequences of at least one token each.
+            wanted: Asked before each batch whether it is to be run; what it answers does not change
+                how the sequences are divided.
+        """
+        for indices in self.choice.engine.plan(tokens):
+            if wanted(indices):
+                failed: dict[int, str] = {}
+                done = dict(self._forward(tokens, indices, failed))
+                rows = [done[i] for i in indices if i in done]
+                stacked = np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+                yield Batch([i for i in indices if i in done], stacked, failed)
+
+    def run_alone(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """The row of one sequence, float32 `[dim]`: the model on it alone, no padding.
+
+        Raises:
+            EncodingError: If it does not fit the memory.
+        """
+        try:
+            row: NDArray[np.float32] = self._alone.forward([sequence])[0]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _free_memory()
+            raise EncodingError(_memory_reason(len(sequence))) from error
+        return row
+
+    def _require_out(self, states: Sequence[str], out: NDArray[np.float32]) -> None:
+        expected = (len(states), self.dim)
+        if out.shape != expected or out.dtype != np.float32:
+            raise ArgumentError(
+                f"out is {out.dtype} {list(out.shape)}, expected float32 {list(expected)}"
+            )
+        if not (out.flags.c_contiguous and out.flags.writeable):
+            raise ArgumentError("out must be C-contiguous and writeable")
+
+    def _screen(self, full: int) -> RowReport:
+        limit = self.prompts.max_length
+        if full == 0:
+            return RowReport("empty", 0, reason="the prompt has no token")
+        if limit is None or full <= limit:
+            return RowReport("ok", full)
+        if self.overlong == "truncate":
+            return RowReport("ok", full, truncated=True)
+        reason = f"{full} tokens are more than --max-length {limit}"
+        return RowReport("overlong", full, reason=reason)
+
+    def _forward(
+        self, tokens: Tokens, indices: list[int], failed: dict[int, str]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Runs a batch, in halves where the memory does not hold it."""
+        slots = len(indices) * max(len(tokens[i]) for i in indices)
+        splittable = len(indices) > 1
+        if not (splittable and self._too_large is not None and slots >= self._too_large):
+            try:
+                rows = self.choice.engine.forward([tokens[i] for i in indices])
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                _free_memory()
+                if not splittable:
+                    failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
+                    return
+                self._too_large = slots
+                log.warning("out of memory at %d tokens; going on with smaller batches", slots)
+            else:
+                yield from zip(indices, rows, strict=True)
+                return
+        half = len(indices) // 2
+        yield from self._forward(tokens, indices[:half], failed)
+        yield from self._forward(tokens, indices[half:], failed)
+
+    def _redo_bad_rows(
+        self,
+        states: Sequence[str],
+        tokens: Tokens,
+        out: NDArray[np.float32],
+        reports: list[RowReport],
+    ) -> None:
+        """Checks all rows of a call together; runs the bad ones alone and checks again."""
+        for attempt in ("batched", "alone"):
+            good = [i for i, report in enumerate(reports) if report.status == "ok"]
+            selected = tokens.select(good)
+            verdicts = _core.check_rows(
+                [states[i] for i in good], selected.ids, selected.offsets, out[good]
+            )
+            bad = {i: verdict for i, verdict in zip(good, verdicts, strict=True) if verdict}
+            for i, verdict in bad.items():
+                if attempt == "alone":
+                    length = int(tokens.full_lengths[i])
+                    reports[i] = RowReport("bad", length, reason=verdict.reason)
+                    continue
+                log.warning("state %d: %s; encoding it alone", i, verdict.reason)
+                out[i] = self.run_alone(tokens[i])
+                if verdict.other_row is not None:  # either of two equal rows may be the wrong one
+                    other = good[verdict.other_row]
+                    out[other] = self.run_alone(tokens[other])
+            if not bad:
+                return
+
+
+def _longest(model: Model, max_length: int | None) -> int | None:
+    if max_length is None:
+        return model.max_positions
+    if max_length < 1:
+        raise ArgumentError(f"--max-length {max_length}: must be at least 1")
+    if model.max_positions is not None and max_length > model.max_positions:
+        raise ArgumentError(
+            f"--max-length {max_length}: the model reads at most {model.max_positions} tokens"
+        )
+    return max_length
+
+
+def _out_of_memory(tokens: Tokens, index: int, reason: str) -> RowReport:
+    return RowReport("out_of_memory", int(tokens.full_lengths[index]), reason=reason)
+
+
+def _memory_reason(length: int) -> str:
+    return f"out of memory, though encoded alone ({length} tokens)"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)
+    )
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _preview(state: str) -> str:
+    line = state.partition("\n")[0]
+    return repr(line if len(line) <= 60 else line[:60] + "…")  # noqa: PLR2004

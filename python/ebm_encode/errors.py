@@ -1,0 +1,68 @@
+"""Every exception this package raises on purpose, under one base class.
+
+The extension raises the same classes, so `except EbmEncodeError` catches all of them.
+"""
+
+
+class EbmEncodeError(Exception):
+    """Base class. `exit_code` is what the command line exits with."""
+
+    exit_code = 2
+
+
+class ArgumentError(EbmEncodeError, ValueError):
+    """An option or argument has no meaning or does not fit the others."""
+
+
+class InputError(EbmEncodeError):
+    """An input file is missing, unreadable, of another type, or empty."""
+
+
+class TemplateError(EbmEncodeError):
+    """A template is missing or has no place for the state."""
+
+
+class ModelError(EbmEncodeError):
+    """A model cannot be loaded, or is not one that this package can use."""
+
+
+class EncodingError(EbmEncodeError):
+    """A state cannot be encoded: too long, without tokens, or too large for the memory."""
+
+
+class CacheNotFoundError(EbmEncodeError, FileNotFoundError):
+    """There is no cache at the path."""
+
+
+class CacheIOError(EbmEncodeError, OSError):
+    """The operating system refused to read or write a cache (a full disk, a missing right)."""
+
+
+class CacheFormatError(EbmEncodeError):
+    """The file is not a cache: not Parquet, damaged, or of another schema."""
+
+
+class IdentityMismatchError(EbmEncodeError):
+    """Two things made by different encoders were about to be combined."""
+
+
+class OutputLockedError(EbmEncodeError):
+    """Another process is writing the same output."""
+
+
+class CheckFailedError(EbmEncodeError):
+    """A check of rows failed; the base of the errors that mean wrong numbers, not wrong use."""
+
+    exit_code = 1
+
+
+class BadRowsError(CheckFailedError):
+    """Rows are bad: not finite, zero, far outside the usual norm, or equal to another state's."""
+
+
+class RejectedRowsError(CheckFailedError):
+    """An earlier run's rows failed verification and may not be resumed."""
+
+
+class VerificationError(CheckFailedError):
+    """Rows of this run differ from the same states encoded alone."""

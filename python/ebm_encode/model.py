@@ -1,0 +1,189 @@
+"""A Hugging Face causal model, without its language-model head, and its tokenizer.
+
+Knows nothing of templates, pooling or caches.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from ebm_encode.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+# A tokenizer may say "no limit" with a very large number.
+_NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        name: The path or hub id as given.
+        folder: The folder with its files.
+        base: The transformers base model, on its device, in inference mode; no head.
+        config: Its configuration.
+        tokenizer: Its tokenizer.
+        dtype: Name of the compute dtype.
+        dim: Width of the hidden state.
+        max_positions: Longest sequence in tokens, `None` if the model has no limit.
+    """
+
+    name: str
+    folder: Path
+    base: Any
+    config: Any
+    tokenizer: Any
+    dtype: str
+    dim: int
+    max_positions: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self.base.device)
+
+
+def load_model(
+    name: str, *, dtype: Dtype = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> Model:
+    """Loads a model and its tokenizer from a folder or by hub id.
+
+    Args:
+        name: Folder, or hub id.
+        dtype: Compute dtype; `auto` is the one the weights are stored in.
+        device: Any torch device; `auto` is the first accelerator, else the CPU.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        ModelError: If anything about it keeps it from being used, weights that the files lack
+            included (transformers would make them up).
+    """
+    folder = find_folder(name, with_code=trust_remote_code)
+    target = _device(device)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"{name}: is an encoder-decoder model, expected a causal one")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        causal, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+    base = causal.base_model.eval().requires_grad_(requires_grad=False)
+    _require_weights(name, causal, base, info)
+    text_config = config.get_text_config()
+    try:
+        base = base.to(target)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {device}: {_first_line(error)}") from error
+    return Model(
+        name=name,
+        folder=folder,
+        base=base,
+        config=config,
+        tokenizer=tokenizer,
+        dtype=str(base.dtype).removeprefix("torch."),
+        dim=int(text_config.hidden_size),
+        max_positions=_max_positions(text_config, tokenizer),
+    )
+
+
+def find_folder(name: str, *, with_code: bool = False) -> Path:
+    """The folder of a model: the one named, or the hub's files, fetched if need be.
+
+    Raises:
+        ModelError: If there is no such folder and the hub does not have it or cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name}: the folder has no config.json; is it a model's folder?")
+        return path
+    if path.exists():
+        raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
+    patterns = [*_HUB_FILES, "*.py"] if with_code else _HUB_FILES
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ModelError(f"{name}: no such folder, and not a hub id") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{name}: no such folder, and not to be had from the hub: {_first_line(error)}"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads weights from, adapters included.
+
+    Raises:
+        ModelError: If there are none.
+    """
+    files: list[Path] = []
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{kind}.index.json"
+        if (folder / kind).is_file():
+            files = [folder / kind]
+        elif index.is_file():
+            shards = json.loads(index.read_bytes())["weight_map"].values()
+            files = [folder / shard for shard in sorted(set(shards))]
+        if files:
+            break
+    if not files:
+        raise ModelError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+    adapters = [folder / f"adapter_model.{ending}" for ending in ("safetensors", "bin")]
+    return files + [adapter for adapter in adapters if adapter.is_file()]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"--device {device}: {_first_line(error)}") from error
+
+
+def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) -> None:
+    """Refuses a model some of whose weights the files do not have."""
+    own = {parameter for parameter, _ in base.named_parameters()}
+    prefix = f"{causal.base_model_prefix}."
+    missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
+    missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise ModelError(
+            f"{name}: {len(missing)} weights are not in its files or of another shape ({some}, …);"
+            " the model would run on made-up numbers"
+        )
+
+
+def _max_positions(config: Any, tokenizer: Any) -> int | None:
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    return min(known, default=None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,51 @@
+//! What the files of a cache say about themselves, without reading their rows.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::embedding_cache::cache_files;
+use super::error::CacheResult;
+use super::footer::Footer;
+use super::row_file::RowFile;
+
+/// One file of a cache, from its metadata alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileDescription {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Number of rows.
+    pub rows: usize,
+    /// Length of every row.
+    pub dim: usize,
+    /// Number of row groups.
+    pub row_groups: usize,
+    /// Name and type of each column.
+    pub columns: Vec<(String, String)>,
+    /// What it says about its encoder; `None` where other software wrote it.
+    pub footer: Option<Footer>,
+}
+
+/// Describes a cache file, or each file of a folder.
+///
+/// # Errors
+/// Any [`super::CacheError`] that keeps the metadata from being read.
+pub fn describe(path: impl AsRef<Path>) -> CacheResult<Vec<FileDescription>> {
+    cache_files(path.as_ref())?.into_iter().map(describe_file).collect()
+}
+
+fn describe_file(path: PathBuf) -> CacheResult<FileDescription> {
+    let file = RowFile::open(&path)?;
+    let bytes = path.metadata().map_err(|error| super::CacheError::io(&path, "stat", error))?.len();
+    Ok(FileDescription {
+        bytes,
+        rows: file.num_rows(),
+        dim: file.dim(),
+        row_groups: file.group_rows().len(),
+        columns: file.columns(),
+        footer: file.footer().cloned(),
+        path,
+    })
+}

@@ -1,0 +1,346 @@
+//! A whole cache in memory: rows end to end in one buffer, looked up by state.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::error::{CacheError, CacheResult};
+use super::footer::{SameTokens, StateKey};
+use super::identity::{Identity, differences};
+use super::row_check::{BadRow, RowChecker};
+use super::row_file::RowFile;
+use super::state_index::StateIndex;
+
+/// Bad rows that a refusal shows in full.
+const EXAMPLES: usize = 3;
+
+/// Whether opening a cache checks its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checks {
+    /// Bad rows are an error.
+    #[default]
+    Strict,
+    /// Rows are taken as they are; of one state's rows the last counts.
+    Lenient,
+}
+
+/// A cache of embeddings, held in memory.
+///
+/// Rows stand in file order; the files of a folder follow one another by name.
+#[derive(Debug)]
+pub struct EmbeddingCache {
+    path: PathBuf,
+    dim: usize,
+    values: Vec<f32>,
+    index: StateIndex,
+    identity: Option<Identity>,
+    provenance: Vec<Value>,
+}
+
+impl EmbeddingCache {
+    /// Opens a cache file, or a folder of them, and checks every row.
+    ///
+    /// # Errors
+    /// Any [`CacheError`] that says why the path is not a good cache: missing, damaged, of another
+    /// schema, shards of different identities, or with bad rows.
+    pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
+        Self::open_with(path, Checks::Strict)
+    }
+
+    /// Opens a cache, with the row checks on or off.
+    ///
+    /// # Errors
+    /// As for [`EmbeddingCache::open`], less the bad rows if `checks` is [`Checks::Lenient`].
+    pub fn open_with(path: impl AsRef<Path>, checks: Checks) -> CacheResult<Self> {
+        let path = path.as_ref();
+        let files =
+            cache_files(path)?.iter().map(RowFile::open).collect::<CacheResult<Vec<_>>>()?;
+        Self::from_files(path, &files, checks)
+    }
+
+    /// Opens a cache file held in memory; `name` stands for its path in errors.
+    ///
+    /// # Errors
+    /// As for [`EmbeddingCache::open_with`].
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes, checks: Checks) -> CacheResult<Self> {
+        let file = RowFile::from_bytes(&name, bytes)?;
+        Self::from_files(name.as_ref(), &[file], checks)
+    }
+
+    fn from_files(path: &Path, files: &[RowFile], checks: Checks) -> CacheResult<Self> {
+        let (dim, identity) = common_kind(files)?;
+        let (values, texts) = read_files(path, files, dim)?;
+        let mut index = StateIndex::with_capacity(texts.iter().map(Vec::len).sum());
+        for text in texts.iter().flatten() {
+            index.push(text);
+        }
+        drop(texts);
+        let provenance =
+            files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+        let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
+        if checks == Checks::Strict {
+            cache.check_rows(same_tokens(files)?)?;
+        }
+        Ok(cache)
+    }
+
+    /// The row of a state, or `None` where the cache has none.
+    #[must_use]
+    pub fn get(&self, state: &str) -> Option<&[f32]> {
+        self.position(state).map(|row| self.row(row))
+    }
+
+    /// The rows of several states, in their order.
+    #[must_use]
+    pub fn get_many<S: AsRef<str>>(&self, states: &[S]) -> Vec<Option<&[f32]>> {
+        states.iter().map(|state| self.get(state.as_ref())).collect()
+    }
+
+    /// The row number of a state.
+    #[must_use]
+    pub fn position(&self, state: &str) -> Option<usize> {
+        self.index.get(state)
+    }
+
+    /// The row with this number.
+    ///
+    /// # Panics
+    /// If `row >= len`, like indexing a slice.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.dim..(row + 1) * self.dim]
+    }
+
+    /// The state of the row with this number.
+    ///
+    /// # Panics
+    /// If `row >= len`, like indexing a slice.
+    #[must_use]
+    pub fn state(&self, row: usize) -> &str {
+        self.index.text(row)
+    }
+
+    /// States and rows in file order.
+    #[must_use]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &[f32])> {
+        (0..self.len()).map(|row| (self.state(row), self.row(row)))
+    }
+
+    /// All rows, row-major, `len x dim`.
+    #[must_use]
+    pub fn matrix(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether the cache has no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Length of every row.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The encoder that made the rows; `None` (unknown) where other software wrote the file.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The provenance of each file that has one.
+    #[must_use]
+    pub fn provenance(&self) -> &[Value] {
+        &self.provenance
+    }
+
+    /// The file or folder that was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses to go on unless this cache was made by an encoder of the given identity.
+    ///
+    /// # Errors
+    /// [`CacheError::IdentityMismatch`], naming the fields that differ; an unknown identity differs.
+    pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
+        require_same(&self.path, self.identity(), Some(other), name)
+    }
+
+    fn check_rows(&self, same_tokens: SameTokens) -> CacheResult<()> {
+        let mut checker = RowChecker::with_same_tokens(self.dim, same_tokens);
+        let keys: Vec<StateKey> =
+            (0..self.len()).into_par_iter().map(|row| StateKey::of(self.state(row))).collect();
+        let verdicts = checker.check(&keys, &self.values);
+        let bad = verdicts.into_iter().enumerate();
+        let bad = bad.filter_map(|(row, verdict)| Some((row, verdict.err()?)));
+        let outliers = checker.norm_outliers().into_iter();
+        let outliers = outliers
+            .filter_map(|outlier| Some((usize::try_from(outlier.row).ok()?, outlier.reason)));
+        let bad: Vec<(usize, BadRow)> = bad.chain(outliers).collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let examples = bad
+            .iter()
+            .take(EXAMPLES)
+            .map(|(row, reason)| format!("row {row} ({}): {reason}", preview(self.state(*row))));
+        let examples = examples.collect();
+        Err(CacheError::BadRows {
+            path: self.path.clone(),
+            count: bad.len(),
+            rows: self.len(),
+            examples,
+        })
+    }
+}
+
+/// The Parquet files of a cache: the file itself, or the files of a folder by name.
+pub(super) fn cache_files(path: &Path) -> CacheResult<Vec<PathBuf>> {
+    let metadata = path.metadata().map_err(|error| CacheError::io(path, "open", error))?;
+    if !metadata.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = path.read_dir().map_err(|error| CacheError::io(path, "list", error))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(|error| CacheError::io(path, "list", error))?.path();
+        if file.extension().is_some_and(|extension| extension == "parquet") && file.is_file() {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        let detail = "the folder holds no *.parquet file".to_owned();
+        return Err(CacheError::NotFound { path: path.to_owned(), detail });
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Refuses two things made by different encoders.
+pub(super) fn require_same(
+    path: &Path,
+    here: Option<&Identity>,
+    there: Option<&Identity>,
+    other: &str,
+) -> CacheResult<()> {
+    let differences = differences(here, there);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(CacheError::IdentityMismatch {
+        path: path.to_owned(),
+        other: other.to_owned(),
+        differences,
+    })
+}
+
+/// The states with the same tokens that the files' footers tell of.
+pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
+    let mut same_tokens = SameTokens::default();
+    for file in files {
+        if let Some(footer) = file.footer() {
+            same_tokens
+                .add_footer(footer)
+                .map_err(|detail| CacheError::format(file.path(), detail))?;
+        }
+    }
+    Ok(same_tokens)
+}
+
+/// A state's first line, cut short, for messages.
+pub(super) fn preview(state: &str) -> String {
+    const LONGEST: usize = 60;
+    let line = state.lines().next().unwrap_or_default();
+    let cut: String = line.chars().take(LONGEST).collect();
+    let more = if cut.len() < state.len() { "…" } else { "" };
+    format!("{cut:?}{more}")
+}
+
+/// The dimension and identity that all files share.
+pub(super) fn common_kind(files: &[RowFile]) -> CacheResult<(usize, Option<Identity>)> {
+    let identity_of = |file: &RowFile| file.footer().map(|footer| footer.identity.clone());
+    // A file without rows and without our footer says nothing of its dimension.
+    let dim = files.iter().map(RowFile::dim).find(|dim| *dim > 0).unwrap_or(0);
+    let Some(first) = files.first() else { return Ok((dim, None)) };
+    let identity = identity_of(first);
+    for file in files {
+        if file.num_rows() > 0 && file.dim() != dim {
+            let found = file.dim();
+            let detail = format!("rows have {found} values, those of other shards {dim}");
+            return Err(CacheError::format(file.path(), detail));
+        }
+        let other = identity_of(file);
+        if identity != other {
+            require_same(
+                file.path(),
+                other.as_ref(),
+                identity.as_ref(),
+                &first.path().display().to_string(),
+            )?;
+        }
+    }
+    Ok((dim, identity))
+}
+
+/// All rows of the files in one buffer, and the states of each row group.
+fn read_files(
+    path: &Path,
+    files: &[RowFile],
+    dim: usize,
+) -> CacheResult<(Vec<f32>, Vec<Vec<String>>)> {
+    let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
+    let mut values = zeroed(path, rows, dim)?;
+    let mut groups = Vec::new();
+    let mut rest = values.as_mut_slice();
+    for file in files {
+        for (group, rows) in file.group_rows().iter().enumerate() {
+            let (head, tail) = rest.split_at_mut(rows * dim);
+            groups.push((file, group, head));
+            rest = tail;
+        }
+    }
+    let read = groups.into_par_iter().map(|(file, group, target)| read_group(file, group, target));
+    let texts = read.collect::<CacheResult<Vec<_>>>()?;
+    Ok((values, texts))
+}
+
+fn read_group(file: &RowFile, group: usize, target: &mut [f32]) -> CacheResult<Vec<String>> {
+    let mut states: Vec<String> = Vec::new();
+    let mut filled = 0;
+    file.for_each_in_group(group, |rows| {
+        let end = filled + rows.values.len();
+        let Some(target) = target.get_mut(filled..end) else {
+            let detail = format!("row group {group} has more rows than its metadata says");
+            return Err(CacheError::format(file.path(), detail));
+        };
+        target.copy_from_slice(&rows.values);
+        filled = end;
+        states.extend(rows.states.iter().flatten().map(str::to_owned));
+        Ok(())
+    })?;
+    Ok(states)
+}
+
+/// A zeroed buffer of `rows x dim`, or an error where a file claims more than memory can hold.
+fn zeroed(path: &Path, rows: usize, dim: usize) -> CacheResult<Vec<f32>> {
+    let count = rows.checked_mul(dim);
+    // Asked for first in a way that can fail: a damaged footer may claim any number of rows.
+    let fits = |count: usize| Vec::<f32>::new().try_reserve_exact(count).is_ok();
+    let count = count.filter(|count| fits(*count)).ok_or_else(|| {
+        let detail = format!("claims {rows} rows of {dim} values, more than memory can hold");
+        CacheError::format(path, detail)
+    })?;
+    Ok(vec![0.0; count])
+}

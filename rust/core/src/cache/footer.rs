@@ -1,0 +1,140 @@
+//! What a cache file says about itself: one JSON value under one key, and a few flat copies.
+
+use std::collections::HashMap;
+
+use parquet::file::metadata::KeyValue;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::identity::Identity;
+use super::schema::{FORMAT_VERSION, METADATA_KEY};
+
+/// A state's 128-bit key: the first half of its BLAKE3 digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateKey([u8; 16]);
+
+impl StateKey {
+    /// The key of a state's text, byte for byte.
+    #[must_use]
+    pub fn of(state: &str) -> Self {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::hash(state.as_bytes()).as_bytes()[..16]);
+        Self(key)
+    }
+
+    /// The key as 32 hex digits.
+    #[must_use]
+    pub fn to_hex(self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+
+    /// The key of 32 hex digits; `None` for anything else.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        u128::from_str_radix(hex, 16).ok().map(|key| Self(key.to_be_bytes()))
+    }
+}
+
+/// The JSON value under [`METADATA_KEY`] in a cache file's footer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Footer {
+    /// Version of this value and of the file's layout.
+    pub format_version: u32,
+    /// Length of every row.
+    pub dim: usize,
+    /// Number of rows in this file.
+    pub rows: u64,
+    /// The encoder that made the rows.
+    pub identity: Identity,
+    /// The rest worth knowing: versions, device, command, times, sources, counts, verification.
+    pub provenance: Value,
+    /// Pairs of states with the same tokens, and so rightly with equal rows, by hex state key.
+    #[serde(default)]
+    pub same_tokens: Vec<(String, String)>,
+}
+
+impl Footer {
+    /// Reads the footer from a file's metadata; `None` where other software wrote the file.
+    pub(super) fn from_metadata(metadata: Option<&Vec<KeyValue>>) -> Result<Option<Self>, String> {
+        let entry = metadata.into_iter().flatten().find(|entry| entry.key == METADATA_KEY);
+        let Some(entry) = entry else { return Ok(None) };
+        let json = entry.value.as_deref().unwrap_or_default();
+        let fail = |error| format!("footer key {METADATA_KEY:?} does not hold our JSON: {error}");
+        let value: Value = serde_json::from_str(json).map_err(fail)?;
+        let version = value.get("format_version").and_then(Value::as_u64);
+        if version.is_some_and(|version| version > u64::from(FORMAT_VERSION)) {
+            let found = version.unwrap_or_default();
+            return Err(format!(
+                "written in format version {found}, this build reads up to {FORMAT_VERSION}; \
+                 update ebm-encode"
+            ));
+        }
+        serde_json::from_value(value).map(Some).map_err(fail)
+    }
+
+    /// The footer entries to write: the JSON value, and flat copies of the most wanted fields.
+    pub(super) fn to_metadata(&self) -> Result<Vec<KeyValue>, serde_json::Error> {
+        let model = self.provenance.get("model").and_then(Value::as_str).unwrap_or("unknown");
+        let flat = [
+            ("model", model.to_owned()),
+            ("dtype", self.identity.dtype.clone()),
+            ("pooling", self.identity.pooling.clone()),
+            ("dim", self.dim.to_string()),
+            ("rows", self.rows.to_string()),
+            ("identity_digest", self.identity.digest()),
+        ];
+        let whole = KeyValue::new(METADATA_KEY.to_owned(), serde_json::to_string(self)?);
+        let flat = flat
+            .into_iter()
+            .map(|(name, value)| KeyValue::new(format!("{METADATA_KEY}.{name}"), value));
+        Ok(std::iter::once(whole).chain(flat).collect())
+    }
+}
+
+/// Which states are known to have the same tokens, gathered from the footers of several files.
+#[derive(Debug, Default, Clone)]
+pub(super) struct SameTokens {
+    representative: HashMap<StateKey, StateKey>,
+}
+
+impl SameTokens {
+    pub(super) fn add_footer(&mut self, footer: &Footer) -> Result<(), String> {
+        for (left, right) in &footer.same_tokens {
+            let (Some(left), Some(right)) = (StateKey::from_hex(left), StateKey::from_hex(right))
+            else {
+                return Err("footer field same_tokens holds something else than keys".to_owned());
+            };
+            self.add(left, right);
+        }
+        Ok(())
+    }
+
+    pub(super) fn add(&mut self, left: StateKey, right: StateKey) {
+        let (left, right) = (self.representative(left), self.representative(right));
+        if left != right {
+            self.representative.insert(left, right);
+        }
+    }
+
+    pub(super) fn same(&self, left: StateKey, right: StateKey) -> bool {
+        self.representative(left) == self.representative(right)
+    }
+
+    pub(super) fn pairs(&self) -> Vec<(String, String)> {
+        let mut pairs: Vec<_> =
+            self.representative.iter().map(|(l, r)| (l.to_hex(), r.to_hex())).collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    pub(super) fn key_pairs(&self) -> impl Iterator<Item = (StateKey, StateKey)> {
+        self.representative.iter().map(|(left, right)| (*left, *right))
+    }
+
+    fn representative(&self, mut key: StateKey) -> StateKey {
+        while let Some(next) = self.representative.get(&key) {
+            key = *next;
+        }
+        key
+    }
+}

@@ -1,0 +1,33 @@
+//! The embedding cache: its schema, the identity of its encoder, its readers, writer and checks.
+
+mod audit;
+mod describe;
+mod embedding_cache;
+mod error;
+mod file_writer;
+mod footer;
+mod identity;
+mod lock;
+mod neighbours;
+mod norms;
+mod row_check;
+mod row_file;
+mod schema;
+mod sketch;
+mod state_index;
+mod work_folder;
+mod writer;
+
+pub use audit::{AuditReport, BadRowExample, NormSummary, audit};
+pub use describe::{FileDescription, describe};
+pub use embedding_cache::{Checks, EmbeddingCache};
+pub use error::{CacheError, CacheResult};
+pub use footer::{Footer, StateKey};
+pub use identity::{FieldDifference, Identity, differences};
+pub use neighbours::Neighbour;
+pub use row_check::{BadRow, Outlier, RowChecker, check_rows};
+pub use row_file::RowFile;
+pub use schema::{
+    EMBEDDING_COLUMN, FORMAT_VERSION, METADATA_KEY, ROW_GROUP_ROWS, STATE_COLUMN, cache_schema,
+};
+pub use writer::{CacheWriter, FinishReport, OutputLock, Verdict, WriterOptions};

@@ -1,0 +1,342 @@
+//! One Parquet file as a stream of (states, rows), whoever wrote it.
+//!
+//! Columns go by position: column 0 text, column 1 lists of floating-point numbers. The Arrow
+//! schema that writers embed in the footer is set aside on purpose: what it calls `large_list`,
+//! `fixed_size_list`, `large_utf8`, string views or dictionaries is the same Parquet underneath.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float16Type, Float32Type, Float64Type};
+use arrow_array::{Array, ListArray, RecordBatch, StringArray};
+use arrow_schema::DataType;
+use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
+    ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::errors::ParquetError;
+
+use super::error::{CacheError, CacheResult};
+use super::footer::Footer;
+
+/// Rows decoded at a time: 16 MiB at dimension 4,096.
+const BATCH_ROWS: usize = 1024;
+
+/// An opened cache file: its footer is read and its columns are of the right types.
+#[derive(Debug)]
+pub struct RowFile {
+    path: PathBuf,
+    bytes: Option<Bytes>,
+    metadata: ArrowReaderMetadata,
+    footer: Option<Footer>,
+    group_rows: Vec<usize>,
+    dim: usize,
+}
+
+/// Some consecutive rows of a file.
+pub(super) struct Rows {
+    pub(super) states: StringArray,
+    /// Row-major, `states.len() x dim`.
+    pub(super) values: Vec<f32>,
+}
+
+impl RowFile {
+    /// Opens a file on disk.
+    ///
+    /// # Errors
+    /// [`CacheError::NotFound`], [`CacheError::Io`], or [`CacheError::Format`] for a file that is
+    /// not Parquet, is damaged, or has other columns.
+    pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
+        Self::load(path.as_ref(), None)
+    }
+
+    /// Opens a file held in memory; `name` stands for its path in errors.
+    ///
+    /// # Errors
+    /// [`CacheError::Format`] as for [`RowFile::open`].
+    pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes) -> CacheResult<Self> {
+        Self::load(name.as_ref(), Some(bytes))
+    }
+
+    fn load(path: &Path, bytes: Option<Bytes>) -> CacheResult<Self> {
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let metadata = guard(path, || match &bytes {
+            Some(bytes) => {
+                ArrowReaderMetadata::load(bytes, options).map_err(|e| not_parquet(path, &e))
+            }
+            None => ArrowReaderMetadata::load(&open_file(path)?, options)
+                .map_err(|e| not_parquet(path, &e)),
+        })?;
+        check_columns(path, &metadata)?;
+        let parquet = metadata.metadata();
+        let footer = Footer::from_metadata(parquet.file_metadata().key_value_metadata())
+            .map_err(|detail| CacheError::format(path, detail))?;
+        let rows = |rows: i64| {
+            usize::try_from(rows)
+                .map_err(|_| CacheError::format(path, format!("a row group of {rows} rows")))
+        };
+        let group_rows: Vec<usize> = parquet
+            .row_groups()
+            .iter()
+            .map(|group| rows(group.num_rows()))
+            .collect::<Result<_, _>>()?;
+        let path = path.to_owned();
+        let mut file = Self { path, bytes, metadata, footer, group_rows, dim: 0 };
+        file.dim = file.find_dim()?;
+        Ok(file)
+    }
+
+    /// The file's path, or the name given for it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file says about itself; `None` where other software wrote it.
+    #[must_use]
+    pub fn footer(&self) -> Option<&Footer> {
+        self.footer.as_ref()
+    }
+
+    /// Length of every row; 0 for a file without rows and without our footer.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Rows by row group, as the Parquet metadata counts them.
+    #[must_use]
+    pub fn group_rows(&self) -> &[usize] {
+        &self.group_rows
+    }
+
+    /// The name and type of each column, in the file's order.
+    #[must_use]
+    pub fn columns(&self) -> Vec<(String, String)> {
+        let fields = self.metadata.schema().fields();
+        fields.iter().map(|field| (field.name().clone(), field.data_type().to_string())).collect()
+    }
+
+    /// Rows of the whole file, as the Parquet metadata counts them.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.group_rows.iter().fold(0, |sum, rows| sum.saturating_add(*rows))
+    }
+
+    /// Reads one row group, some rows at a time, in order.
+    pub(super) fn for_each_in_group(
+        &self,
+        group: usize,
+        mut visit: impl FnMut(Rows) -> CacheResult<()>,
+    ) -> CacheResult<()> {
+        let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
+        let mut read = 0_usize;
+        for batch in guard(&self.path, || self.reader(&[group], None))? {
+            let rows = self.decode(batch, first + read as u64)?;
+            read += rows.states.len();
+            visit(rows)?;
+        }
+        if read != self.group_rows[group] {
+            let expected = self.group_rows[group];
+            let detail = format!("row group {group} has {read} rows, its metadata says {expected}");
+            return Err(CacheError::format(&self.path, detail));
+        }
+        Ok(())
+    }
+
+    /// Reads all rows, some at a time, in order.
+    pub(super) fn for_each(
+        &self,
+        mut visit: impl FnMut(Rows) -> CacheResult<()>,
+    ) -> CacheResult<()> {
+        (0..self.group_rows.len()).try_for_each(|group| self.for_each_in_group(group, &mut visit))
+    }
+
+    /// Reads the rows with these numbers (ascending, distinct).
+    pub(super) fn read_rows(&self, numbers: &[usize]) -> CacheResult<Rows> {
+        let ranges = numbers.iter().map(|&number| number..number + 1);
+        let selection = RowSelection::from_consecutive_ranges(ranges.into_iter(), self.num_rows());
+        let groups: Vec<usize> = (0..self.group_rows.len()).collect();
+        let mut states = Vec::new();
+        let mut values = Vec::new();
+        for batch in guard(&self.path, || self.reader(&groups, Some(selection)))? {
+            let rows = self.decode(batch, 0)?;
+            states.extend(rows.states.iter().flatten().map(str::to_owned));
+            values.extend(rows.values);
+        }
+        Ok(Rows { states: StringArray::from(states), values })
+    }
+
+    fn reader(
+        &self,
+        groups: &[usize],
+        selection: Option<RowSelection>,
+    ) -> CacheResult<Guarded<'_>> {
+        let reader = match &self.bytes {
+            Some(bytes) => self.build(bytes.clone(), groups, selection)?,
+            // Each reader opens the file for itself: clones of one handle share their position.
+            None => self.build(open_file(&self.path)?, groups, selection)?,
+        };
+        Ok(Guarded { path: &self.path, reader: Some(reader) })
+    }
+
+    fn build<R: parquet::file::reader::ChunkReader + 'static>(
+        &self,
+        input: R,
+        groups: &[usize],
+        selection: Option<RowSelection>,
+    ) -> CacheResult<ParquetRecordBatchReader> {
+        let columns = ProjectionMask::roots(self.metadata.parquet_schema(), [0, 1]);
+        let mut builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone())
+                .with_row_groups(groups.to_vec())
+                .with_projection(columns)
+                .with_batch_size(BATCH_ROWS);
+        if let Some(selection) = selection {
+            builder = builder.with_row_selection(selection);
+        }
+        builder.build().map_err(|error| damaged(&self.path, &error))
+    }
+
+    /// The footer's dimension, or that of the first row.
+    fn find_dim(&self) -> CacheResult<usize> {
+        if let Some(footer) = &self.footer {
+            return Ok(footer.dim);
+        }
+        let Some(group) = self.group_rows.iter().position(|&rows| rows > 0) else { return Ok(0) };
+        let mut batches = guard(&self.path, || self.reader(&[group], None))?;
+        let Some(batch) = batches.next() else { return Ok(0) };
+        let (_, lists) = self.columns_of(&batch?, 0)?;
+        let dim = lists.value_length(0);
+        usize::try_from(dim)
+            .map_err(|_| CacheError::row(&self.path, 0, "a list of negative length"))
+    }
+
+    fn decode(&self, batch: CacheResult<RecordBatch>, first: u64) -> CacheResult<Rows> {
+        let (states, lists) = self.columns_of(&batch?, first)?;
+        if let Some(row) = lists.offsets().lengths().position(|length| length != self.dim) {
+            let (found, dim) = (lists.value_length(row), self.dim);
+            let detail = format!("embedding has {found} values, expected {dim}");
+            return Err(CacheError::row(&self.path, first + row as u64, detail));
+        }
+        let child = lists.values();
+        if child.null_count() > 0 {
+            let null = (0..child.len()).find(|&i| child.is_null(i)).unwrap_or_default();
+            let row = first + (null / self.dim.max(1)) as u64;
+            return Err(CacheError::row(&self.path, row, "embedding has a null value"));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "float64 caches are read as float32")]
+        let values = match child.data_type() {
+            DataType::Float16 => {
+                child.as_primitive::<Float16Type>().values().iter().map(|v| v.to_f32()).collect()
+            }
+            DataType::Float64 => {
+                child.as_primitive::<Float64Type>().values().iter().map(|v| *v as f32).collect()
+            }
+            _ => child.as_primitive::<Float32Type>().values().to_vec(),
+        };
+        Ok(Rows { states, values })
+    }
+
+    /// The two columns of a batch, without nulls, and the lists without an offset.
+    fn columns_of(&self, batch: &RecordBatch, first: u64) -> CacheResult<(StringArray, ListArray)> {
+        let states = batch.column(0).as_string::<i32>().clone();
+        let lists = batch.column(1).as_list::<i32>().clone();
+        for (name, nulls) in [("state", states.nulls()), ("embedding", lists.nulls())] {
+            let null = nulls.and_then(|nulls| nulls.iter().position(|valid| !valid));
+            if let Some(row) = null {
+                let detail = format!("{name} is null");
+                return Err(CacheError::row(&self.path, first + row as u64, detail));
+            }
+        }
+        Ok((states, lists))
+    }
+}
+
+/// A batch reader whose panics on hostile bytes come out as errors.
+struct Guarded<'a> {
+    path: &'a Path,
+    reader: Option<ParquetRecordBatchReader>,
+}
+
+impl Iterator for Guarded<'_> {
+    type Item = CacheResult<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut reader = self.reader.take()?;
+        let path = self.path;
+        let item = guard(path, || {
+            let item = reader.next();
+            Ok(item.map(|batch| (reader, batch)))
+        });
+        match item {
+            Ok(None) => None,
+            Ok(Some((reader, Ok(batch)))) => {
+                self.reader = Some(reader);
+                Some(Ok(batch))
+            }
+            Ok(Some((_, Err(error)))) => Some(Err(damaged(path, &error.into()))),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+/// Runs a step of the Parquet reader; a panic in it becomes an error about the file.
+///
+/// The reader is sound on any bytes but not free of panics; no panic may reach our callers.
+fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
+        let reason = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("the decoder gave up");
+        Err(CacheError::format(path, format!("damaged Parquet file: {reason}")))
+    })
+}
+
+fn open_file(path: &Path) -> CacheResult<File> {
+    let file = File::open(path).map_err(|error| CacheError::io(path, "open", error))?;
+    let metadata = file.metadata().map_err(|error| CacheError::io(path, "stat", error))?;
+    if metadata.is_dir() {
+        return Err(CacheError::format(path, "is a folder, expected a Parquet file"));
+    }
+    Ok(file)
+}
+
+fn not_parquet(path: &Path, error: &ParquetError) -> CacheError {
+    CacheError::format(path, format!("not a Parquet file, or cut off: {error}"))
+}
+
+fn damaged(path: &Path, error: &ParquetError) -> CacheError {
+    CacheError::format(path, format!("damaged Parquet file: {error}"))
+}
+
+fn check_columns(path: &Path, metadata: &ArrowReaderMetadata) -> CacheResult<()> {
+    let fields = metadata.schema().fields();
+    if fields.len() < 2 {
+        let found = fields.len();
+        let detail = format!("has {found} column(s), expected column 0 text and column 1 lists");
+        return Err(CacheError::format(path, detail));
+    }
+    let (state, embedding) = (&fields[0], &fields[1]);
+    if state.data_type() != &DataType::Utf8 {
+        let (name, found) = (state.name(), state.data_type());
+        let detail = format!("column 0 ({name}) is {found}, expected text (utf8)");
+        return Err(CacheError::format(path, detail));
+    }
+    let number = match embedding.data_type() {
+        DataType::List(element) => Some(element.data_type()),
+        _ => None,
+    };
+    if !matches!(number, Some(DataType::Float16 | DataType::Float32 | DataType::Float64)) {
+        let (name, found) = (embedding.name(), embedding.data_type());
+        let detail = format!("column 1 ({name}) is {found}, expected lists of float16/32/64");
+        return Err(CacheError::format(path, detail));
+    }
+    Ok(())
+}

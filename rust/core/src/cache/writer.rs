@@ -1,0 +1,530 @@
+//! Writing a cache: rows are checked, checkpointed as shards, and merged into one file at the end.
+//!
+//! Killed at any instant, the output is the former one or a complete one, and the next writer of
+//! the same output and identity goes on after the last checkpoint. A checkpoint writes only the
+//! rows that came since the one before.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use arrow_array::StringArray;
+use arrow_array::builder::StringBuilder;
+use serde_json::Value;
+
+use super::embedding_cache::{cache_files, require_same, same_tokens};
+use super::error::{CacheError, CacheResult};
+use super::file_writer::FileWriter;
+use super::footer::{Footer, StateKey};
+use super::identity::{Identity, differences};
+use super::row_check::{BadRow, RowChecker};
+use super::row_file::{RowFile, Rows};
+use super::schema::FORMAT_VERSION;
+use super::work_folder::{WorkFolder, remove, write_atomically};
+
+/// When to checkpoint, and what to do with an output that is already there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriterOptions {
+    /// Checkpoint after this many new rows.
+    pub checkpoint_rows: usize,
+    /// Checkpoint when this much time has passed since the last one.
+    pub checkpoint_interval: Duration,
+    /// Replace an existing output, whatever its identity, instead of adding to it.
+    pub overwrite: bool,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        let checkpoint_interval = Duration::from_secs(60);
+        Self { checkpoint_rows: 2000, checkpoint_interval, overwrite: false }
+    }
+}
+
+/// What became of a row given to [`CacheWriter::append`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// It will be in the cache.
+    Accepted,
+    /// The cache has a row of this state already; this one was set aside.
+    Present,
+    /// It fails the row checks and was not taken.
+    Bad(BadRow),
+}
+
+/// What [`CacheWriter::finish`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FinishReport {
+    /// Rows in the finished cache.
+    pub rows: u64,
+    /// Rows left out because their norm is far from that of all others, with the reason.
+    pub left_out: Vec<(String, BadRow)>,
+    /// Whether the file was written; not if nothing was to be added to it.
+    pub written: bool,
+}
+
+/// The exclusive right to write an output, before anything is known of what will be written.
+///
+/// Released when dropped, or by the system when the process dies.
+#[derive(Debug)]
+pub struct OutputLock {
+    output: PathBuf,
+    folder: WorkFolder,
+}
+
+impl OutputLock {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// [`CacheError::Locked`] if another process has it; [`CacheError::Io`].
+    pub fn acquire(output: impl AsRef<Path>) -> CacheResult<Self> {
+        let output = output.as_ref().to_owned();
+        Ok(Self { folder: WorkFolder::lock(&output)?, output })
+    }
+
+    /// Opens the output for rows of an encoder, taking up what an earlier run left.
+    ///
+    /// # Errors
+    /// [`CacheError::IdentityMismatch`] if rows of another encoder are there and may not be
+    /// overwritten; [`CacheError::Rejected`]; and whatever keeps the existing output from being read.
+    pub fn open(
+        self,
+        identity: Identity,
+        dim: usize,
+        options: WriterOptions,
+    ) -> CacheResult<CacheWriter> {
+        if dim == 0 {
+            return Err(CacheError::Argument("a cache's rows need at least one value".to_owned()));
+        }
+        CacheWriter::open(self, identity, dim, options)
+    }
+}
+
+/// A file whose rows are part of the output to be: the former output, or a shard.
+#[derive(Debug)]
+struct Source {
+    file: RowFile,
+    /// Number of its first row among the rows of all sources.
+    first: u64,
+}
+
+/// Writes one cache file. See the module's documentation for what it promises.
+#[derive(Debug)]
+pub struct CacheWriter {
+    output: PathBuf,
+    folder: WorkFolder,
+    identity: Identity,
+    dim: usize,
+    options: WriterOptions,
+    sources: Vec<Source>,
+    /// Rows of the former output, which come before all others.
+    former: u64,
+    /// Rows of all sources and then those pending, good or bad.
+    total: u64,
+    /// The row that counts for each state.
+    current: HashMap<StateKey, u64>,
+    checker: RowChecker,
+    pending_states: Vec<String>,
+    pending_values: Vec<f32>,
+    last_checkpoint: Instant,
+    discarded: Vec<String>,
+}
+
+impl CacheWriter {
+    fn open(
+        lock: OutputLock,
+        identity: Identity,
+        dim: usize,
+        options: WriterOptions,
+    ) -> CacheResult<Self> {
+        let OutputLock { output, folder } = lock;
+        folder.remove_temporary()?;
+        if let Some(detail) = folder.rejected()? {
+            if !options.overwrite {
+                return Err(CacheError::Rejected { path: folder.path().to_owned(), detail });
+            }
+            folder.clear()?;
+        }
+        let mut writer = Self {
+            output,
+            folder,
+            identity,
+            dim,
+            options,
+            sources: Vec::new(),
+            former: 0,
+            total: 0,
+            current: HashMap::new(),
+            checker: RowChecker::new(dim),
+            pending_states: Vec::new(),
+            pending_values: Vec::new(),
+            last_checkpoint: Instant::now(),
+            discarded: Vec::new(),
+        };
+        writer.take_up()?;
+        Ok(writer)
+    }
+
+    /// Takes up the former output and the shards of an interrupted run.
+    fn take_up(&mut self) -> CacheResult<()> {
+        if self.output.exists() && !self.options.overwrite {
+            let file = RowFile::open(&self.output)?;
+            self.require(&file)?;
+            self.add_source(file)?;
+            self.former = self.total;
+        }
+        for path in self.folder.shards()? {
+            match RowFile::open(&path).and_then(|file| self.add_shard(file)) {
+                Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
+                    // Its rows are encoded anew; a shard holds nothing else.
+                    remove(&path)?;
+                    self.discarded.push(error.to_string());
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
+        let made_by = file.footer().map(|footer| &footer.identity);
+        if self.options.overwrite && !differences(Some(&self.identity), made_by).is_empty() {
+            return remove(file.path());
+        }
+        self.require(&file)?;
+        self.add_source(file)
+    }
+
+    fn require(&self, file: &RowFile) -> CacheResult<()> {
+        let made_by = file.footer().map(|footer| &footer.identity);
+        require_same(file.path(), made_by, Some(&self.identity), "the one at hand")?;
+        if file.dim() != self.dim {
+            let (found, dim) = (file.dim(), self.dim);
+            let detail = format!("rows have {found} values, this encoder's {dim}");
+            return Err(CacheError::format(file.path(), detail));
+        }
+        Ok(())
+    }
+
+    /// Checks the rows of a file and makes the good ones part of the output.
+    fn add_source(&mut self, file: RowFile) -> CacheResult<()> {
+        // Read to the end before anything counts, so that a damaged file leaves no trace.
+        file.for_each(|_| Ok(()))?;
+        for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
+            self.checker.allow_equal(left, right);
+        }
+        let first = self.total;
+        file.for_each(|rows| {
+            let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
+            for key in &keys {
+                if self.current.remove(key).is_some() {
+                    self.checker.retract(*key); // the later row of a state counts
+                }
+            }
+            for (key, verdict) in keys.iter().zip(self.checker.check(&keys, &rows.values)) {
+                if verdict.is_ok() {
+                    self.current.insert(*key, self.total);
+                }
+                self.total += 1;
+            }
+            Ok(())
+        })?;
+        self.sources.push(Source { file, first });
+        Ok(())
+    }
+
+    /// Offers rows (`rows` is `states.len() x dim`, row-major); the good ones will be in the cache.
+    ///
+    /// Checkpoints when it is time. Returns one verdict per row.
+    ///
+    /// # Errors
+    /// [`CacheError::Argument`] if the lengths do not fit; [`CacheError::Io`] if a checkpoint cannot
+    /// be written, after which earlier checkpoints still stand.
+    pub fn append(&mut self, states: &[&str], rows: &[f32]) -> CacheResult<Vec<Verdict>> {
+        let dim = self.dim;
+        if rows.len() != states.len() * dim {
+            let (found, states) = (rows.len(), states.len());
+            let message = format!("{states} states of {dim} values each, but {found} values");
+            return Err(CacheError::Argument(message));
+        }
+        let mut verdicts = vec![Verdict::Present; states.len()];
+        let mut offered = HashSet::new();
+        let mut new = Vec::new();
+        for (i, state) in states.iter().enumerate() {
+            let key = StateKey::of(state);
+            if !self.current.contains_key(&key) && offered.insert(key) {
+                new.push((i, key));
+            }
+        }
+        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
+        let keys: Vec<StateKey> = new.iter().map(|(_, key)| *key).collect();
+        let checked = if new.len() == states.len() {
+            self.checker.check(&keys, rows)
+        } else {
+            let gathered: Vec<f32> = new.iter().flat_map(|(i, _)| row(*i)).copied().collect();
+            self.checker.check(&keys, &gathered)
+        };
+        for ((i, key), checked) in new.into_iter().zip(checked) {
+            verdicts[i] = match checked {
+                Ok(()) => {
+                    self.current.insert(key, self.total);
+                    self.total += 1;
+                    self.pending_states.push(states[i].to_owned());
+                    self.pending_values.extend_from_slice(row(i));
+                    Verdict::Accepted
+                }
+                Err(reason) => Verdict::Bad(reason),
+            };
+        }
+        let due = self.pending_states.len() >= self.options.checkpoint_rows
+            || self.last_checkpoint.elapsed() >= self.options.checkpoint_interval;
+        if due {
+            self.checkpoint()?;
+        }
+        Ok(verdicts)
+    }
+
+    /// Takes rows of the wanted states from an earlier cache of the same identity.
+    ///
+    /// Returns how many were taken; rows that fail the checks are not, and are encoded anew.
+    ///
+    /// # Errors
+    /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.
+    pub fn adopt(&mut self, cache: impl AsRef<Path>, wanted: &[&str]) -> CacheResult<u64> {
+        let files = cache_files(cache.as_ref())?;
+        let files = files.iter().map(RowFile::open).collect::<CacheResult<Vec<_>>>()?;
+        files.iter().try_for_each(|file| self.require(file))?;
+        for (left, right) in same_tokens(&files)?.key_pairs() {
+            self.checker.allow_equal(left, right);
+        }
+        let wanted: HashSet<&str> = wanted.iter().copied().collect();
+        let mut taken = 0;
+        for file in &files {
+            file.for_each(|rows| {
+                let mut states = Vec::new();
+                let mut values = Vec::new();
+                for (state, row) in rows.states.iter().flatten().zip(rows.values.chunks(self.dim)) {
+                    if wanted.contains(state) {
+                        states.push(state);
+                        values.extend_from_slice(row);
+                    }
+                }
+                let verdicts = self.append(&states, &values)?;
+                taken += verdicts.iter().filter(|v| **v == Verdict::Accepted).count() as u64;
+                Ok(())
+            })?;
+        }
+        Ok(taken)
+    }
+
+    /// Notes that two states have the same tokens, so that their rows are rightly equal.
+    pub fn allow_equal(&mut self, left: &str, right: &str) {
+        self.checker.allow_equal(StateKey::of(left), StateKey::of(right));
+    }
+
+    /// Takes a row back that was accepted earlier; returns whether there was one.
+    pub fn retract(&mut self, state: &str) -> bool {
+        let key = StateKey::of(state);
+        self.checker.retract(key);
+        self.current.remove(&key).is_some()
+    }
+
+    /// Whether the cache will have a row of this state.
+    #[must_use]
+    pub fn contains(&self, state: &str) -> bool {
+        self.current.contains_key(&StateKey::of(state))
+    }
+
+    /// Whether the row of this state is one of the former output's.
+    #[must_use]
+    pub fn is_former(&self, state: &str) -> bool {
+        self.current.get(&StateKey::of(state)).is_some_and(|number| *number < self.former)
+    }
+
+    /// The text and row of an accepted state, read back from where they are stored.
+    ///
+    /// # Errors
+    /// Whatever keeps a shard from being read.
+    pub fn stored(&self, key: StateKey) -> CacheResult<Option<(String, Vec<f32>)>> {
+        match self.current.get(&key) {
+            Some(number) => Ok(self.read(&[*number])?.pop()),
+            None => Ok(None),
+        }
+    }
+
+    /// Numbers of the rows that count and that are not part of the former output, ascending.
+    #[must_use]
+    pub fn new_rows(&self) -> Vec<u64> {
+        let mut rows: Vec<u64> =
+            self.current.values().copied().filter(|number| *number >= self.former).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// Reads rows back by number (ascending, distinct) from where they are stored.
+    ///
+    /// # Errors
+    /// Whatever keeps a shard from being read; [`CacheError::Argument`] for a number without a row.
+    pub fn read(&self, numbers: &[u64]) -> CacheResult<Vec<(String, Vec<f32>)>> {
+        let pending_from = self.total - self.pending_states.len() as u64;
+        let missing = |number: u64| CacheError::Argument(format!("there is no row {number}"));
+        let mut found = Vec::with_capacity(numbers.len());
+        for source in &self.sources {
+            let end = source.first + source.file.num_rows() as u64;
+            let inside = numbers.iter().filter(|number| (source.first..end).contains(*number));
+            let inside: Vec<usize> =
+                inside.filter_map(|number| usize::try_from(number - source.first).ok()).collect();
+            if inside.is_empty() {
+                continue;
+            }
+            let rows = source.file.read_rows(&inside)?;
+            let states = rows.states.iter().flatten().map(str::to_owned);
+            found.extend(states.zip(rows.values.chunks(self.dim).map(<[f32]>::to_vec)));
+        }
+        for &number in numbers.iter().filter(|number| **number >= pending_from) {
+            let index = usize::try_from(number - pending_from).map_err(|_| missing(number))?;
+            let state = self.pending_states.get(index).ok_or_else(|| missing(number))?;
+            let row = &self.pending_values[index * self.dim..(index + 1) * self.dim];
+            found.push((state.clone(), row.to_vec()));
+        }
+        Ok(found)
+    }
+
+    /// Accepted states whose norm proved far from that of all others, with the reason.
+    ///
+    /// # Errors
+    /// Whatever keeps a shard from being read.
+    pub fn norm_outliers(&self) -> CacheResult<Vec<(String, BadRow)>> {
+        let outliers = self.checker.norm_outliers().into_iter();
+        let stored = outliers.map(|outlier| Ok((self.stored(outlier.state)?, outlier.reason)));
+        let stored: Vec<_> = stored.collect::<CacheResult<_>>()?;
+        Ok(stored.into_iter().filter_map(|(row, reason)| Some((row?.0, reason))).collect())
+    }
+
+    /// Writes the rows since the last checkpoint to the disk; after this a crash cannot lose them.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`], after which earlier checkpoints still stand.
+    pub fn checkpoint(&mut self) -> CacheResult<()> {
+        self.last_checkpoint = Instant::now();
+        if self.pending_states.is_empty() {
+            return Ok(());
+        }
+        let shard = self.folder.next_shard()?;
+        write_atomically(self.folder.path(), &shard, |temporary| {
+            let mut file = FileWriter::create(temporary, self.dim)?;
+            let states = StringArray::from_iter_values(&self.pending_states);
+            file.append(states, self.pending_values.clone())?;
+            let footer = self.footer(file.rows(), Value::Null);
+            file.close(&footer)
+        })?;
+        let first = self.total - self.pending_states.len() as u64;
+        self.sources.push(Source { file: RowFile::open(&shard)?, first });
+        self.pending_states.clear();
+        self.pending_values.clear();
+        Ok(())
+    }
+
+    /// Merges everything into the output, in one atomic step, and removes the shards.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`]; the former output and the shards then still stand.
+    pub fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
+        self.checkpoint()?;
+        let left_out = self.norm_outliers()?;
+        for (state, _) in &left_out {
+            self.retract(state);
+        }
+        let rows = self.current.len() as u64;
+        let written = rows != self.former || self.total != self.former || !self.output.exists();
+        if written {
+            write_atomically(self.folder.path(), &self.output, |path| {
+                self.merge(path, provenance)
+            })?;
+        }
+        self.folder.remove()?;
+        Ok(FinishReport { rows, left_out, written })
+    }
+
+    /// Marks the checkpointed rows as wrong: no later run will resume from them.
+    ///
+    /// # Errors
+    /// [`CacheError::Io`].
+    pub fn reject(mut self, reason: &str) -> CacheResult<()> {
+        self.checkpoint()?;
+        self.folder.reject(reason)
+    }
+
+    /// Rows the cache will have.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.current.len()
+    }
+
+    /// Whether the cache has no row yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.current.is_empty()
+    }
+
+    /// Damaged shards of an interrupted run that were removed, each with what was wrong with it.
+    #[must_use]
+    pub fn discarded(&self) -> &[String] {
+        &self.discarded
+    }
+
+    /// The folder with the checkpoints, which is removed in the end.
+    #[must_use]
+    pub fn work_folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn merge(&self, path: &Path, provenance: Value) -> CacheResult<()> {
+        let mut merged = FileWriter::create(path, self.dim)?;
+        for Source { file, first } in &self.sources {
+            let mut number = *first;
+            file.for_each(|rows| {
+                let (states, values) = self.counting(rows, &mut number);
+                merged.append(states, values)
+            })?;
+        }
+        let footer = self.footer(merged.rows(), provenance);
+        merged.close(&footer)
+    }
+
+    /// Those of a source's rows that count for their state.
+    fn counting(&self, rows: Rows, number: &mut u64) -> (StringArray, Vec<f32>) {
+        let counts = |state: &str, number: u64| {
+            self.current.get(&StateKey::of(state)).is_some_and(|current| *current == number)
+        };
+        let keep: Vec<bool> = rows
+            .states
+            .iter()
+            .flatten()
+            .zip(*number..)
+            .map(|(state, number)| counts(state, number))
+            .collect();
+        *number += keep.len() as u64;
+        if keep.iter().all(|keep| *keep) {
+            return (rows.states, rows.values);
+        }
+        let mut states = StringBuilder::new();
+        let mut values = Vec::new();
+        let all = rows.states.iter().flatten().zip(rows.values.chunks(self.dim));
+        for ((state, row), _) in all.zip(keep).filter(|(_, keep)| *keep) {
+            states.append_value(state);
+            values.extend_from_slice(row);
+        }
+        (states.finish(), values)
+    }
+
+    fn footer(&self, rows: u64, provenance: Value) -> Footer {
+        Footer {
+            format_version: FORMAT_VERSION,
+            dim: self.dim,
+            rows,
+            identity: self.identity.clone(),
+            provenance,
+            same_tokens: self.checker.same_tokens().pairs(),
+        }
+    }
+}

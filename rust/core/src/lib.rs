@@ -1,0 +1,18 @@
+//! The pure-Rust core of ebm-encode: the embedding cache and the packing of token sequences.
+//!
+//! Nothing in this crate knows of Python. A prover links it to read a cache that the bulk encoder
+//! wrote, and the Python package reaches the same code through a thin extension, so both sides
+//! share one schema, one identity and one definition of a bad row.
+//!
+//! ```no_run
+//! use ebm_encode::cache::EmbeddingCache;
+//!
+//! let cache = EmbeddingCache::open("states.parquet")?;
+//! if let Some(row) = cache.get("n : ℕ\n⊢ n + 0 = n") {
+//!     assert_eq!(row.len(), cache.dim()); // a borrowed &[f32], no copy
+//! }
+//! # Ok::<(), ebm_encode::cache::CacheError>(())
+//! ```
+
+pub mod cache;
+pub mod packing;

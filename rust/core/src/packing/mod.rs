@@ -1,0 +1,5 @@
+//! Token sequences to forward passes.
+
+mod padded;
+
+pub use padded::{PlanError, plan_padded};

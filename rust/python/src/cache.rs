@@ -1,0 +1,102 @@
+//! `EmbeddingCache`.
+
+use std::path::PathBuf;
+
+use ebm_encode::cache::{Checks, EmbeddingCache};
+use numpy::{PyArray1, PyArray2};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyList;
+
+use crate::errors::cache_error;
+use crate::identity::PyIdentity;
+use crate::{json, views};
+
+#[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
+pub(crate) struct PyEmbeddingCache {
+    pub(crate) cache: EmbeddingCache,
+}
+
+#[pymethods]
+impl PyEmbeddingCache {
+    #[staticmethod]
+    #[pyo3(signature = (path, *, strict = true))]
+    fn open(py: Python<'_>, path: PathBuf, strict: bool) -> PyResult<Self> {
+        let checks = if strict { Checks::Strict } else { Checks::Lenient };
+        let cache = py.detach(|| EmbeddingCache::open_with(path, checks)).map_err(cache_error)?;
+        Ok(Self { cache })
+    }
+
+    fn __len__(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn __contains__(&self, state: &str) -> bool {
+        self.cache.position(state).is_some()
+    }
+
+    fn __getitem__<'py>(
+        slf: &Bound<'py, Self>,
+        state: &str,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let row = slf.get().cache.position(state);
+        let row = row.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
+        Ok(views::row_view(slf, row))
+    }
+
+    fn get<'py>(slf: &Bound<'py, Self>, state: &str) -> Option<Bound<'py, PyArray1<f32>>> {
+        slf.get().cache.position(state).map(|row| views::row_view(slf, row))
+    }
+
+    fn get_many<'py>(
+        slf: &Bound<'py, Self>,
+        states: Vec<PyBackedStr>,
+    ) -> Vec<Option<Bound<'py, PyArray1<f32>>>> {
+        states.iter().map(|state| Self::get(slf, state)).collect()
+    }
+
+    fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.cache.iter().map(|(state, _)| state))
+    }
+
+    fn matrix<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        views::matrix_view(slf)
+    }
+
+    fn nearest(&self, py: Python<'_>, state: &str, count: usize) -> PyResult<Vec<(String, f32)>> {
+        let query = self.cache.get(state);
+        let query = query.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
+        let near = py.detach(|| self.cache.nearest(query, count));
+        Ok(near.iter().map(|n| (self.cache.state(n.row).to_owned(), n.cosine)).collect())
+    }
+
+    fn require_identity(&self, identity: &PyIdentity, name: &str) -> PyResult<()> {
+        self.cache.require_identity(&identity.identity, name).map_err(cache_error)
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.cache.dim()
+    }
+
+    #[getter]
+    fn identity(&self) -> Option<PyIdentity> {
+        self.cache.identity().cloned().map(PyIdentity::from)
+    }
+
+    #[getter]
+    fn provenance<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.cache.provenance().iter().map(|value| json::to_python(py, value)).collect()
+    }
+
+    #[getter]
+    fn path(&self) -> PathBuf {
+        self.cache.path().to_owned()
+    }
+
+    fn __repr__(&self) -> String {
+        let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
+        format!("EmbeddingCache({path}, {rows} rows of {dim})")
+    }
+}

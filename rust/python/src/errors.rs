@@ -1,0 +1,36 @@
+//! Core errors as the exceptions of `ebm_encode.errors`.
+
+use ebm_encode::cache::CacheError;
+use pyo3::prelude::*;
+use pyo3::types::PyType;
+
+/// The exception for a core error: its class by kind, its message as the error prints it.
+pub(crate) fn cache_error(error: CacheError) -> PyErr {
+    let class = match &error {
+        CacheError::NotFound { .. } => "CacheNotFoundError",
+        CacheError::Io { .. } => "CacheIOError",
+        CacheError::BadRows { .. } => "BadRowsError",
+        CacheError::IdentityMismatch { .. } => "IdentityMismatchError",
+        CacheError::Locked { .. } => "OutputLockedError",
+        CacheError::Rejected { .. } => "RejectedRowsError",
+        CacheError::Argument(_) => "ArgumentError",
+        // Format, Row, and kinds that the core may add later.
+        _ => "CacheFormatError",
+    };
+    named(class, error.to_string())
+}
+
+/// An `ArgumentError` with this message.
+pub(crate) fn argument_error(message: impl Into<String>) -> PyErr {
+    named("ArgumentError", message.into())
+}
+
+fn named(class: &str, message: String) -> PyErr {
+    Python::attach(|py| {
+        let class = py.import("ebm_encode.errors").and_then(|errors| errors.getattr(class));
+        match class.and_then(|class| Ok(class.cast_into::<PyType>()?)) {
+            Ok(class) => PyErr::from_type(class, message),
+            Err(error) => error,
+        }
+    })
+}

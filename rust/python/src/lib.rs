@@ -1,0 +1,44 @@
+//! `ebm_encode._core`: thin Python faces of the core crate. Conversions only, no logic.
+// The stub file `_core.pyi` documents these for Python users; rustdoc is not built for this crate.
+#![allow(missing_docs, reason = "documented in _core.pyi")]
+// PyO3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value, reason = "PyO3 argument conversion")]
+
+mod cache;
+mod checks;
+mod errors;
+mod identity;
+mod json;
+mod packing;
+mod schema;
+mod views;
+mod writer;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::cache::PyEmbeddingCache;
+    #[pymodule_export]
+    use super::checks::{PyBadRow, audit, check_rows, describe};
+    #[pymodule_export]
+    use super::identity::PyIdentity;
+    #[pymodule_export]
+    use super::packing::plan_padded;
+    #[pymodule_export]
+    use super::schema::PyCacheSchema;
+    #[pymodule_export]
+    use super::writer::PyCacheWriter;
+
+    #[pymodule_export]
+    const METADATA_KEY: &str = ebm_encode::cache::METADATA_KEY;
+    #[pymodule_export]
+    const FORMAT_VERSION: u32 = ebm_encode::cache::FORMAT_VERSION;
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "a Python dunder")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+    /// Whether this build is optimised; a debug build is many times slower.
+    #[pymodule_export]
+    const OPTIMISED: bool = !cfg!(debug_assertions);
+}

@@ -1,0 +1,36 @@
+//! numpy arrays over memory that Rust owns. The only unsafe code of this crate.
+
+use numpy::ndarray::{ArrayView1, ArrayView2};
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+
+use crate::cache::PyEmbeddingCache;
+
+/// A read-only view of one row of a cache, float32 `[dim]`.
+pub(crate) fn row_view<'py>(
+    cache: &Bound<'py, PyEmbeddingCache>,
+    row: usize,
+) -> Bound<'py, PyArray1<f32>> {
+    let values = ArrayView1::from(cache.get().cache.row(row));
+    // SAFETY: the values belong to the cache object, which the array keeps alive as its base, and
+    // which is frozen: its buffer is never moved, grown or written.
+    #[expect(unsafe_code, reason = "the view's lifetime is tied to its base object")]
+    let view = unsafe { PyArray1::borrow_from_array(&values, cache.clone().into_any()) };
+    view.readwrite().make_nonwriteable();
+    view
+}
+
+/// A read-only view of all rows of a cache, float32 `[len, dim]`.
+pub(crate) fn matrix_view<'py>(
+    cache: &Bound<'py, PyEmbeddingCache>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let inner = &cache.get().cache;
+    let shape = (inner.len(), inner.dim());
+    let values = ArrayView2::from_shape(shape, inner.matrix())
+        .map_err(|error| crate::errors::argument_error(error.to_string()))?;
+    // SAFETY: as for `row_view`.
+    #[expect(unsafe_code, reason = "the view's lifetime is tied to its base object")]
+    let view = unsafe { PyArray2::borrow_from_array(&values, cache.clone().into_any()) };
+    view.readwrite().make_nonwriteable();
+    Ok(view)
+}
