@@ -76,6 +76,7 @@ def load_model(
         ModelError: If anything about it keeps it from being used, weights that the files lack
             included (transformers would make them up).
     """
+    transformers.utils.logging.disable_progress_bar()  # ours is the only one
     folder = find_folder(name, with_code=trust_remote_code)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}

@@ -1,0 +1,246 @@
+"""The main job: unique states through an encoder into a cache, resumable at any point."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode._core import BadRow, CacheWriter
+from ebm_encode.encoder import Encoder, RowReport
+from ebm_encode.engines import agrees, compare
+from ebm_encode.errors import EncodingError, VerificationError
+from ebm_encode.progress import EncodingProgress
+from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, side_file, write_list
+from ebm_encode.tokens import Tokens
+from ebm_encode.verification import DEFAULT_SAMPLE, Verification, verify
+
+log = logging.getLogger(__name__)
+
+_CHUNK_STATES = 4096
+"""States that are tokenized and planned together; bounds the memory that token ids take."""
+
+
+@dataclass
+class Outcome:
+    """What a run did. `rows` counts what the cache holds in the end."""
+
+    rows: int = 0
+    encoded: int = 0
+    already_there: int = 0
+    from_caches: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    skipped: int = 0
+    retried_alone: int = 0
+    written: bool = False
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+    verification: Verification | None = None
+
+
+class BulkRun:
+    """Encodes states into a writer, and finishes it.
+
+    Args:
+        encoder: The encoder; its identity is the writer's.
+        writer: An open writer.
+        output: The cache that will be.
+    """
+
+    def __init__(self, encoder: Encoder, writer: CacheWriter, output: Path) -> None:
+        self.outcome = Outcome()
+        self._encoder = encoder
+        self._writer = writer
+        self._output = output
+        self._overlong = Journal(Path(writer.work_folder()) / "overlong.jsonl")
+        for damage in writer.discarded():
+            log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
+
+    def adopt(self, caches: Sequence[str], states: list[str]) -> list[str]:
+        """Takes rows from earlier caches; returns the states still to be encoded."""
+        todo = _without(states, self._writer.former_many(states))
+        self.outcome.already_there = len(states) - len(todo)
+        for cache in caches:
+            self._writer.adopt(cache, todo)
+        if caches:
+            before = len(todo)
+            todo = _without(todo, self._writer.contains_many(todo))
+            self.outcome.from_caches = before - len(todo)
+        return todo
+
+    def encode(self, states: list[str], progress: EncodingProgress) -> None:
+        """Encodes states, skipping those that an interrupted run has saved.
+
+        The order and the batches depend on the states alone, not on what is already saved, so that
+        an interrupted and resumed run computes the very same rows as an uninterrupted one. Whatever
+        ends this early, what was encoded is saved first.
+        """
+        # Longest first: what does not fit the memory shows early, and the time left is not too rosy.
+        order = sorted(states, key=lambda state: -len(state.encode()))
+        try:
+            for chunk in _chunks(order, _CHUNK_STATES):
+                self._encode_chunk(chunk, progress)
+        except VerificationError:
+            raise  # what is stored is wrong, and marked so
+        except BaseException:
+            self._writer.checkpoint()
+            raise
+        self._writer.checkpoint()
+
+    def finish(self, provenance: dict[str, Any], *, sample: int = DEFAULT_SAMPLE) -> Outcome:
+        """Retries norm outliers, verifies a sample, writes the side files and the cache."""
+        for state, bad in self._writer.norm_outliers():
+            self._writer.retract(state)
+            self._retry_alone(state, bad)
+        self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
+        provenance["verification"] = (
+            self.outcome.verification.to_json() if self.outcome.verification else None
+        )
+        overlong = list(self._overlong.records.values())
+        self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
+        self.outcome.skipped = len(overlong) - self.outcome.truncated
+        provenance["counts"] = self.counts()
+        write_list(side_file(self._output, OVERLONG), overlong)
+        write_list(side_file(self._output, QUARANTINE), self.outcome.quarantined)
+        self.outcome.rows, left_out, self.outcome.written = self._writer.finish(provenance)
+        if left_out:
+            for state, bad in left_out:
+                self._quarantine(state, bad.kind, bad.reason)
+            write_list(side_file(self._output, QUARANTINE), self.outcome.quarantined)
+        return self.outcome
+
+    def counts(self) -> dict[str, int]:
+        """The numbers of this run for the cache's provenance."""
+        outcome = self.outcome
+        return {
+            "encoded": outcome.encoded,
+            "already_there": outcome.already_there,
+            "from_caches": outcome.from_caches,
+            "tokens": outcome.tokens,
+            "truncated": outcome.truncated,
+            "skipped": outcome.skipped,
+            "retried_alone": outcome.retried_alone,
+            "quarantined": len(outcome.quarantined),
+        }
+
+    def _encode_chunk(self, states: list[str], progress: EncodingProgress) -> None:
+        saved = self._writer.contains_many(states)
+        self.outcome.already_there += sum(saved)
+        progress.advance(sum(saved), _size(states, saved), 0)
+        if all(saved):
+            return
+        tokens = self._encoder.prompts.tokenize(states)
+        reports = self._encoder.screen(tokens)
+        self._note_overlong(states, reports, saved)
+        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+        selected = tokens.select(usable)
+
+        def wanted(indices: list[int]) -> bool:
+            return not all(saved[usable[i]] for i in indices)
+
+        for batch in self._encoder.run(selected, wanted=wanted):
+            new = [k for k, i in enumerate(batch.indices) if not saved[usable[i]]]
+            indices = [batch.indices[k] for k in new]
+            texts = [states[usable[i]] for i in indices]
+            self._save(texts, batch.rows[new], selected.select(indices))
+            for i, reason in batch.failed.items():
+                text = states[usable[i]]
+                self._quarantine(text, "out_of_memory", reason, int(selected.full_lengths[i]))
+                progress.advance(1, len(text.encode()), 0)
+            done = sum(len(selected[i]) for i in indices)
+            progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
+            self.outcome.tokens += done
+
+    def _note_overlong(
+        self, states: list[str], reports: list[RowReport], saved: list[bool]
+    ) -> None:
+        records = []
+        for state, report, done in zip(states, reports, saved, strict=True):
+            if report.status == "overlong" and self._encoder.overlong == "error":
+                raise EncodingError(f"state {state[:60]!r}: {report.reason}")
+            if report.status == "overlong" or report.truncated:
+                action = "truncated" if report.truncated else "skipped"
+                records.append({"state": state, "tokens": report.tokens, "action": action})
+            elif report.status == "empty" and not done:
+                self._quarantine(state, "empty", report.reason, 0)
+        # Before the rows are saved: a resumed run does not look at saved states again.
+        self._overlong.add(records)
+
+    def _save(self, states: list[str], rows: NDArray[np.float32], tokens: Tokens) -> None:
+        verdicts = self._writer.append(states, np.ascontiguousarray(rows))
+        for i, bad in enumerate(verdicts):
+            if bad is not None and not self._rightly_equal(states[i], rows[i], tokens[i], bad):
+                self._retry_alone(states[i], bad)
+        self.outcome.encoded += sum(self._writer.contains_many(states))
+
+    def _rightly_equal(
+        self, state: str, row: NDArray[np.float32], tokens: NDArray[np.uint32], bad: BadRow
+    ) -> bool:
+        """Accepts a row that equals another's because both states have the same tokens."""
+        other = self._writer.stored(bad.duplicate_of) if bad.duplicate_of else None
+        if other is None:
+            return False
+        other_tokens = self._encoder.prompts.tokenize([other[0]])[0]
+        if not np.array_equal(tokens, other_tokens):
+            return False
+        self._writer.allow_equal(state, other[0])
+        return self._writer.append([state], row[None, :])[0] is None
+
+    def _retry_alone(self, state: str, bad: BadRow) -> None:
+        """Encodes a refused state alone; what is refused again is quarantined."""
+        log.warning("%r: %s; encoding it alone", state[:60], bad.reason)
+        self.outcome.retried_alone += 1
+        tokens = self._encoder.prompts.tokenize([state])
+        length = int(tokens.full_lengths[0])
+        try:
+            row = self._encoder.run_alone(tokens[0])
+        except EncodingError as error:
+            self._quarantine(state, "out_of_memory", str(error), length)
+            return
+        again = self._writer.append([state], row[None, :])[0]
+        if again is None or self._rightly_equal(state, row, tokens[0], again):
+            return
+        if again.duplicate_of is not None:
+            self._check_stored(again.duplicate_of)
+        self._quarantine(state, again.kind, again.reason, length)
+
+    def _check_stored(self, key: str) -> None:
+        """Of two equal rows the stored one may be the wrong one; then nothing stored is safe."""
+        stored = self._writer.stored(key)
+        if stored is None:
+            return
+        state, row = stored
+        alone = self._encoder.run_alone(self._encoder.prompts.tokenize([state])[0])
+        error, cosine = compare(row[None, :], alone[None, :])
+        if not agrees(error, cosine, self._encoder.model.dtype):
+            reason = f"the stored row of {state[:60]!r} is not its own (cosine {cosine:.6f})"
+            self._writer.reject(reason)
+            raise VerificationError(f"{reason}. Run again with --overwrite to encode all rows anew")
+
+    def _quarantine(self, state: str, kind: str, reason: str, tokens: int | None = None) -> None:
+        log.warning("quarantined %r: %s", state[:60], reason)
+        record: dict[str, Any] = {"state": state, "kind": kind, "reason": reason}
+        record["tokens"] = (
+            int(self._encoder.prompts.tokenize([state]).full_lengths[0])
+            if tokens is None
+            else tokens
+        )
+        self.outcome.quarantined.append(record)
+
+
+def _without(states: list[str], drop: list[bool]) -> list[str]:
+    return [state for state, out in zip(states, drop, strict=True) if not out]
+
+
+def _size(states: list[str], counted: list[bool]) -> int:
+    return sum(len(s.encode()) for s, count in zip(states, counted, strict=True) if count)
+
+
+def _chunks(states: list[str], size: int) -> Iterator[list[str]]:
+    rest = iter(states)
+    while chunk := list(islice(rest, size)):
+        yield chunk

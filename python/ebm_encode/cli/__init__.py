@@ -1,0 +1,87 @@
+"""The command line `ebm-encode`.
+
+Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import cyclopts
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ebm_encode import __version__
+from ebm_encode.cli.audit import audit
+from ebm_encode.cli.encode import encode
+from ebm_encode.cli.inspect import inspect
+from ebm_encode.errors import EbmEncodeError
+from ebm_encode.progress import stderr_console
+
+INTERRUPTED = 130
+
+app = cyclopts.App(
+    name="ebm-encode",
+    help="""Turn texts (Lean proof states first of all) into embeddings, and check every one.
+
+    The embedding of a state is the mean over its tokens of a causal language model's last hidden
+    state. `encode` makes a cache of them, `inspect` shows what a cache is, `audit` checks its rows.
+    """,
+    version=__version__,
+    console=Console(),
+    error_console=stderr_console(),
+    help_format="markdown",
+    result_action="return_value",
+)
+app.command(encode)
+app.command(inspect)
+app.command(audit)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    console = stderr_console()
+    _log_to(console)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(
+            list(sys.argv[1:] if arguments is None else arguments),
+            exit_on_error=False,
+            print_error=True,
+        )
+    except cyclopts.CycloptsError:
+        return 2  # cyclopts has printed what is wrong
+    except EbmEncodeError as error:
+        console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print("interrupted", highlight=False)
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """A polite request to end is taken like Ctrl-C: what is done is saved first."""
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _plain(error: EbmEncodeError) -> str:
+    # Square brackets in a state or path are not the console's markup.
+    return str(error).replace("[", r"\[")
+
+
+def _log_to(console: Console) -> None:
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("ebm_encode")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+    package.propagate = False

@@ -1,0 +1,219 @@
+"""`ebm-encode encode`: the main job from the command line."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from ebm_encode import _core
+from ebm_encode.errors import ArgumentError
+from ebm_encode.progress import EncodingProgress, stderr_console
+from ebm_encode.side_files import OVERLONG, QUARANTINE, side_file
+from ebm_encode.templates import Template
+from ebm_encode.trajectories import DEFAULT_COLUMN, States, read_states
+
+if TYPE_CHECKING:
+    from ebm_encode.bulk import Outcome
+
+log = logging.getLogger(__name__)
+
+Many = Parameter(consume_multiple=True, negative="")
+Flag = Parameter(negative="")
+
+
+def encode(
+    *,
+    model_path: str,
+    trajectories: Annotated[list[str], Many],
+    output: Path,
+    batch_size: int = 256,
+    max_batch_tokens: int = 8192,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    max_length: int | None = None,
+    overlong: Literal["truncate", "skip", "error"] = "truncate",
+    template: str = "raw",
+    pooling: Literal["mean", "last"] = "mean",
+    layer: int = -1,
+    cache: Annotated[list[str] | None, Many] = None,
+    column: str = DEFAULT_COLUMN,
+    verify_sample: int = 32,
+    checkpoint_rows: int = 2000,
+    checkpoint_seconds: float = 60.0,
+    allow_quarantine: Annotated[bool, Flag] = False,
+    overwrite: Annotated[bool, Flag] = False,
+    trust_remote_code: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False,
+    json_summary: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Encode the distinct states of trajectory files into a checked embedding cache.
+
+    Can be stopped at any time; the same command goes on where it stopped.
+
+    Example: `ebm-encode encode --model-path ./model --trajectories runs/*.parquet --output
+    states.parquet --batch-size 32`
+
+    Args:
+        model_path: A Hugging Face causal model: its folder, or its hub id.
+        trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
+        output: The cache to write, a Parquet file. Rows of the same encoder that it has already are kept.
+        batch_size: Most states in one forward pass.
+        max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit that matters.
+        dtype: Compute dtype; auto is the one the weights are stored in.
+        device: Any torch device; auto is the first accelerator, else the CPU.
+        max_length: Longest prompt in tokens; by default the model's own limit.
+        overlong: What to do with longer ones: cut off their end, leave them out, or stop.
+            They are listed in OUTPUT.overlong.jsonl.
+        template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with {state} in it.
+        pooling: Mean over all tokens of the prompt, or the last token only.
+        layer: Which of Hugging Face's hidden_states; -1 is the last one, after the final norm.
+        cache: Earlier caches of the same encoder to take rows from.
+        column: The column or JSON field that holds the state.
+        verify_sample: How many finished rows to compare with their states encoded alone.
+        checkpoint_rows: Save after so many new rows.
+        checkpoint_seconds: Save after so many seconds, at the latest.
+        allow_quarantine: Exit with 0 even if some states have no right row (OUTPUT.quarantine.jsonl lists them).
+        overwrite: Replace an output that is already there, whichever encoder made it.
+        trust_remote_code: Let code that comes with the model run.
+        quiet: Show no progress and no summary.
+        json_summary: Print the summary as JSON on standard output.
+    """
+    started = datetime.now(UTC)
+    if max_batch_tokens < 1 or batch_size < 1 or checkpoint_rows < 1 or verify_sample < 0:
+        raise ArgumentError("sizes must be at least 1 (--verify-sample at least 0)")
+    if quiet:
+        logging.getLogger("ebm_encode").setLevel(logging.WARNING)
+    if output.suffix != ".parquet":
+        raise ArgumentError(f"--output {output}: expected a file name ending in .parquet")
+    Template.load(template)  # before anything that takes long
+    states = read_states(trajectories, column)
+    _tell_input(states)
+    with _writer(output) as writer:
+        from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
+        from ebm_encode.encoder import Encoder  # noqa: PLC0415
+        from ebm_encode.provenance import describe_run  # noqa: PLC0415
+
+        log.info("loading the model %s", model_path)
+        encoder = Encoder.load(
+            model_path,
+            template=template,
+            dtype=dtype,
+            device=device,
+            pooling=pooling,
+            layer=layer,
+            max_length=max_length,
+            overlong=overlong,
+            max_batch_tokens=max_batch_tokens,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+        )
+        log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
+        writer.open(
+            encoder.identity,
+            encoder.dim,
+            checkpoint_rows=checkpoint_rows,
+            checkpoint_seconds=checkpoint_seconds,
+            overwrite=overwrite,
+        )
+        run = BulkRun(encoder, writer, output)
+        todo = run.adopt(cache or [], states.texts)
+        size = sum(len(state.encode()) for state in todo)
+        progress = EncodingProgress(len(todo), size, quiet=quiet, console=stderr_console())
+        with _hint(writer, len(states.texts)), progress:
+            run.encode(todo, progress)
+        outcome = run.finish(describe_run(encoder, states, started), sample=verify_sample)
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    if json_summary:
+        print(json.dumps(_summary(outcome, states, output, seconds), ensure_ascii=False))  # noqa: T201
+    elif not quiet:
+        _print_summary(outcome, states, output, seconds, print)
+    return 1 if outcome.quarantined and not allow_quarantine else 0
+
+
+@contextmanager
+def _writer(output: Path) -> Iterator[_core.CacheWriter]:
+    """The locked output; the lock is given up at the end, whatever happens."""
+    if not output.absolute().parent.is_dir():
+        raise ArgumentError(f"--output {output}: there is no folder {output.parent}")
+    writer = _core.CacheWriter(output)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _hint(writer: _core.CacheWriter, states: int) -> Iterator[None]:
+    """Tells an interrupted user that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning(
+            "stopped; %d of %d states are saved. The same command goes on from there",
+            len(writer),
+            states,
+        )
+        raise
+
+
+def _tell_input(states: States) -> None:
+    for note in states.notes:
+        log.info("%s", note)
+    counts = states.counts
+    log.info(
+        "%d rows in %d file(s): %d distinct states; left out %d repeated, %d of finished proofs,"
+        " %d empty, %d null",
+        counts.rows,
+        len(states.files),
+        counts.unique,
+        counts.repeated,
+        counts.proof_complete,
+        counts.empty,
+        counts.null,
+    )
+
+
+def _summary(outcome: "Outcome", states: States, output: Path, seconds: float) -> dict[str, object]:
+    verification = outcome.verification.to_json() if outcome.verification else None
+    return {
+        "output": str(output),
+        "seconds": round(seconds, 3),
+        "input": asdict(states.counts),
+        **asdict(outcome),
+        "verification": verification,
+    }
+
+
+def _print_summary(
+    outcome: "Outcome", states: States, output: Path, seconds: float, show: Callable[[str], None]
+) -> None:
+    lines = {
+        "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
+        "encoded": f"{outcome.encoded:,} states, {outcome.tokens:,} tokens in {seconds:,.1f} s",
+        "already there": f"{outcome.already_there:,}",
+        "other caches": f"{outcome.from_caches:,}",
+        "truncated": f"{outcome.truncated:,}",
+        "skipped": f"{outcome.skipped:,}",
+        "quarantined": f"{len(outcome.quarantined):,}",
+    }
+    if outcome.truncated or outcome.skipped:
+        lines["overlong states"] = str(side_file(output, OVERLONG))
+    if outcome.quarantined:
+        lines["bad rows"] = str(side_file(output, QUARANTINE))
+    if outcome.verification:
+        checked = outcome.verification
+        lines["verified"] = (
+            f"{checked.rows} rows against their states alone: relative error at most"
+            f" {checked.max_relative_error:.1e}, cosine at least {checked.min_cosine:.6f}"
+        )
+    left_out = states.counts.proof_complete + states.counts.empty + states.counts.null
+    lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        show(f"{name:<{width}}  {value}")

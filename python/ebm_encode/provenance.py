@@ -1,0 +1,57 @@
+"""Where a cache's rows come from: what does not change the numbers, but is worth knowing."""
+
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from ebm_encode import __version__
+from ebm_encode.digests import digest_file
+from ebm_encode.encoder import Encoder
+from ebm_encode.trajectories import States
+
+
+def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[str, Any]:
+    """The provenance of a run that is about to finish; JSON values only."""
+    model, choice = encoder.model, encoder.choice
+    finished = datetime.now(UTC)
+    return {
+        "model": model.name,
+        "template": encoder.prompts.template.name,
+        "engine": {
+            "name": choice.engine.name,
+            "reason": choice.reason,
+            "self_test_relative_error": _number(choice.error),
+            "self_test_cosine": _number(choice.cosine),
+        },
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "device": _device_name(model.device),
+        "versions": {
+            "ebm_encode": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
+        "command": shlex.join(sys.argv),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 3),
+        "sources": [{"path": str(file), "digest": digest_file(file)} for file in states.files],
+        "input": vars(states.counts),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()})"
+
+
+def _number(value: float) -> float | None:
+    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124  (NaN)

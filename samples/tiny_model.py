@@ -1,0 +1,102 @@
+"""Makes a small causal model with seeded random weights, and a tokenizer trained on real states.
+
+    python samples/tiny_model.py FOLDER [--architecture llama] [--states samples]
+
+The model knows nothing, but it is a whole model: it is loaded, run and pooled like any other.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SAMPLES = Path(__file__).parent
+
+# The shape that all architectures share, in the names most of them use.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": SHAPE,
+    "qwen2": SHAPE,
+    "qwen3": SHAPE,
+    "mistral": SHAPE | {"sliding_window": 24},
+    "gemma2": SHAPE | {"sliding_window": 24, "query_pre_attn_scalar": 16},
+    "gemma3_text": SHAPE | {"sliding_window": 24, "query_pre_attn_scalar": 16},
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 2048},
+    "mixtral": SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+}
+
+
+def train_tokenizer(texts: list[str], vocabulary: int = 2048) -> Any:
+    """A byte-level BPE tokenizer that puts `<s>` before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_model(
+    folder: Path, tokenizer: Any, architecture: str = "llama", *, seed: int = 0, **changes: Any
+) -> Path:
+    """Saves a model of an architecture with random weights, and the tokenizer, in a folder."""
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    options = ARCHITECTURES.get(architecture, SHAPE) | special | changes
+    config = transformers.AutoConfig.for_model(
+        architecture, vocab_size=len(tokenizer), **options
+    )
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    # Wider than the usual 0.02, so that layers do something to the numbers.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.1)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sample_states(folder: Path = SAMPLES) -> list[str]:
+    """The distinct states of the Parquet files in a folder."""
+    columns = [pq.read_table(file)["state_pp"] for file in sorted(folder.glob("*.parquet"))]
+    return [s for s in dict.fromkeys(s for column in columns for s in column.to_pylist()) if s]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--architecture", default="llama", choices=sorted(ARCHITECTURES))
+    parser.add_argument("--states", type=Path, default=SAMPLES, help="Parquet files to train on")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tokenizer = train_tokenizer(sample_states(arguments.states))
+    make_model(arguments.folder, tokenizer, arguments.architecture, seed=arguments.seed)
+    print(f"made a random {arguments.architecture} model in {arguments.folder}")
+
+
+if __name__ == "__main__":
+    main()
