@@ -64,9 +64,7 @@ def make_model(
     """Saves a model of an architecture with random weights, and the tokenizer, in a folder."""
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     options = ARCHITECTURES.get(architecture, SHAPE) | special | changes
-    config = transformers.AutoConfig.for_model(
-        architecture, vocab_size=len(tokenizer), **options
-    )
+    config = transformers.AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **options)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     # Wider than the usual 0.02, so that layers do something to the numbers.

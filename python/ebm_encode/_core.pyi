@@ -58,7 +58,7 @@ class CacheSchema:
 
 @final
 class EmbeddingCache:
-    """A cache in memory. Rows are read-only views of Rust memory, float32 `[dim]`; nothing copied."""
+    """A cache in memory. Rows are read-only views of Rust memory, float32 `[dim]`, never copies."""
 
     @staticmethod
     def open(path: str | PathLike[str], *, strict: bool = True) -> EmbeddingCache:
@@ -175,7 +175,5 @@ def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
 def describe(path: str | PathLike[str]) -> list[dict[str, Any]]:
     """What each file of a cache says about itself, without reading rows."""
 
-def plan_padded(
-    lengths: NDArray[np.uint32], max_tokens: int, max_rows: int
-) -> list[list[int]]:
+def plan_padded(lengths: NDArray[np.uint32], max_tokens: int, max_rows: int) -> list[list[int]]:
     """Batches of like length, longest first, as indices into `lengths` (uint32 `[n]`)."""

@@ -39,8 +39,15 @@ _PROBES = (
     "n : ℕ\n⊢ n + 0 = n",
     "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q",
     "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\nhx : x ∈ I\n⊢ x ∈ J",
-    "case succ\nx y : ℝ\nn : ℕ\nih : x ^ n * y ^ n = (x * y) ^ n\n⊢ x ^ (n + 1) * y ^ (n + 1) ="
-    " (x * y) ^ (n + 1)\n\ncase zero\nx y : ℝ\n⊢ x ^ 0 * y ^ 0 = (x * y) ^ 0",
+    """case succ
+x y : ℝ
+n : ℕ
+ih : x ^ n * y ^ n = (x * y) ^ n
+⊢ x ^ (n + 1) * y ^ (n + 1) = (x * y) ^ (n + 1)
+
+case zero
+x y : ℝ
+⊢ x ^ 0 * y ^ 0 = (x * y) ^ 0""",
 )
 
 
@@ -49,9 +56,9 @@ class RowReport:
     """What became of one state.
 
     Attributes:
-        status: `ok`: the row is right. `bad`: it failed the row checks twice. `overlong`: the prompt
-            is longer than `max_length`. `empty`: the prompt has no token. `out_of_memory`: the
-            state does not fit the memory even alone.
+        status: `ok`: the row is right. `bad`: it failed the row checks twice. `overlong`: the
+            prompt is longer than `max_length`. `empty`: the prompt has no token. `out_of_memory`:
+            the state does not fit the memory even alone.
         tokens: Length of its prompt before any cut.
         truncated: Whether the end of the prompt was cut off.
         reason: Why, where the status is not `ok`.
@@ -205,16 +212,15 @@ class Encoder:
         reports = self.encode_into(states, out)
         wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
         if wrong:
-            named = "; ".join(f"state {i} ({_preview(states[i])}): {reports[i].reason}"
-                              for i in wrong[:3])
+            named = "; ".join(
+                f"state {i} ({_preview(states[i])}): {reports[i].reason}" for i in wrong[:3]
+            )
             message = f"{len(wrong)} of {len(states)} states have no row; {named}"
             kinds = {reports[i].status for i in wrong}
             raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
         return out
 
-    def encode_into(
-        self, states: Sequence[str], out: NDArray[np.float32]
-    ) -> list[RowReport]:
+    def encode_into(self, states: Sequence[str], out: NDArray[np.float32]) -> list[RowReport]:
         """Writes the rows of some states into the caller's array.
 
         Args:

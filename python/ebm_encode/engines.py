@@ -65,9 +65,7 @@ class PaddedEngine:
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Batches under the budget of tokens and rows, longest first."""
-        return _core.plan_padded(
-            tokens.lengths.astype(np.uint32), self._max_tokens, self._max_rows
-        )
+        return _core.plan_padded(tokens.lengths.astype(np.uint32), self._max_tokens, self._max_rows)
 
     @torch.inference_mode()
     def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
@@ -175,7 +173,9 @@ class _LayerTap:
         blocks = _blocks(model)
         count = int(model.config.get_text_config().num_hidden_layers)
         if not -count - 1 <= layer <= count:
-            raise ModelError(f"--layer {layer}: the model has hidden states {-count - 1} to {count}")
+            raise ModelError(
+                f"--layer {layer}: the model has hidden states {-count - 1} to {count}"
+            )
         index = layer if layer >= 0 else count + 1 + layer
         self._block = None
         if index < count:

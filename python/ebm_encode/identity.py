@@ -55,7 +55,7 @@ def identify(
 
 
 def _tokenizer_as_it_runs(tokenizer: Any) -> Any:
-    """All that decides the token ids, without the settings for padding and cutting, which we set."""
+    """All that decides the token ids; not the settings for padding and cutting, which we set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         whole = json.loads(backend.to_str())

@@ -29,7 +29,7 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
             "self_test_relative_error": _number(choice.error),
             "self_test_cosine": _number(choice.cosine),
         },
-        "attention": getattr(model.config, "_attn_implementation", None),
+        "attention": getattr(model.base.config, "_attn_implementation", None),
         "device": _device_name(model.device),
         "versions": {
             "ebm_encode": __version__,

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ebm_encode import _core
 from ebm_encode.errors import InputError
+from ebm_encode.side_files import OVERLONG, QUARANTINE
 
 DEFAULT_COLUMN = "state_pp"
 _COMPLETE_COLUMN = "is_proof_complete"
@@ -79,30 +80,29 @@ def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            inside = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES]
-            found = []
-            for file in inside:
-                if file.suffix == ".parquet" and _is_cache(file):
-                    notes.append(f"{file}: left out, it is an embedding cache, not a trajectory")
-                elif not file.name.endswith(SIDE_FILES):
-                    found.append(file)
-            if not found:
-                raise InputError(f"{path}: the folder holds no .parquet or .jsonl file to read")
+            found = _inside(path, notes)
         elif path.exists():
             found = [path]
         else:
             found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
-            if not found:
-                raise InputError(f"{text}: no such file or folder")
+        if not found:
+            raise InputError(f"{text}: no such file, or a folder without .parquet or .jsonl files")
         for file in found:
             if file.suffix not in _SUFFIXES:
                 raise InputError(f"{file}: expected a file ending in .parquet, .jsonl or .ndjson")
-            files[file] = None
+        files.update(dict.fromkeys(found))
     return list(files), notes
 
 
-SIDE_FILES = (".quarantine.jsonl", ".overlong.jsonl")
-"""Endings of the lists that a run leaves beside its output."""
+def _inside(folder: Path, notes: list[str]) -> list[Path]:
+    """A folder's input files, without what earlier runs left there."""
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".parquet" and _is_cache(file):
+            notes.append(f"{file}: left out, it is an embedding cache, not a trajectory")
+        elif file.suffix in _SUFFIXES and not file.name.endswith((OVERLONG, QUARANTINE)):
+            found.append(file)
+    return found
 
 
 def _count(text: str | None, *, complete: bool, seen: dict[str, None], counts: InputCounts) -> None:
@@ -185,9 +185,7 @@ def _parse_line(file: Path, number: int, line: bytes, column: str) -> tuple[str 
     except ValueError as error:  # not JSON, or not UTF-8
         raise InputError(f"{file}: line {number}: not JSON: {error}") from error
     if not isinstance(record, dict) or column not in record:
-        raise InputError(
-            f"{file}: line {number}: has no field {column!r}. Name one with --column"
-        )
+        raise InputError(f"{file}: line {number}: has no field {column!r}. Name one with --column")
     text = record[column]
     if text is None:
         return None, False

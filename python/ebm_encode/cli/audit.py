@@ -12,7 +12,7 @@ from ebm_encode import _core
 def audit(
     *caches: Path,
     examples: int = 5,
-    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
     """Check every row of one or more caches; exit with 1 if any row is bad.
 

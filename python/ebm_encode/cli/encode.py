@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Many = Parameter(consume_multiple=True, negative="")
-Flag = Parameter(negative="")
+Flag = Parameter(negative="", show_default=False)
 
 
 def encode(
@@ -50,7 +50,9 @@ def encode(
     overwrite: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
     quiet: Annotated[bool, Flag] = False,
-    json_summary: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_summary: Annotated[
+        bool, Parameter(name="--json", negative="", show_default=False)
+    ] = False,
 ) -> int:
     """Encode the distinct states of trajectory files into a checked embedding cache.
 

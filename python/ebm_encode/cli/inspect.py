@@ -13,7 +13,7 @@ def inspect(
     cache: Path,
     /,
     *,
-    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
     """Show a cache's columns, encoder, provenance, size and norms.
 

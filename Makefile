@@ -1,0 +1,65 @@
+# Everything a user or developer runs. Set-up goes into a virtual environment of the project's own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-out
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+.PHONY: help setup build demo test test-rust test-python lint format bench lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/installed ## Make the virtual environment with everything in it
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.lock
+	touch $@
+
+build: setup ## Build the extension into the environment, and the prover
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin develop --release --quiet
+	cargo build --release --locked --quiet --package ebm-prover
+
+demo: build ## Make a small model, encode real proof states, audit the cache, open it from Rust
+	rm -rf $(DEMO)
+	mkdir $(DEMO)
+	$(BIN)/python samples/tiny_model.py $(DEMO)/model
+	$(BIN)/ebm-encode encode --model-path $(DEMO)/model --trajectories samples/*.parquet \
+		--output $(DEMO)/states.parquet --batch-size 32
+	$(BIN)/ebm-encode audit $(DEMO)/states.parquet
+	target/release/ebm-prover inspect $(DEMO)/states.parquet
+
+test: test-rust test-python ## Run all tests
+
+test-rust: setup ## Test the pure crates; they need no Python
+	cargo test --locked
+
+test-python: build ## Test the package, and the two languages together
+	$(BIN)/python -m pytest
+
+lint: build ## Check formatting, lints, types and stubs
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest ebm_encode._core --mypy-config-file pyproject.toml
+
+format: setup ## Format all code
+	cargo fmt --all
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix-only --quiet
+
+bench: build ## Run the cache benchmark (see docs/benchmarks.md for larger sizes)
+	$(BIN)/python benchmarks/cache_recipe.py --rows 20000
+
+lock: setup ## Choose the newest dependencies anew, and write both lock files
+	cargo update
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+		--no-header --no-annotate --quiet --output-file requirements.lock
+
+clean: ## Remove everything that can be made again
+	rm -rf $(VENV) target $(DEMO)

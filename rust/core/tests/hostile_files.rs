@@ -1,0 +1,111 @@
+//! Bytes of any kind give a cache or an error, never a panic or a wrong row.
+//!
+//! Starts from real cache files, and flips, cuts, splices and overwrites their bytes. The target
+//! in `rust/fuzz` does the same under a coverage-guided fuzzer.
+
+mod common;
+
+use std::panic;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use common::{append_good, open, provenance, rows, states};
+use ebm_encode::cache::{Checks, EmbeddingCache};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+/// A cache file of 40 rows, in two row groups' worth of shards merged into one.
+fn seed() -> &'static [u8] {
+    static SEED: OnceLock<Vec<u8>> = OnceLock::new();
+    SEED.get_or_init(|| {
+        let folder = TempDir::new().unwrap();
+        let output = folder.path().join("seed.parquet");
+        let mut writer = open(&output, 8, 15);
+        append_good(&mut writer, &states(0..40), &rows(0..40, 8));
+        writer.finish(provenance()).unwrap();
+        std::fs::read(output).unwrap()
+    })
+}
+
+/// Opens bytes in both ways; a panic that escapes fails the test.
+fn open_bytes(bytes: Vec<u8>) {
+    let bytes = Bytes::from(bytes);
+    for checks in [Checks::Strict, Checks::Lenient] {
+        if let Ok(cache) = EmbeddingCache::from_bytes("fuzz", bytes.clone(), checks) {
+            for (state, row) in cache.iter() {
+                assert_eq!(row.len(), cache.dim());
+                assert!(cache.get(state).is_some());
+            }
+        }
+    }
+}
+
+/// The reader turns the decoder's own panics into errors; their messages would drown the test's.
+fn quiet_decoder_panics() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    static CAUGHT: AtomicUsize = AtomicUsize::new(0);
+    ONCE.get_or_init(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let inside = info.location().is_some_and(|l| !l.file().contains("ebm"));
+            if inside && info.location().is_some_and(|l| l.file().contains("registry")) {
+                CAUGHT.fetch_add(1, Ordering::Relaxed);
+            } else {
+                usual(info);
+            }
+        }));
+    });
+}
+
+#[test]
+fn a_file_cut_anywhere_is_an_error() {
+    quiet_decoder_panics();
+    let seed = seed();
+    for end in 0..seed.len() {
+        let bytes = Bytes::from(seed[..end].to_vec());
+        assert!(EmbeddingCache::from_bytes("cut", bytes, Checks::Lenient).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn every_byte_may_be_flipped() {
+    quiet_decoder_panics();
+    for position in 0..seed().len() {
+        let mut bytes = seed().to_vec();
+        bytes[position] ^= 0xFF;
+        open_bytes(bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn mangled_files_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        splice in prop::option::of((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0_usize..64)),
+        // Half of the edits go to the footer, where the structure is.
+        footer in any::<bool>(),
+    ) {
+        quiet_decoder_panics();
+        let mut bytes = seed().to_vec();
+        let from = if footer { bytes.len() - bytes.len() / 3 } else { 0 };
+        for (at, value) in edits {
+            let position = from + at.index(bytes.len() - from);
+            bytes[position] = value;
+        }
+        if let Some((source, target, length)) = splice {
+            let (source, target) = (source.index(bytes.len()), target.index(bytes.len()));
+            let piece = bytes[source..(source + length).min(bytes.len())].to_vec();
+            bytes.splice(target..target, piece);
+        }
+        open_bytes(bytes);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        quiet_decoder_panics();
+        open_bytes([b"PAR1".as_slice(), &bytes, b"PAR1"].concat());
+    }
+}
