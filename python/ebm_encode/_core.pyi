@@ -9,6 +9,22 @@ from typing import Any, Final, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "BadRow",
+    "CacheSchema",
+    "CacheWriter",
+    "EmbeddingCache",
+    "FORMAT_VERSION",
+    "Identity",
+    "METADATA_KEY",
+    "OPTIMISED",
+    "__version__",
+    "audit",
+    "check_rows",
+    "describe",
+    "plan_padded",
+]
+
 METADATA_KEY: Final[str]
 FORMAT_VERSION: Final[int]
 OPTIMISED: Final[bool]

@@ -79,7 +79,7 @@ class BulkRun:
         an interrupted and resumed run computes the very same rows as an uninterrupted one. Whatever
         ends this early, what was encoded is saved first.
         """
-        # Longest first: what does not fit the memory shows early, and the time left is not too rosy.
+        # Longest first: what does not fit the memory shows early.
         order = sorted(states, key=lambda state: -len(state.encode()))
         try:
             for chunk in _chunks(order, _CHUNK_STATES):

@@ -67,9 +67,14 @@ class PaddedEngine:
         """Batches under the budget of tokens and rows, longest first."""
         return _core.plan_padded(tokens.lengths.astype(np.uint32), self._max_tokens, self._max_rows)
 
-    @torch.inference_mode()
     def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
         """One pass; float32 `[B, C]`."""
+        with torch.inference_mode():
+            rows: NDArray[np.float32] = self._pooled(sequences).cpu().numpy()
+        return rows
+
+    def _pooled(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
+        """The pooled rows on the model's device, (B, C) float32."""
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         # Any id will do as padding: on the right, no token of a causal model sees it, the mask
@@ -83,11 +88,8 @@ class PaddedEngine:
         ends = torch.tensor(lengths, device=device)
         mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
         hidden = self._tap.hidden(input_ids, mask)  # (B, T, C)
-        pooled = torch.stack(
-            [self._pool(own[:length]) for own, length in zip(hidden, lengths, strict=True)]
-        )
-        rows: NDArray[np.float32] = pooled.cpu().numpy()
-        return rows
+        own = zip(hidden, lengths, strict=True)
+        return torch.stack([self._pool(states[:length]) for states, length in own])
 
     def _pool(self, own: torch.Tensor) -> torch.Tensor:
         """One row from a sequence's own hidden states, (T, C) to (C,), in float32."""

@@ -5,7 +5,6 @@ left, goes by bytes of text; the rates count states and tokens.
 """
 
 import logging
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -107,4 +106,4 @@ class _Rates(ProgressColumn):
 
 def stderr_console() -> Console:
     """Where people read of progress and problems; results go to standard output."""
-    return Console(file=sys.stderr)
+    return Console(stderr=True)

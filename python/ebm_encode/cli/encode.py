@@ -64,15 +64,18 @@ def encode(
     Args:
         model_path: A Hugging Face causal model: its folder, or its hub id.
         trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
-        output: The cache to write, a Parquet file. Rows of the same encoder that it has already are kept.
+        output: The cache to write, a Parquet file. Rows of the same encoder that it
+            has already are kept.
         batch_size: Most states in one forward pass.
-        max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit that matters.
+        max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit
+            that matters.
         dtype: Compute dtype; auto is the one the weights are stored in.
         device: Any torch device; auto is the first accelerator, else the CPU.
         max_length: Longest prompt in tokens; by default the model's own limit.
         overlong: What to do with longer ones: cut off their end, leave them out, or stop.
             They are listed in OUTPUT.overlong.jsonl.
-        template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with {state} in it.
+        template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with
+            {state} in it.
         pooling: Mean over all tokens of the prompt, or the last token only.
         layer: Which of Hugging Face's hidden_states; -1 is the last one, after the final norm.
         cache: Earlier caches of the same encoder to take rows from.
@@ -80,7 +83,8 @@ def encode(
         verify_sample: How many finished rows to compare with their states encoded alone.
         checkpoint_rows: Save after so many new rows.
         checkpoint_seconds: Save after so many seconds, at the latest.
-        allow_quarantine: Exit with 0 even if some states have no right row (OUTPUT.quarantine.jsonl lists them).
+        allow_quarantine: Exit with 0 even if some states have no right row
+            (OUTPUT.quarantine.jsonl lists them).
         overwrite: Replace an output that is already there, whichever encoder made it.
         trust_remote_code: Let code that comes with the model run.
         quiet: Show no progress and no summary.
@@ -132,7 +136,8 @@ def encode(
         outcome = run.finish(describe_run(encoder, states, started), sample=verify_sample)
     seconds = (datetime.now(UTC) - started).total_seconds()
     if json_summary:
-        print(json.dumps(_summary(outcome, states, output, seconds), ensure_ascii=False))  # noqa: T201
+        summary = _summary(outcome, states, output, seconds)
+        print(json.dumps(summary, ensure_ascii=False))  # noqa: T201
     elif not quiet:
         _print_summary(outcome, states, output, seconds, print)
     return 1 if outcome.quarantined and not allow_quarantine else 0

@@ -1,0 +1,114 @@
+"""Models, states and caches for all tests. Nothing is fetched: models are made here, seeded."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import tiny_model
+from ebm_encode import Identity
+from ebm_encode._core import CacheWriter
+from ebm_encode.cli import main
+
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.load_profile("quick")
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_digest_memory(tmp_path_factory):
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
+
+
+@pytest.fixture(scope="session")
+def states():
+    """The distinct states of the samples."""
+    return tiny_model.sample_states()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(states):
+    return tiny_model.train_tokenizer(states)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer, tmp_path_factory):
+    """A function that makes a model's folder, once for each set of arguments."""
+    made = {}
+
+    def make(architecture="llama", *, seed=0, padding_side="right", **changes):
+        key = (architecture, seed, padding_side, repr(sorted(changes.items())))
+        if key not in made:
+            tokenizer.padding_side = padding_side
+            folder = tmp_path_factory.mktemp(architecture)
+            made[key] = tiny_model.make_model(folder, tokenizer, architecture, seed=seed, **changes)
+            tokenizer.padding_side = "right"
+        return str(made[key])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(make_model):
+    return make_model("llama")
+
+
+@pytest.fixture
+def rows():
+    """A function that makes unlike rows."""
+
+    def make(count, dim=16, seed=0):
+        return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def identity():
+    def make(**changes):
+        fields = {
+            "weights": "blake3:w",
+            "config": "blake3:c",
+            "tokenizer": "blake3:t",
+            "template": "{state}",
+            "special_tokens": "tokenizer-default-once",
+            "pooling": "mean",
+            "layer": -1,
+            "dtype": "float32",
+            "quantization": "none",
+            "max_length": 2048,
+            "truncation": "right",
+        }
+        return Identity.from_json(json.dumps(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def write_cache(identity):
+    """A function that writes a cache with our writer."""
+
+    def write(path, states, rows, **changes):
+        writer = CacheWriter(path)
+        writer.open(identity(**changes), rows.shape[1], checkpoint_rows=100)
+        assert not any(writer.append(states, rows))
+        writer.finish({"model": "a model"})
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """A function that runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,359 @@
+"""The main job from the command line, its summaries, refusals and faults."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ebm_encode import EmbeddingCache, Encoder, engines
+from ebm_encode.engines import compare
+from support import SAMPLES
+
+FILES = sorted(SAMPLES.glob("*.parquet"))
+
+
+@pytest.fixture
+def encode(run_cli, llama, tmp_path):
+    """A function that runs `encode` on the samples: exit code, summary, stderr."""
+
+    def run(*more, output=None, model=llama, files=FILES):
+        output = output or tmp_path / "out.parquet"
+        code, out, err = run_cli(
+            "encode",
+            "--model-path",
+            model,
+            "--trajectories",
+            *files,
+            "--output",
+            output,
+            "--batch-size",
+            32,
+            "--json",
+            *more,
+        )
+        return code, json.loads(out) if out else None, err
+
+    return run
+
+
+def test_the_main_job(encode, tmp_path, states, llama):
+    code, summary, _ = encode()
+    assert code == 0
+    assert summary["rows"] == summary["encoded"] == len(states)
+    assert summary["verification"]["rows"] == 32
+    assert summary["verification"]["max_relative_error"] <= 1e-5
+    cache = EmbeddingCache.open(tmp_path / "out.parquet")
+    assert set(cache.states()) == set(states)
+    expected = Encoder.load(llama).encode(states)
+    assert compare(np.stack(cache.get_many(states)), expected)[0] <= 1e-5
+    assert cache.identity == Encoder.load(llama).identity
+    provenance = cache.provenance[0]
+    assert provenance["model"] == llama
+    assert provenance["counts"]["encoded"] == len(states)
+    assert [source["path"] for source in provenance["sources"]] == [str(file) for file in FILES]
+    assert provenance["verification"]["min_cosine"] > 0.9999
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"], "nothing else is left"
+
+
+def test_a_second_run_has_nothing_to_do(encode, tmp_path):
+    encode()
+    before = (tmp_path / "out.parquet").read_bytes()
+    code, summary, _ = encode()
+    assert (code, summary["encoded"], summary["written"]) == (0, 0, False)
+    assert (tmp_path / "out.parquet").read_bytes() == before
+
+
+def test_more_states_are_added(encode, states):
+    assert encode(files=FILES[:1])[1]["rows"] == 250
+    code, summary, _ = encode()
+    assert (code, summary["rows"], summary["already_there"]) == (0, len(states), 250)
+
+
+def test_rows_come_from_earlier_caches_of_the_same_encoder(encode, tmp_path, states):
+    encode(output=tmp_path / "old.parquet", files=FILES[:1])
+    code, summary, _ = encode("--cache", tmp_path / "old.parquet")
+    assert (code, summary["from_caches"], summary["encoded"]) == (0, 250, len(states) - 250)
+    old = EmbeddingCache.open(tmp_path / "old.parquet")
+    new = EmbeddingCache.open(tmp_path / "out.parquet")
+    assert all(
+        (new[state] == row).all() for state, row in zip(old.states(), old.matrix(), strict=True)
+    )
+    code, _, err = encode(
+        "--cache", tmp_path / "old.parquet", "--pooling", "last", output=tmp_path / "other.parquet"
+    )
+    assert code == 2
+    assert "pooling" in err
+    assert "old.parquet" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        (("--dtype", "bfloat16"), "dtype"),
+        (("--template", "deepseek-prover-v2"), "template"),
+        (("--layer", "-2"), "layer"),
+        (("--max-length", "99"), "max_length"),
+    ],
+)
+def test_another_encoder_is_refused_by_field_unless_overwriting(encode, tmp_path, option, field):
+    encode()
+    before = (tmp_path / "out.parquet").read_bytes()
+    code, summary, err = encode(*option)
+    assert (code, summary) == (2, None)
+    assert f"different: {field}" in " ".join(err.split())
+    assert (tmp_path / "out.parquet").read_bytes() == before
+    assert encode(*option, "--overwrite")[0] == 0
+    assert EmbeddingCache.open(tmp_path / "out.parquet").identity is not None
+
+
+def test_another_model_is_refused(encode, make_model):
+    encode()
+    code, _, err = encode(model=make_model(seed=1))
+    assert code == 2
+    assert "different: weights" in " ".join(err.split())
+
+
+def test_overlong_states_are_counted_and_listed(encode, tmp_path, states, llama):
+    lengths = Encoder.load(llama).prompts.tokenize(states).lengths
+    longer = {state for state, length in zip(states, lengths, strict=True) if length > 200}
+    side = tmp_path / "out.parquet.overlong.jsonl"
+    code, summary, _ = encode("--max-length", 200)
+    assert (code, summary["truncated"], summary["skipped"]) == (0, len(longer), 0)
+    records = [json.loads(line) for line in side.read_text().splitlines()]
+    assert {record["state"] for record in records} == longer
+    assert all(record["tokens"] > 200 for record in records)
+
+    code, summary, _ = encode("--max-length", 200, "--overlong", "skip", "--overwrite")
+    assert (code, summary["truncated"], summary["skipped"]) == (0, 0, len(longer))
+    assert summary["rows"] == len(states) - len(longer)
+
+    code, _, err = encode(
+        "--max-length", 200, "--overlong", "error", output=tmp_path / "none.parquet"
+    )
+    assert code == 2
+    assert "more than --max-length 200" in " ".join(err.split())
+    assert not (tmp_path / "none.parquet").exists()
+
+    assert encode("--overwrite")[0] == 0
+    assert not side.exists(), "the list of another run is not left to mislead"
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Puts a fault into the rows of whole batches, or also into those encoded alone."""
+
+    def put(fault, *, alone=False):
+        right = engines.PaddedEngine.forward
+        name = "alone" if alone else "padded"
+
+        def forward(self, sequences):
+            rows = right(self, sequences)
+            return fault(rows, sequences) if self.name == name else rows
+
+        monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
+
+    return put
+
+
+def long_enough(fault):
+    """Only batches of many rows, so that the self-test at load sees nothing."""
+
+    def maybe(rows, _sequences):
+        return fault(rows) if len(rows) > 8 else rows
+
+    return maybe
+
+
+def zero_tail(rows):
+    rows[1:] = 0
+    return rows
+
+
+def copied(rows):
+    rows[:] = rows[0]
+    return rows
+
+
+def some_nan(rows):
+    rows[3, 5] = np.nan
+    return rows
+
+
+@pytest.mark.parametrize("fault", [zero_tail, copied, some_nan])
+def test_bad_rows_are_redone_alone(encode, spoil, fault, tmp_path, states, llama):
+    right = Encoder.load(llama).encode(states)
+    spoil(long_enough(fault))
+    code, summary, err = encode()
+    assert code == 0
+    assert summary["retried_alone"] > 0
+    assert "encoding it alone" in err
+    cache = EmbeddingCache.open(tmp_path / "out.parquet")
+    assert compare(np.stack(cache.get_many(states)), right)[0] <= 1e-5
+
+
+def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, monkeypatch):
+    spoil(long_enough(lambda rows: np.roll(rows, 1, axis=0)))
+    code, summary, err = encode()
+    assert (code, summary) == (1, None)
+    assert "differ from the state alone" in " ".join(err.split())
+    assert not (tmp_path / "out.parquet").exists()
+    monkeypatch.undo()
+    code, _, err = encode()
+    assert code == 1
+    assert "failed verification" in " ".join(err.split())
+    assert encode("--overwrite")[0] == 0
+    assert EmbeddingCache.open(tmp_path / "out.parquet")
+
+
+def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states):
+    marked = max(states, key=len)
+
+    def fault(rows, sequences):
+        longest = max(map(len, sequences))
+        for row, sequence in zip(rows, sequences, strict=True):
+            if len(sequence) == longest and longest > 700:
+                row[0] = np.nan
+        return rows
+
+    spoil(fault)
+    spoil(fault, alone=True)
+    code, summary, _ = encode()
+    assert code == 1
+    quarantined = [
+        json.loads(line)
+        for line in (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
+    ]
+    assert marked in [record["state"] for record in quarantined]
+    assert {record["kind"] for record in quarantined} == {"non_finite"}
+    assert all(record["tokens"] > 700 for record in quarantined)
+    assert summary["rows"] == len(states) - len(quarantined)
+    assert marked not in EmbeddingCache.open(tmp_path / "out.parquet")
+    assert encode("--allow-quarantine")[0] == 0
+
+
+def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):
+    long = "x " * 50
+    lines = [{"state_pp": long + str(i)} for i in range(20)]
+    file = tmp_path / "same.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    code, summary, _ = encode("--max-length", 30, "--checkpoint-rows", 4, files=[file])
+    assert (code, summary["rows"], summary["truncated"]) == (0, 20, 20)
+    assert run_cli("audit", tmp_path / "out.parquet")[0] == 0
+    assert EmbeddingCache.open(tmp_path / "out.parquet")
+
+
+def test_audit_finds_the_faults_of_a_real_server(run_cli, tmp_path, rows):
+    """As a batch server left them: the first row of each batch right, zeros after it; and more."""
+    values = rows(320, 32)
+    for i in range(320):
+        if i % 32 and i < 64:
+            values[i] = 0
+    values[100:110] = values[100]
+    values[200, 7] = np.nan
+    values[210, 0] = np.inf
+    values[220] *= 1e4
+    states = [f"state {i}" for i in range(320)]
+    file = tmp_path / "theirs.parquet"
+    pq.write_table(pa.table({"s": states, "e": list(values)}), file)
+    code, out, _ = run_cli("audit", file, "--json")
+    assert code == 1
+    assert json.loads(out)[0]["bad"] == {
+        "zero_norm": 62,
+        "duplicate": 9,
+        "non_finite": 2,
+        "norm_outlier": 1,
+    }
+    code, out, _ = run_cli("audit", file)
+    assert code == 1
+    assert "74 BAD ROWS" in out
+    assert "row 101" in out
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"s": states, "e": list(rows(320, 32))}), good)
+    assert run_cli("audit", good)[0] == 0
+    assert run_cli("audit", good, file)[0] == 1
+    assert run_cli("audit")[0] == 2
+    assert run_cli("audit", tmp_path / "none.parquet")[0] == 2
+
+
+def test_inspect_shows_what_the_footer_says(encode, run_cli, tmp_path, llama):
+    encode()
+    code, out, _ = run_cli("inspect", tmp_path / "out.parquet")
+    assert code == 0
+    for expected in ("state_pp", "430 of 64 values", "blake3:", "norms", llama, "float32"):
+        assert expected in out
+    code, out, _ = run_cli("inspect", tmp_path / "out.parquet", "--json")
+    assert json.loads(out)["files"][0]["footer"]["identity"]["pooling"] == "mean"
+    assert run_cli("inspect", tmp_path)[0] == 0, "a folder is a cache of shards"
+    assert run_cli("inspect", FILES[0])[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode"],
+        ["encode", "--output", "x.parquet"],
+        ["nonsense"],
+        ["inspect"],
+        ["encode", "--model-path", "m", "--trajectories", "t", "--output", "o", "--dtype", "int8"],
+        ["encode", "--model-path", "m", "--trajectories", "t", "--output", "o.csv"],
+        [
+            "encode",
+            "--model-path",
+            "m",
+            "--trajectories",
+            "t",
+            "--output",
+            "o.parquet",
+            "--batch-size",
+            "0",
+        ],
+        ["encode", "--model-path", "m", "--trajectories", "t", "--output", "no/where/o.parquet"],
+        [
+            "encode",
+            "--model-path",
+            "m",
+            "--trajectories",
+            "t",
+            "--output",
+            "o.parquet",
+            "--template",
+            "nothing",
+        ],
+        ["encode", "--model-path", "m", "--trajectories", "t", "--output", "o.parquet", "--what"],
+    ],
+)
+def test_bad_usage_is_2_and_says_why(run_cli, arguments):
+    code, out, err = run_cli(*arguments)
+    assert (code, out) == (2, "")
+    assert err.strip()
+
+
+def test_help_is_quick_and_names_every_option(run_cli):
+    code, out, _ = run_cli("encode", "--help")
+    assert code == 0
+    for option in (
+        "--model-path", "--trajectories", "--output", "--batch-size", "--max-batch-tokens",
+        "--dtype", "--device", "--max-length", "--overlong", "--template", "--pooling", "--layer",
+        "--cache", "--column", "--allow-quarantine", "--overwrite", "--trust-remote-code",
+        "--quiet", "--json",
+    ):  # fmt: skip
+        assert option in out
+    source = Path(engines.__file__).with_name("__init__.py").read_text()
+    assert "import torch" not in source
+
+
+def test_quiet_says_nothing(run_cli, llama, tmp_path):
+    code, out, err = run_cli(
+        "encode",
+        "--model-path",
+        llama,
+        "--trajectories",
+        FILES[1],
+        "--output",
+        tmp_path / "q.parquet",
+        "--quiet",
+    )
+    assert (code, out, err) == (0, "", "")

@@ -1,0 +1,279 @@
+"""The encoder: reports, refusals, faults, memory."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import processors
+
+from ebm_encode import Encoder, engines
+from ebm_encode.engines import compare
+from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
+
+
+@pytest.fixture
+def encoder(llama):
+    return Encoder.load(llama, batch_size=8)
+
+
+def spoil(encoder, monkeypatch, fault, *, alone=False):
+    """Puts a fault between the engine's rows and everyone else."""
+    engine = encoder._alone if alone else encoder.choice.engine
+    right = engine.forward
+    monkeypatch.setattr(engine, "forward", lambda sequences: fault(right(sequences)))
+
+
+def zero_tail(rows):
+    rows[1:] = 0
+    return rows
+
+
+def first_copied(rows):
+    rows[:] = rows[0]
+    return rows
+
+
+def last_copied(rows):
+    rows[:] = rows[-1]
+    return rows
+
+
+def one_nan(rows):
+    rows[len(rows) // 2, 3] = np.nan
+    return rows
+
+
+def one_inf(rows):
+    rows[0, -1] = np.inf
+    return rows
+
+
+@pytest.mark.parametrize("fault", [zero_tail, first_copied, last_copied, one_nan, one_inf])
+def test_faults_of_a_batch_are_found_and_mended(encoder, states, monkeypatch, fault):
+    some = states[:40]
+    right = encoder.encode(some)
+    spoil(encoder, monkeypatch, fault)
+    assert compare(encoder.encode(some), right)[0] <= 1e-5
+
+
+def test_a_state_that_is_bad_also_alone_is_named(encoder, states, monkeypatch):
+    spoil(encoder, monkeypatch, one_nan)
+    spoil(encoder, monkeypatch, one_nan, alone=True)
+    with pytest.raises(BadRowsError, match=r"state \d \(.*NaN in column 3"):
+        encoder.encode(states[:8])
+
+
+def test_encode_into_reports_and_poisons_what_is_not_right(encoder, states, monkeypatch):
+    spoil(encoder, monkeypatch, one_nan)
+    spoil(encoder, monkeypatch, one_nan, alone=True)
+    out = np.zeros((8, encoder.dim), np.float32)
+    reports = encoder.encode_into(states[:8], out)
+    bad = [i for i, report in enumerate(reports) if report.status == "bad"]
+    assert len(bad) == 1
+    assert np.isnan(out[bad]).all()
+    assert np.isfinite(np.delete(out, bad, axis=0)).all()
+
+
+def test_rows_go_into_the_callers_memory(encoder, states):
+    buffer = np.zeros((10, encoder.dim), np.float32)
+    address = buffer.ctypes.data
+    encoder.encode_into(states[:4], buffer[3:7])
+    assert buffer.ctypes.data == address
+    assert (buffer[3:7] == encoder.encode(states[:4])).all()
+    assert not buffer[:3].any()
+    assert not buffer[7:].any()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((2, 64), np.float64),
+        np.empty((3, 64), np.float32),
+        np.empty((2, 63), np.float32),
+        np.empty((64, 2), np.float32).T,
+        np.broadcast_to(np.float32(0), (2, 64)),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(encoder, out):
+    with pytest.raises(ArgumentError, match="out"):
+        encoder.encode_into(["a", "b"], out)
+
+
+def test_nothing_in_nothing_out(encoder):
+    assert encoder.encode([]).shape == (0, 64)
+
+
+def test_equal_tokens_give_equal_rows_without_complaint(make_model, states):
+    encoder = Encoder.load(make_model(), max_length=12)
+    same_start = [states[0] + "x" * i for i in range(5)]
+    rows = encoder.encode(same_start)
+    assert (rows == rows[0]).all()
+
+
+def test_a_prompt_without_tokens_is_named(make_model, tmp_path):
+    folder = Path(make_model())
+    copy = tmp_path / "no-begin"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    bare = transformers.AutoTokenizer.from_pretrained(copy)
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    bare.save_pretrained(copy)
+    with pytest.raises(EncodingError, match="no token"):
+        Encoder.load(str(copy)).encode(["a", ""])
+
+
+class _Limited:
+    """Runs out of memory above a number of slots, as a device would."""
+
+    def __init__(self, forward, slots):
+        self.forward, self.slots, self.refused, self.largest = forward, slots, 0, 0
+
+    def __call__(self, sequences):
+        slots = len(sequences) * max(map(len, sequences))
+        if slots > self.slots:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.largest = max(self.largest, slots)
+        return self.forward(sequences)
+
+
+def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    right = encoder.encode(states)
+    limited = _Limited(encoder.choice.engine.forward, 1200)
+    monkeypatch.setattr(encoder.choice.engine, "forward", limited)
+    assert compare(encoder.encode(states), right)[0] <= 1e-5
+    assert limited.largest <= 1200
+    first = limited.refused
+    assert 0 < first < 10, "the safe budget is remembered"
+
+
+def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    by_length = sorted(states, key=len)
+    some = [*by_length[:5], by_length[-1]]
+    lengths = encoder.prompts.tokenize(some).lengths
+    limited = _Limited(encoder.choice.engine.forward, int(lengths[-1]) - 1)
+    monkeypatch.setattr(encoder.choice.engine, "forward", limited)
+    out = np.empty((6, encoder.dim), np.float32)
+    reports = encoder.encode_into(some, out)
+    assert [report.status for report in reports] == ["ok"] * 5 + ["out_of_memory"]
+
+
+def test_other_errors_of_the_model_come_through(encoder, states, monkeypatch):
+    def fail(_sequences):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(encoder.choice.engine, "forward", fail)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        encoder.encode(states[:2])
+
+
+def test_an_engine_that_differs_from_alone_is_not_used(llama, monkeypatch, caplog):
+    right = engines.PaddedEngine.forward
+
+    def drifting(self, sequences):
+        rows = right(self, sequences)
+        return rows * np.float32(1.001) if self.name == "padded" else rows
+
+    monkeypatch.setattr(engines.PaddedEngine, "forward", drifting)
+    logging.getLogger("ebm_encode").propagate = True
+    encoder = Encoder.load(llama)
+    assert encoder.choice.engine.name == "alone"
+    assert "one at a time" in encoder.choice.reason
+    assert "self-test" in caplog.text
+
+
+def edited(folder, tmp_path, edit):
+    """A copy of a model with edited weights."""
+    copy = tmp_path / "edited"
+    copy.mkdir()
+    for file in Path(folder).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = load_file(copy / "model.safetensors")
+    edit(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return str(copy)
+
+
+def test_nan_weights_make_no_row(llama, tmp_path, states):
+    def edit(weights):
+        weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+
+    encoder = Encoder.load(edited(llama, tmp_path, edit))
+    assert "not finite even alone" in encoder.choice.reason
+    with pytest.raises(BadRowsError):
+        encoder.encode(states[:3])
+
+
+def test_missing_weights_are_not_made_up(llama, tmp_path):
+    def edit(weights):
+        del weights["model.layers.1.mlp.up_proj.weight"]
+
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        Encoder.load(edited(llama, tmp_path, edit))
+
+
+def test_any_change_of_weights_changes_the_identity(llama, tmp_path):
+    def edit(weights):
+        weights["model.norm.weight"][0] += 1e-3
+
+    before = Encoder.load(llama).identity
+    after = Encoder.load(edited(llama, tmp_path, edit)).identity
+    assert [field for field, *_ in before.differences(after)] == ["weights"]
+    assert before.digest != after.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"pooling": "last"}, "pooling"),
+        ({"layer": -2}, "layer"),
+        ({"template": "deepseek-prover-v2"}, "template"),
+        ({"max_length": 100}, "max_length"),
+    ],
+)
+def test_any_option_that_changes_numbers_changes_the_identity(llama, options, field):
+    plain, changed = Encoder.load(llama).identity, Encoder.load(llama, **options).identity
+    assert [name for name, *_ in plain.differences(changed)] == [field]
+
+
+def test_the_same_model_elsewhere_has_the_same_identity(llama, tmp_path):
+    assert Encoder.load(llama).identity == Encoder.load(edited(llama, tmp_path, dict)).identity
+    assert Encoder.load(llama, batch_size=1).identity == Encoder.load(llama).identity
+
+
+def test_models_that_cannot_be_used_are_refused(tmp_path, llama):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        Encoder.load(str(tmp_path))
+    with pytest.raises(ModelError, match="no such folder"):
+        Encoder.load(str(tmp_path / "missing"))
+    with pytest.raises(ModelError, match="hub"):
+        Encoder.load("nobody/no-such-model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        Encoder.load(str(tmp_path))
+    with pytest.raises(ModelError, match="--layer 9"):
+        Encoder.load(llama, layer=9)
+    with pytest.raises(ModelError, match="--device nonsense"):
+        Encoder.load(llama, device="nonsense")
+    with pytest.raises(ArgumentError, match="pooling"):
+        Encoder.load(llama, pooling="max")
+
+
+def test_truncated_weights_are_refused(llama, tmp_path):
+    copy = tmp_path / "cut"
+    copy.mkdir()
+    for file in Path(llama).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Encoder.load(str(copy))
