@@ -208,13 +208,14 @@ def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, 
     assert EmbeddingCache.open(tmp_path / "out.parquet")
 
 
-def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states):
-    marked = max(states, key=len)
+def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states, llama):
+    lengths = Encoder.load(llama).prompts.tokenize(states).lengths
+    limit = sorted(lengths)[-4]
+    doomed = {state for state, length in zip(states, lengths, strict=True) if length > limit}
 
     def fault(rows, sequences):
-        longest = max(map(len, sequences))
         for row, sequence in zip(rows, sequences, strict=True):
-            if len(sequence) == longest and longest > 700:
+            if len(sequence) > limit:
                 row[0] = np.nan
         return rows
 
@@ -222,15 +223,14 @@ def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states
     spoil(fault, alone=True)
     code, summary, _ = encode()
     assert code == 1
-    quarantined = [
-        json.loads(line)
-        for line in (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
-    ]
-    assert marked in [record["state"] for record in quarantined]
+    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
+    quarantined = [json.loads(line) for line in listed]
+    assert {record["state"] for record in quarantined} == doomed
     assert {record["kind"] for record in quarantined} == {"non_finite"}
-    assert all(record["tokens"] > 700 for record in quarantined)
-    assert summary["rows"] == len(states) - len(quarantined)
-    assert marked not in EmbeddingCache.open(tmp_path / "out.parquet")
+    assert all(record["tokens"] > limit for record in quarantined)
+    assert summary["rows"] == len(states) - len(doomed)
+    cache = EmbeddingCache.open(tmp_path / "out.parquet")
+    assert not doomed & set(cache.states())
     assert encode("--allow-quarantine")[0] == 0
 
 

@@ -35,8 +35,8 @@ writer.finish({"model": "a model"})
 def command(model, output, *more, checkpoint_rows=30):
     return [
         sys.executable, "-m", "ebm_encode", "encode", "--model-path", model, "--trajectories",
-        *map(str, FILES), "--output", str(output), "--batch-size", "8", "--checkpoint-rows", str(checkpoint_rows),
-        *more,
+        *map(str, FILES), "--output", str(output), "--batch-size", "8",
+        "--checkpoint-rows", str(checkpoint_rows), *more,
     ]  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_a_writer_killed_again_and_again_ends_with_every_row(tmp_path, identity)
     for _ in range(200):
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         process.stdout.readline()  # it is at work
-        time.sleep(draw.uniform(0, 0.4))
+        time.sleep(draw.uniform(0, 0.08))
         process.kill()
         process.wait()
         process.stdout.close()

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FORMAT_VERSION",
+    "METADATA_KEY",
+    "OPTIMISED",
     "BadRow",
     "CacheSchema",
     "CacheWriter",
     "EmbeddingCache",
-    "FORMAT_VERSION",
     "Identity",
-    "METADATA_KEY",
-    "OPTIMISED",
     "__version__",
     "audit",
     "check_rows",

@@ -2,6 +2,7 @@
 //!
 //! Starts from real cache files, and flips, cuts, splices and overwrites their bytes. The target
 //! in `rust/fuzz` does the same under a coverage-guided fuzzer.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod common;
 

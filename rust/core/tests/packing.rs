@@ -1,4 +1,5 @@
 //! Plans hold every sequence once and keep their budgets.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 use ebm_encode::packing::{PlanError, plan_padded};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
 //! The faults of real servers must be caught, and nothing else.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod common;
 

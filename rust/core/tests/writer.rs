@@ -1,4 +1,5 @@
 //! What is written is what is read, however often the writer was interrupted.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod common;
 

@@ -35,7 +35,6 @@ pub fn row(seed: u64, dim: usize) -> Vec<f32> {
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        #[expect(clippy::cast_possible_truncation, reason = "the upper bits are as good")]
         let unit = ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 23) as f32;
         unit - 1.0
     };
