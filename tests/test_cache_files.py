@@ -286,3 +286,29 @@ def test_any_file_pyarrow_writes_reads_the_same(tmp_path_factory, texts, dim, se
     cache = EmbeddingCache.open(path)
     assert cache.states() == texts
     assert (cache.matrix() == values).all()
+
+
+@given(
+    rows=st.integers(1, 300),
+    dim=st.integers(1, 70),
+    page=st.integers(1, 5000),
+    version=st.sampled_from(["1.0", "2.0"]),
+    codec=st.sampled_from(["none", "zstd", "snappy"]),
+    nullable=st.booleans(),
+    batch=st.integers(1, 100),
+)
+def test_plain_pages_of_any_shape_read_the_same(
+    tmp_path_factory, rows, dim, page, version, codec, nullable, batch
+):
+    path = tmp_path_factory.mktemp("plain") / "plain.parquet"
+    values = np.random.default_rng(rows).standard_normal((rows, dim)).astype(np.float32)
+    child = pa.field("element", pa.float32(), nullable=nullable)
+    schema = pa.schema(
+        [pa.field("s", pa.string()), pa.field("e", pa.list_(child), nullable=nullable)]
+    )
+    arrays = [pa.array(map(str, range(rows))), pa.array(list(values), pa.list_(child))]
+    pq.write_table(
+        pa.table(arrays, schema=schema), path, data_page_size=page, data_page_version=version,
+        compression=codec, use_dictionary=False, write_batch_size=batch,
+    )  # fmt: skip
+    assert (EmbeddingCache.open(path, strict=False).matrix() == values).all()

@@ -317,6 +317,9 @@ fn read_files(
 }
 
 fn read_group(file: &RowFile, group: usize, target: &mut [f32]) -> CacheResult<Vec<String>> {
+    if file.copy_group(group, target)? {
+        return file.group_states(group);
+    }
     let mut states: Vec<String> = Vec::new();
     let mut filled = 0;
     file.for_each_in_group(group, |rows| {

@@ -2,6 +2,7 @@
 
 mod audit;
 mod describe;
+mod direct_pages;
 mod embedding_cache;
 mod error;
 mod file_writer;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Float64Type};
 use arrow_array::{Array, ListArray, RecordBatch, StringArray};
+use arrow_buffer::NullBuffer;
 use arrow_schema::DataType;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
@@ -20,11 +21,14 @@ use parquet::arrow::arrow_reader::{
 };
 use parquet::errors::ParquetError;
 
+use super::direct_pages;
 use super::error::{CacheError, CacheResult};
 use super::footer::Footer;
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
 const BATCH_ROWS: usize = 1024;
+/// The columns of states and embeddings.
+const BOTH: [usize; 2] = [0, 1];
 
 /// An opened cache file: its footer is read and its columns are of the right types.
 #[derive(Debug)]
@@ -135,17 +139,39 @@ impl RowFile {
     ) -> CacheResult<()> {
         let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
         let mut read = 0_usize;
-        for batch in guard(&self.path, || self.reader(&[group], None))? {
+        for batch in guard(&self.path, || self.reader(&[group], &BOTH, None))? {
             let rows = self.decode(batch, first + read as u64)?;
             read += rows.states.len();
             visit(rows)?;
         }
-        if read != self.group_rows[group] {
-            let expected = self.group_rows[group];
-            let detail = format!("row group {group} has {read} rows, its metadata says {expected}");
-            return Err(CacheError::format(&self.path, detail));
+        self.require_rows(group, read)
+    }
+
+    /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
+    pub(super) fn copy_group(&self, group: usize, target: &mut [f32]) -> CacheResult<bool> {
+        guard(&self.path, || {
+            let metadata = self.metadata.metadata().row_group(group);
+            let copied = match &self.bytes {
+                Some(bytes) => direct_pages::read_group(bytes.clone(), metadata, self.dim, target),
+                None => {
+                    direct_pages::read_group(open_file(&self.path)?, metadata, self.dim, target)
+                }
+            };
+            copied.map_err(|error| damaged(&self.path, &error))
+        })
+    }
+
+    /// The states of one row group.
+    pub(super) fn group_states(&self, group: usize) -> CacheResult<Vec<String>> {
+        let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
+        let mut states: Vec<String> = Vec::new();
+        for batch in guard(&self.path, || self.reader(&[group], &[0], None))? {
+            let column = batch?.column(0).as_string::<i32>().clone();
+            self.refuse_null("state", column.nulls(), first + states.len() as u64)?;
+            states.extend(column.iter().flatten().map(str::to_owned));
         }
-        Ok(())
+        self.require_rows(group, states.len())?;
+        Ok(states)
     }
 
     /// Reads all rows, some at a time, in order.
@@ -163,7 +189,7 @@ impl RowFile {
         let groups: Vec<usize> = (0..self.group_rows.len()).collect();
         let mut states = Vec::new();
         let mut values = Vec::new();
-        for batch in guard(&self.path, || self.reader(&groups, Some(selection)))? {
+        for batch in guard(&self.path, || self.reader(&groups, &BOTH, Some(selection)))? {
             let rows = self.decode(batch, 0)?;
             states.extend(rows.states.iter().flatten().map(str::to_owned));
             values.extend(rows.values);
@@ -171,15 +197,25 @@ impl RowFile {
         Ok(Rows { states: StringArray::from(states), values })
     }
 
+    fn require_rows(&self, group: usize, read: usize) -> CacheResult<()> {
+        let expected = self.group_rows[group];
+        if read == expected {
+            return Ok(());
+        }
+        let detail = format!("row group {group} has {read} rows, its metadata says {expected}");
+        Err(CacheError::format(&self.path, detail))
+    }
+
     fn reader(
         &self,
         groups: &[usize],
+        columns: &[usize],
         selection: Option<RowSelection>,
     ) -> CacheResult<Guarded<'_>> {
         let reader = match &self.bytes {
-            Some(bytes) => self.build(bytes.clone(), groups, selection)?,
+            Some(bytes) => self.build(bytes.clone(), groups, columns, selection)?,
             // Each reader opens the file for itself: clones of one handle share their position.
-            None => self.build(open_file(&self.path)?, groups, selection)?,
+            None => self.build(open_file(&self.path)?, groups, columns, selection)?,
         };
         Ok(Guarded { path: &self.path, reader: Some(reader) })
     }
@@ -188,9 +224,11 @@ impl RowFile {
         &self,
         input: R,
         groups: &[usize],
+        columns: &[usize],
         selection: Option<RowSelection>,
     ) -> CacheResult<ParquetRecordBatchReader> {
-        let columns = ProjectionMask::roots(self.metadata.parquet_schema(), [0, 1]);
+        let columns = columns.iter().copied();
+        let columns = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone())
                 .with_row_groups(groups.to_vec())
@@ -208,7 +246,7 @@ impl RowFile {
             return Ok(footer.dim);
         }
         let Some(group) = self.group_rows.iter().position(|&rows| rows > 0) else { return Ok(0) };
-        let mut batches = guard(&self.path, || self.reader(&[group], None))?;
+        let mut batches = guard(&self.path, || self.reader(&[group], &BOTH, None))?;
         let Some(batch) = batches.next() else { return Ok(0) };
         let (_, lists) = self.columns_of(&batch?, 0)?;
         let dim = lists.value_length(0);
@@ -246,14 +284,19 @@ impl RowFile {
     fn columns_of(&self, batch: &RecordBatch, first: u64) -> CacheResult<(StringArray, ListArray)> {
         let states = batch.column(0).as_string::<i32>().clone();
         let lists = batch.column(1).as_list::<i32>().clone();
-        for (name, nulls) in [("state", states.nulls()), ("embedding", lists.nulls())] {
-            let null = nulls.and_then(|nulls| nulls.iter().position(|valid| !valid));
-            if let Some(row) = null {
-                let detail = format!("{name} is null");
-                return Err(CacheError::row(&self.path, first + row as u64, detail));
-            }
-        }
+        self.refuse_null("state", states.nulls(), first)?;
+        self.refuse_null("embedding", lists.nulls(), first)?;
         Ok((states, lists))
+    }
+
+    fn refuse_null(&self, what: &str, nulls: Option<&NullBuffer>, first: u64) -> CacheResult<()> {
+        match nulls.and_then(|nulls| nulls.iter().position(|valid| !valid)) {
+            Some(row) => {
+                let detail = format!("{what} is null");
+                Err(CacheError::row(&self.path, first + row as u64, detail))
+            }
+            None => Ok(()),
+        }
     }
 }
 
