@@ -36,11 +36,13 @@ def identify(
     try:
         weights = digest_files(weight_files(model.folder))
         config = json.loads((model.folder / "config.json").read_bytes())
+        code = digest_files(sorted(model.folder.glob("*.py"))) if model.own_code else None
     except (OSError, ValueError) as error:
         raise ModelError(f"{model.name}: {error}") from error
     fields = {
         "weights": weights,
         "config": digest_json({k: v for k, v in config.items() if k not in _VOLATILE}),
+        "code": code,
         "tokenizer": digest_json(_tokenizer_as_it_runs(model.tokenizer)),
         "template": template.text,
         "special_tokens": SPECIAL_TOKENS_RULE,

@@ -44,6 +44,7 @@ class Model:
         dtype: Name of the compute dtype.
         dim: Width of the hidden state.
         max_positions: Longest sequence in tokens, `None` if the model has no limit.
+        own_code: Whether code that came with the model was let run.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Model:
     dtype: str
     dim: int
     max_positions: int | None
+    own_code: bool
 
     @property
     def device(self) -> torch.device:
@@ -106,6 +108,7 @@ def load_model(
         dtype=str(base.dtype).removeprefix("torch."),
         dim=int(text_config.hidden_size),
         max_positions=_max_positions(text_config, tokenizer),
+        own_code=trust_remote_code and any(folder.glob("*.py")),
     )
 
 

@@ -16,9 +16,9 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TaskProgressColumn,
-    TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ class EncodingProgress:
         self._bar: Progress | None = None
         if not quiet and console.is_terminal:
             self._bar = Progress(
-                TextColumn("encoding"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 TaskProgressColumn(),
                 _Rates(self),
                 TimeRemainingColumn(),
@@ -83,7 +82,7 @@ class EncodingProgress:
         seconds = max(time.monotonic() - self._start, 1e-9)
         return (
             f"{self._done_states:,}/{self._states:,} states, "
-            f"{self._done_states / seconds:,.1f} states/s, "
+            f"{self._done_states / seconds:,.0f} states/s, "
             f"{self._done_tokens / seconds:,.0f} tokens/s"
         )
 
@@ -95,7 +94,7 @@ class EncodingProgress:
 
 class _Rates(ProgressColumn):
     def __init__(self, progress: EncodingProgress) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._progress = progress
 
     def render(self, task: Task) -> Text:

@@ -219,11 +219,12 @@ mod tests {
     #[test]
     fn our_own_files_are_read_directly_and_equal_what_arrow_reads() {
         let folder = TempDir::new().unwrap();
-        let (dim, rows) = (37, 2500_u16);
+        let (dim, rows) = (37_u16, 2500_u16);
+        let count = u32::from(dim) * u32::from(rows);
+        let values: Vec<f32> = (0..count).map(f32::from_bits).collect();
+        let dim = usize::from(dim);
         let path = folder.path().join("a.parquet");
         let mut writer = FileWriter::create(&path, dim).unwrap();
-        let values: Vec<f32> =
-            (0..usize::from(rows) * dim).map(|i| f32::from_bits(i as u32)).collect();
         let states = StringArray::from_iter_values((0..rows).map(|i| i.to_string()));
         writer.append(states, values.clone()).unwrap();
         let identity = r#"{"weights": "", "config": "", "tokenizer": "", "template": "",

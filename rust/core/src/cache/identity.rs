@@ -15,6 +15,9 @@ pub struct Identity {
     pub weights: String,
     /// Digest of `config.json` without keys that change no number: `blake3:<hex>`.
     pub config: String,
+    /// Digest of the code that came with the model and was let run: `blake3:<hex>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// Digest of the tokenizer as it runs: `blake3:<hex>`.
     pub tokenizer: String,
     /// The template's whole text, with `{state}` where the state goes.

@@ -10,6 +10,7 @@ pub fn identity() -> Identity {
     Identity {
         weights: "blake3:w".into(),
         config: "blake3:c".into(),
+        code: None,
         tokenizer: "blake3:t".into(),
         template: "{state}".into(),
         special_tokens: "tokenizer-default-once".into(),
