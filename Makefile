@@ -20,7 +20,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 build: setup ## Build the extension into the environment, and the prover
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin develop --release --quiet
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin develop --release --quiet
 	cargo build --release --locked --quiet --package ebm-prover
 
 demo: build ## Make a small model, encode real proof states, audit the cache, open it from Rust
