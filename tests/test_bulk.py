@@ -278,6 +278,16 @@ def test_audit_finds_the_faults_of_a_real_server(run_cli, tmp_path, rows):
     assert run_cli("audit", tmp_path / "none.parquet")[0] == 2
 
 
+def test_an_output_that_is_an_input_or_no_cache_is_left_alone(encode, tmp_path):
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(FILES[0].read_bytes())
+    code, _, err = encode("--overwrite", files=[copy], output=copy)
+    assert (code, "is one of the --trajectories" in " ".join(err.split())) == (2, True)
+    code, _, err = encode(output=copy)
+    assert (code, "copy.parquet" in err) == (2, True)
+    assert copy.read_bytes() == FILES[0].read_bytes()
+
+
 def test_inspect_shows_what_the_footer_says(encode, run_cli, tmp_path, llama):
     encode()
     code, out, _ = run_cli("inspect", tmp_path / "out.parquet")

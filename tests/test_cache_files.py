@@ -85,6 +85,8 @@ def test_python_reads_views_of_memory_that_rust_owns(ours, rows):
         cache["absent"]
     with pytest.raises(ValueError, match=r"read-only|cannot set WRITEABLE"):
         matrix[0, 0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        matrix.setflags(write=True)
     del cache
     assert (matrix == rows(4)).all(), "a view keeps the memory alive"
 
@@ -217,6 +219,21 @@ def test_a_newer_format_is_refused(tmp_path, ours):
     pq.write_table(newer, tmp_path / "newer.parquet")
     with pytest.raises(CacheFormatError, match="format version 99"):
         EmbeddingCache.open(tmp_path / "newer.parquet")
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_a_footer_that_claims_a_huge_dimension_costs_no_memory(tmp_path, ours, kept):
+    whole = json.loads(pq.read_metadata(ours).metadata[b"ebm_encode"]) | {"dim": 10**11}
+    claiming = pq.read_table(ours).slice(0, kept)
+    claiming = claiming.replace_schema_metadata({"ebm_encode": json.dumps(whole)})
+    pq.write_table(claiming, tmp_path / "huge.parquet")
+    if kept:
+        for read in (EmbeddingCache.open, _core.audit):
+            with pytest.raises(CacheFormatError, match=r"huge\.parquet"):
+                read(tmp_path / "huge.parquet")
+    else:
+        assert len(EmbeddingCache.open(tmp_path / "huge.parquet")) == 0
+        assert _core.audit(tmp_path / "huge.parquet")["rows"] == 0
 
 
 def test_a_file_that_pyarrow_writes_with_our_schema_is_ours(tmp_path, ours, rows):

@@ -138,6 +138,10 @@ class BulkRun:
         self._note_overlong(states, reports, saved)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
+        unusable = [
+            report.status != "ok" and not done for report, done in zip(reports, saved, strict=True)
+        ]
+        progress.advance(sum(unusable), _size(states, unusable), 0)
 
         def wanted(indices: list[int]) -> bool:
             return not all(saved[usable[i]] for i in indices)

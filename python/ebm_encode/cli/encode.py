@@ -99,6 +99,9 @@ def encode(
         raise ArgumentError(f"--output {output}: expected a file name ending in .parquet")
     Template.load(template)  # before anything that takes long
     states = read_states(trajectories, column)
+    output = output.resolve() if output.is_symlink() else output
+    if output.exists() and any(output.samefile(file) for file in states.files):
+        raise ArgumentError(f"--output {output}: is one of the --trajectories")
     _tell_input(states)
     with _writer(output) as writer:
         from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)

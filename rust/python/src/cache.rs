@@ -42,17 +42,20 @@ impl PyEmbeddingCache {
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let row = slf.get().cache.position(state);
         let row = row.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        Ok(views::row_view(slf, row))
+        views::row_view(slf, row)
     }
 
-    fn get<'py>(slf: &Bound<'py, Self>, state: &str) -> Option<Bound<'py, PyArray1<f32>>> {
-        slf.get().cache.position(state).map(|row| views::row_view(slf, row))
+    fn get<'py>(
+        slf: &Bound<'py, Self>,
+        state: &str,
+    ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
+        slf.get().cache.position(state).map(|row| views::row_view(slf, row)).transpose()
     }
 
     fn get_many<'py>(
         slf: &Bound<'py, Self>,
         states: Vec<PyBackedStr>,
-    ) -> Vec<Option<Bound<'py, PyArray1<f32>>>> {
+    ) -> PyResult<Vec<Option<Bound<'py, PyArray1<f32>>>>> {
         states.iter().map(|state| Self::get(slf, state)).collect()
     }
 

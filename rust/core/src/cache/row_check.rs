@@ -131,7 +131,7 @@ impl RowChecker {
     pub(super) fn with_same_tokens(dim: usize, same_tokens: SameTokens) -> Self {
         Self {
             dim,
-            sketcher: Sketcher::new(dim),
+            sketcher: Sketcher::new(),
             same_tokens,
             seen: 0,
             accepted: Vec::new(),
@@ -157,6 +157,10 @@ impl RowChecker {
     /// If `rows` does not hold `keys.len()` rows.
     pub fn check(&mut self, keys: &[StateKey], rows: &[f32]) -> Vec<Result<(), BadRow>> {
         assert_eq!(rows.len(), keys.len() * self.dim, "one row of {} values per key", self.dim);
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        self.sketcher.prepare(self.dim);
         let (dim, sketcher) = (self.dim, &self.sketcher);
         let row = |i: usize| &rows[i * dim..(i + 1) * dim];
         let stats: Vec<RowStats> =

@@ -29,7 +29,19 @@ pub(super) struct Sketcher {
 }
 
 impl Sketcher {
-    pub(super) fn new(dim: usize) -> Self {
+    /// Without any sign: a damaged file may claim any dimension, and no memory is spent on a claim.
+    pub(super) fn new() -> Self {
+        Self { signs: Vec::new(), block: 1 }
+    }
+
+    /// Makes the signs for rows of `dim` values, once there is such a row.
+    pub(super) fn prepare(&mut self, dim: usize) {
+        if self.signs.len() != dim {
+            *self = Self::of_dim(dim);
+        }
+    }
+
+    fn of_dim(dim: usize) -> Self {
         // A fixed xorshift sequence: the same signs in every process, without a dependency.
         let mut bits = 0x9E37_79B9_7F4A_7C15_u64;
         let signs = (0..dim).map(|_| {
