@@ -14,6 +14,7 @@ from tokenizers import processors
 from ebm_encode import Encoder, engines
 from ebm_encode.engines import compare
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
+from support import first_copied, zero_tail
 
 
 @pytest.fixture
@@ -26,16 +27,6 @@ def spoil(encoder, monkeypatch, fault, *, alone=False):
     engine = encoder._alone if alone else encoder.choice.engine
     right = engine.forward
     monkeypatch.setattr(engine, "forward", lambda sequences: fault(right(sequences)))
-
-
-def zero_tail(rows):
-    rows[1:] = 0
-    return rows
-
-
-def first_copied(rows):
-    rows[:] = rows[0]
-    return rows
 
 
 def last_copied(rows):
