@@ -4,23 +4,26 @@
 //! the same output and identity goes on after the last checkpoint. A checkpoint writes only the
 //! rows that came since the one before.
 
+mod merge;
+mod opening;
+mod read_back;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow_array::StringArray;
-use arrow_array::builder::StringBuilder;
 use serde_json::Value;
 
-use super::embedding_cache::{cache_files, require_same, same_tokens};
+use super::embedding_cache::{cache_files, same_tokens};
 use super::error::{CacheError, CacheResult};
 use super::file_writer::FileWriter;
 use super::footer::{Footer, StateKey};
-use super::identity::{Identity, differences};
+use super::identity::Identity;
 use super::row_check::{BadRow, RowChecker};
-use super::row_file::{RowFile, Rows};
+use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
-use super::work_folder::{WorkFolder, remove, write_atomically};
+use super::work_folder::{WorkFolder, write_atomically};
 
 /// When to checkpoint, and what to do with an output that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,108 +133,6 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    fn open(
-        lock: OutputLock,
-        identity: Identity,
-        dim: usize,
-        options: WriterOptions,
-    ) -> CacheResult<Self> {
-        let OutputLock { output, folder } = lock;
-        folder.remove_temporary()?;
-        if let Some(detail) = folder.rejected()? {
-            if !options.overwrite {
-                return Err(CacheError::Rejected { path: folder.path().to_owned(), detail });
-            }
-            folder.clear()?;
-        }
-        let mut writer = Self {
-            output,
-            folder,
-            identity,
-            dim,
-            options,
-            sources: Vec::new(),
-            former: 0,
-            total: 0,
-            current: HashMap::new(),
-            checker: RowChecker::new(dim),
-            pending_states: Vec::new(),
-            pending_values: Vec::new(),
-            last_checkpoint: Instant::now(),
-            discarded: Vec::new(),
-        };
-        writer.take_up()?;
-        Ok(writer)
-    }
-
-    /// Takes up the former output and the shards of an interrupted run.
-    fn take_up(&mut self) -> CacheResult<()> {
-        if self.output.exists() && !self.options.overwrite {
-            let file = RowFile::open(&self.output)?;
-            self.require(&file)?;
-            self.add_source(file)?;
-            self.former = self.total;
-        }
-        for path in self.folder.shards()? {
-            match RowFile::open(&path).and_then(|file| self.add_shard(file)) {
-                Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
-                    // Its rows are encoded anew; a shard holds nothing else.
-                    remove(&path)?;
-                    self.discarded.push(error.to_string());
-                }
-                other => other?,
-            }
-        }
-        Ok(())
-    }
-
-    fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
-        let made_by = file.footer().map(|footer| &footer.identity);
-        if self.options.overwrite && !differences(Some(&self.identity), made_by).is_empty() {
-            return remove(file.path());
-        }
-        self.require(&file)?;
-        self.add_source(file)
-    }
-
-    fn require(&self, file: &RowFile) -> CacheResult<()> {
-        let made_by = file.footer().map(|footer| &footer.identity);
-        require_same(file.path(), made_by, Some(&self.identity), "the one at hand")?;
-        if file.dim() != self.dim {
-            let (found, dim) = (file.dim(), self.dim);
-            let detail = format!("rows have {found} values, this encoder's {dim}");
-            return Err(CacheError::format(file.path(), detail));
-        }
-        Ok(())
-    }
-
-    /// Checks the rows of a file and makes the good ones part of the output.
-    fn add_source(&mut self, file: RowFile) -> CacheResult<()> {
-        // Read to the end before anything counts, so that a damaged file leaves no trace.
-        file.for_each(|_| Ok(()))?;
-        for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
-            self.checker.allow_equal(left, right);
-        }
-        let first = self.total;
-        file.for_each(|rows| {
-            let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
-            for key in &keys {
-                if self.current.remove(key).is_some() {
-                    self.checker.retract(*key); // the later row of a state counts
-                }
-            }
-            for (key, verdict) in keys.iter().zip(self.checker.check(&keys, &rows.values)) {
-                if verdict.is_ok() {
-                    self.current.insert(*key, self.total);
-                }
-                self.total += 1;
-            }
-            Ok(())
-        })?;
-        self.sources.push(Source { file, first });
-        Ok(())
-    }
-
     /// Offers rows (`rows` is `states.len() x dim`, row-major); the good ones will be in the cache.
     ///
     /// Checkpoints when it is time. Returns one verdict per row.
@@ -340,55 +241,6 @@ impl CacheWriter {
         self.current.get(&StateKey::of(state)).is_some_and(|number| *number < self.former)
     }
 
-    /// The text and row of an accepted state, read back from where they are stored.
-    ///
-    /// # Errors
-    /// Whatever keeps a shard from being read.
-    pub fn stored(&self, key: StateKey) -> CacheResult<Option<(String, Vec<f32>)>> {
-        match self.current.get(&key) {
-            Some(number) => Ok(self.read(&[*number])?.pop()),
-            None => Ok(None),
-        }
-    }
-
-    /// Numbers of the rows that count and that are not part of the former output, ascending.
-    #[must_use]
-    pub fn new_rows(&self) -> Vec<u64> {
-        let mut rows: Vec<u64> =
-            self.current.values().copied().filter(|number| *number >= self.former).collect();
-        rows.sort_unstable();
-        rows
-    }
-
-    /// Reads rows back by number (ascending, distinct) from where they are stored.
-    ///
-    /// # Errors
-    /// Whatever keeps a shard from being read; [`CacheError::Argument`] for a number without a row.
-    pub fn read(&self, numbers: &[u64]) -> CacheResult<Vec<(String, Vec<f32>)>> {
-        let pending_from = self.total - self.pending_states.len() as u64;
-        let missing = |number: u64| CacheError::Argument(format!("there is no row {number}"));
-        let mut found = Vec::with_capacity(numbers.len());
-        for source in &self.sources {
-            let end = source.first + source.file.num_rows() as u64;
-            let inside = numbers.iter().filter(|number| (source.first..end).contains(*number));
-            let inside: Vec<usize> =
-                inside.filter_map(|number| usize::try_from(number - source.first).ok()).collect();
-            if inside.is_empty() {
-                continue;
-            }
-            let rows = source.file.read_rows(&inside)?;
-            let states = rows.states.iter().flatten().map(str::to_owned);
-            found.extend(states.zip(rows.values.chunks(self.dim).map(<[f32]>::to_vec)));
-        }
-        for &number in numbers.iter().filter(|number| **number >= pending_from) {
-            let index = usize::try_from(number - pending_from).map_err(|_| missing(number))?;
-            let state = self.pending_states.get(index).ok_or_else(|| missing(number))?;
-            let row = &self.pending_values[index * self.dim..(index + 1) * self.dim];
-            found.push((state.clone(), row.to_vec()));
-        }
-        Ok(found)
-    }
-
     /// Accepted states whose norm proved far from that of all others, with the reason.
     ///
     /// # Errors
@@ -476,45 +328,6 @@ impl CacheWriter {
     #[must_use]
     pub fn work_folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    fn merge(&self, path: &Path, provenance: Value) -> CacheResult<()> {
-        let mut merged = FileWriter::create(path, self.dim)?;
-        for Source { file, first } in &self.sources {
-            let mut number = *first;
-            file.for_each(|rows| {
-                let (states, values) = self.counting(rows, &mut number);
-                merged.append(states, values)
-            })?;
-        }
-        let footer = self.footer(merged.rows(), provenance);
-        merged.close(&footer)
-    }
-
-    /// Those of a source's rows that count for their state.
-    fn counting(&self, rows: Rows, number: &mut u64) -> (StringArray, Vec<f32>) {
-        let counts = |state: &str, number: u64| {
-            self.current.get(&StateKey::of(state)).is_some_and(|current| *current == number)
-        };
-        let keep: Vec<bool> = rows
-            .states
-            .iter()
-            .flatten()
-            .zip(*number..)
-            .map(|(state, number)| counts(state, number))
-            .collect();
-        *number += keep.len() as u64;
-        if keep.iter().all(|keep| *keep) {
-            return (rows.states, rows.values);
-        }
-        let mut states = StringBuilder::new();
-        let mut values = Vec::new();
-        let all = rows.states.iter().flatten().zip(rows.values.chunks(self.dim));
-        for ((state, row), _) in all.zip(keep).filter(|(_, keep)| *keep) {
-            states.append_value(state);
-            values.extend_from_slice(row);
-        }
-        (states.finish(), values)
     }
 
     fn footer(&self, rows: u64, provenance: Value) -> Footer {

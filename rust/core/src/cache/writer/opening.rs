@@ -1,0 +1,117 @@
+//! Opening a writer: what an earlier run left is taken up, or refused.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::{CacheWriter, OutputLock, Source, WriterOptions};
+use crate::cache::embedding_cache::{require_same, same_tokens};
+use crate::cache::error::{CacheError, CacheResult};
+use crate::cache::footer::StateKey;
+use crate::cache::identity::{Identity, differences};
+use crate::cache::row_check::RowChecker;
+use crate::cache::row_file::RowFile;
+use crate::cache::work_folder::remove;
+
+impl CacheWriter {
+    pub(super) fn open(
+        lock: OutputLock,
+        identity: Identity,
+        dim: usize,
+        options: WriterOptions,
+    ) -> CacheResult<Self> {
+        let OutputLock { output, folder } = lock;
+        folder.remove_temporary()?;
+        if let Some(detail) = folder.rejected()? {
+            if !options.overwrite {
+                return Err(CacheError::Rejected { path: folder.path().to_owned(), detail });
+            }
+            folder.clear()?;
+        }
+        let mut writer = Self {
+            output,
+            folder,
+            identity,
+            dim,
+            options,
+            sources: Vec::new(),
+            former: 0,
+            total: 0,
+            current: HashMap::new(),
+            checker: RowChecker::new(dim),
+            pending_states: Vec::new(),
+            pending_values: Vec::new(),
+            last_checkpoint: Instant::now(),
+            discarded: Vec::new(),
+        };
+        writer.take_up()?;
+        Ok(writer)
+    }
+
+    /// Takes up the former output and the shards of an interrupted run.
+    fn take_up(&mut self) -> CacheResult<()> {
+        if self.output.exists() && !self.options.overwrite {
+            let file = RowFile::open(&self.output)?;
+            self.require(&file)?;
+            self.add_source(file)?;
+            self.former = self.total;
+        }
+        for path in self.folder.shards()? {
+            match RowFile::open(&path).and_then(|file| self.add_shard(file)) {
+                Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
+                    // Its rows are encoded anew; a shard holds nothing else.
+                    remove(&path)?;
+                    self.discarded.push(error.to_string());
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
+        let made_by = file.footer().map(|footer| &footer.identity);
+        if self.options.overwrite && !differences(Some(&self.identity), made_by).is_empty() {
+            return remove(file.path());
+        }
+        self.require(&file)?;
+        self.add_source(file)
+    }
+
+    pub(super) fn require(&self, file: &RowFile) -> CacheResult<()> {
+        let made_by = file.footer().map(|footer| &footer.identity);
+        require_same(file.path(), made_by, Some(&self.identity), "the one at hand")?;
+        if file.dim() != self.dim {
+            let (found, dim) = (file.dim(), self.dim);
+            let detail = format!("rows have {found} values, this encoder's {dim}");
+            return Err(CacheError::format(file.path(), detail));
+        }
+        Ok(())
+    }
+
+    /// Checks the rows of a file and makes the good ones part of the output.
+    fn add_source(&mut self, file: RowFile) -> CacheResult<()> {
+        // Read to the end before anything counts, so that a damaged file leaves no trace.
+        file.for_each(|_| Ok(()))?;
+        for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
+            self.checker.allow_equal(left, right);
+        }
+        let first = self.total;
+        file.for_each(|rows| {
+            let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
+            for key in &keys {
+                if self.current.remove(key).is_some() {
+                    self.checker.retract(*key); // the later row of a state counts
+                }
+            }
+            for (key, verdict) in keys.iter().zip(self.checker.check(&keys, &rows.values)) {
+                if verdict.is_ok() {
+                    self.current.insert(*key, self.total);
+                }
+                self.total += 1;
+            }
+            Ok(())
+        })?;
+        self.sources.push(Source { file, first });
+        Ok(())
+    }
+}
