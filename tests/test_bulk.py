@@ -1,6 +1,8 @@
 """The main job from the command line, its summaries, refusals and faults."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -343,6 +345,18 @@ def test_help_is_quick_and_names_every_option(run_cli):
         assert option in out
     source = Path(engines.__file__).with_name("__init__.py").read_text()
     assert "import torch" not in source
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path, write_cache, rows):
+    cache = write_cache(tmp_path / "a.parquet", ["a", "b"], rows(2))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ebm_encode", "inspect", str(cache)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
 
 
 def test_quiet_says_nothing(run_cli, llama, tmp_path):

@@ -1,9 +1,11 @@
 """The command line `ebm-encode`.
 
-Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted, 141 (as for any Unix
+tool) when whoever read the output went away.
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from ebm_encode.errors import EbmEncodeError
 from ebm_encode.progress import stderr_console
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 app = cyclopts.App(
     name="ebm-encode",
@@ -52,11 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_on_error=False,
             print_error=True,
         )
+        sys.stdout.flush()
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what is wrong
     except EbmEncodeError as error:
         console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         console.print("interrupted", highlight=False)
         return INTERRUPTED
