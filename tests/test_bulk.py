@@ -60,6 +60,15 @@ def test_the_main_job(encode, tmp_path, states, llama):
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"], "nothing else is left"
 
 
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(encode):
+    _, _, err = encode()
+    line = " ".join(err.split())
+    assert "430/430 states" in line
+    assert "states/s" in line
+    assert "tokens/s" in line
+    assert "\x1b" not in err
+
+
 def test_a_second_run_has_nothing_to_do(encode, tmp_path):
     encode()
     before = (tmp_path / "out.parquet").read_bytes()

@@ -65,6 +65,8 @@ class EncodingProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif not self._quiet and error is None:
+            log.info("%s", self.rates())
 
     def advance(self, states: int, size: int, tokens: int) -> None:
         """Some more states are done, with so many bytes of text and so many tokens."""
