@@ -55,6 +55,20 @@ fn equal_rows_of_equal_tokens_are_good() {
     assert_eq!(kinds(&verdicts), ["ok", "ok", "duplicate"]);
 }
 
+/// Prompts cut at the same place: this must not take time that grows with the square.
+#[test]
+fn many_states_of_equal_tokens_are_no_burden() {
+    const MANY: usize = 50_000;
+    let states = states(0..MANY as u64);
+    let states: Vec<&str> = states.iter().map(String::as_str).collect();
+    let (tokens, other): (&[u32], &[u32]) = (&[1, 2], &[3]);
+    let mut all = vec![tokens; MANY];
+    all[MANY - 1] = other;
+    let verdicts = check_rows(&states, &all, &row(1, 4).repeat(MANY), 4);
+    assert!(verdicts[..MANY - 1].iter().all(Result::is_ok));
+    assert!(matches!(verdicts[MANY - 1], Err(BadRow::Duplicate { .. })));
+}
+
 #[test]
 fn two_rows_of_one_state_must_agree() {
     let mut checker = RowChecker::new(DIM);

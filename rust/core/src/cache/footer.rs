@@ -111,8 +111,9 @@ impl SameTokens {
 
     pub(super) fn add(&mut self, left: StateKey, right: StateKey) {
         let (left, right) = (self.representative(left), self.representative(right));
+        // Keys are digests, so their order is random, and chains stay as short as a logarithm.
         if left != right {
-            self.representative.insert(left, right);
+            self.representative.insert(left.max(right), left.min(right));
         }
     }
 

@@ -230,31 +230,35 @@ impl RowChecker {
         {
             return Err(BadRow::Conflict { row: other.row });
         }
-        if let Some(other) = self.equal_row(key, stats) {
+        let equal = self.equal_rows(stats);
+        let is_twin = |other: &Accepted| other.key == key || self.same_tokens.same(other.key, key);
+        if let Some(other) = equal.iter().map(|&i| &self.accepted[i]).find(|row| !is_twin(row)) {
             return Err(BadRow::Duplicate { of: other.key, row: other.row });
         }
+        let has_twin = !equal.is_empty();
         let index = self.accepted.len();
         self.of_state.entry(key).or_insert(index);
-        self.cells.entry(cell(&stats.sketch)).or_default().push(index);
+        if !has_twin {
+            // One of several rightly equal rows is enough to find what wrongly equals them.
+            self.cells.entry(cell(&stats.sketch)).or_default().push(index);
+        }
         self.accepted.push(Accepted { key, row, sketch: stats.sketch, retracted: false });
         self.norms.push(norm);
         Ok(())
     }
 
-    /// An accepted row that equals this one up to rounding, of a state with other tokens.
-    fn equal_row(&self, key: StateKey, stats: &RowStats) -> Option<&Accepted> {
+    /// The accepted rows that equal this one up to rounding.
+    fn equal_rows(&self, stats: &RowStats) -> Vec<usize> {
         let [x, y] = cell(&stats.sketch);
         let around = (-1..=1).flat_map(|dx| (-1..=1).map(move |dy| (dx, dy)));
         let near = around
             .filter_map(|(dx, dy)| self.cells.get(&[x.saturating_add(dx), y.saturating_add(dy)]));
-        let equal = near.flatten().filter(|&&index| {
+        let equal = near.flatten().copied().filter(|&index| {
             let ratio = self.norms[index] / stats.norm;
             (ratio - 1.0).abs() <= EQUAL
                 && distance(&self.accepted[index].sketch, &stats.sketch) <= EQUAL
         });
-        equal
-            .map(|&index| &self.accepted[index])
-            .find(|other| other.key != key && !self.same_tokens.same(other.key, key))
+        equal.collect()
     }
 
     /// The usual norms among accepted and new rows; computed anew when the rows grew by a tenth.
