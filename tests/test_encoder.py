@@ -255,6 +255,10 @@ def test_models_that_cannot_be_used_are_refused(tmp_path, llama):
         Encoder.load(llama, layer=9)
     with pytest.raises(ModelError, match="--device nonsense"):
         Encoder.load(llama, device="nonsense")
+    with pytest.raises(ArgumentError, match="dtype 'bf16'"):
+        Encoder.load(llama, dtype="bf16")
+    with pytest.raises(ArgumentError, match="one text"):
+        Encoder.load(llama).encode("ab")
     with pytest.raises(ArgumentError, match="pooling"):
         Encoder.load(llama, pooling="max")
 

@@ -22,7 +22,7 @@ from ebm_encode.engines import (
 )
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError
 from ebm_encode.identity import identify
-from ebm_encode.model import Dtype, Model, load_model
+from ebm_encode.model import DTYPES, Dtype, Model, load_model
 from ebm_encode.templates import Template
 from ebm_encode.tokens import Prompts, Tokens
 
@@ -182,6 +182,8 @@ class Encoder:
             raise ArgumentError(f"pooling {pooling!r}: expected mean or last")
         if overlong not in ("truncate", "skip", "error"):
             raise ArgumentError(f"overlong {overlong!r}: expected truncate, skip or error")
+        if dtype != "auto" and dtype not in DTYPES:
+            raise ArgumentError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
         model = load_model(
             model_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
@@ -208,6 +210,7 @@ class Encoder:
             BadRowsError: If a row fails the checks, also alone; names the states.
             EncodingError: If a state is too long, has no token, or does not fit the memory.
         """
+        _refuse_single(states)
         out = np.empty((len(states), self.dim), dtype=np.float32)
         reports = self.encode_into(states, out)
         wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
@@ -288,6 +291,7 @@ class Encoder:
         return row
 
     def _require_out(self, states: Sequence[str], out: NDArray[np.float32]) -> None:
+        _refuse_single(states)
         expected = (len(states), self.dim)
         if out.shape != expected or out.dtype != np.float32:
             raise ArgumentError(
@@ -359,6 +363,11 @@ class Encoder:
                     out[other] = self.run_alone(tokens[other])
             if not bad:
                 return
+
+
+def _refuse_single(states: Sequence[str]) -> None:
+    if isinstance(states, str):
+        raise ArgumentError("states is one text, expected a list of them")
 
 
 def _longest(model: Model, max_length: int | None) -> int | None:

@@ -179,6 +179,9 @@ class _LayerTap:
                 f"--layer {layer}: the model has hidden states {-count - 1} to {count}"
             )
         index = layer if layer >= 0 else count + 1 + layer
+        if index < count and not hasattr(model.config.get_text_config(), "num_attention_heads"):
+            # State-space models of transformers record hidden states at other places than we do.
+            raise ModelError(f"--layer {layer}: only -1 is supported for this model's architecture")
         self._block = None
         if index < count:
             if blocks is None:

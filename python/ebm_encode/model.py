@@ -122,6 +122,8 @@ def find_folder(name: str, *, with_code: bool = False) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{name}: the folder has no config.json; is it a model's folder?")
+        if (path / "adapter_config.json").exists():
+            raise ModelError(f"{name}: has an adapter, which is not supported; merge it first")
         return path
     if path.exists():
         raise ModelError(f"{name}: is a file, expected a model's folder or hub id")

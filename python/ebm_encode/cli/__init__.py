@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what is wrong
     except EbmEncodeError as error:
-        console.print(f"[red]error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
         return error.exit_code
     except BrokenPipeError:
         # The reader has seen enough (`| head`). Python would complain once more at exit.
@@ -75,11 +75,6 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """A polite request to end is taken like Ctrl-C: what is done is saved first."""
     del number, frame
     raise KeyboardInterrupt
-
-
-def _plain(error: EbmEncodeError) -> str:
-    # Square brackets in a state or path are not the console's markup.
-    return str(error).replace("[", r"\[")
 
 
 def _log_to(console: Console) -> None:
