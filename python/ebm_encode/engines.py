@@ -179,14 +179,24 @@ class _LayerTap:
                 f"--layer {layer}: the model has hidden states {-count - 1} to {count}"
             )
         index = layer if layer >= 0 else count + 1 + layer
-        if index < count and not hasattr(model.config.get_text_config(), "num_attention_heads"):
-            # State-space models of transformers record hidden states at other places than we do.
-            raise ModelError(f"--layer {layer}: only -1 is supported for this model's architecture")
         self._block = None
         if index < count:
             if blocks is None:
                 raise ModelError(f"--layer {layer}: cannot tell the layers of this model apart")
             self._block = blocks[index]
+            self._require_same_as_transformers(model, layer, index)
+
+    def _require_same_as_transformers(self, model: Model, layer: int, index: int) -> None:
+        """Not every architecture records its hidden states before each block; Mamba does not."""
+        ids = torch.arange(8, device=model.device)[None, :]  # (1, T)
+        mask = torch.ones_like(ids)
+        with torch.inference_mode():
+            states = self._base(
+                input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+            ).hidden_states
+            same = torch.equal(self.hidden(ids, mask), states[index])
+        if not same:
+            raise ModelError(f"--layer {layer}: only -1 is supported for this model")
 
     def hidden(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The hidden state, (B, T) to (B, T, C)."""
