@@ -63,6 +63,9 @@ def test_the_weight_files_are_those_that_are_loaded(tmp_path):
     index = {"weight_map": {"w": "m-2.safetensors", "v": "m-1.safetensors", "u": "m-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "consolidated.safetensors").touch()
-    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"names m-1\.safetensors, m-2"):
+        weight_files(tmp_path)
+    for shard in ("m-1.safetensors", "m-2.safetensors"):
+        (tmp_path / shard).touch()
     names = [file.name for file in weight_files(tmp_path)]
-    assert names == ["m-1.safetensors", "m-2.safetensors", "adapter_model.safetensors"]
+    assert names == ["m-1.safetensors", "m-2.safetensors"]

@@ -249,6 +249,8 @@ def test_models_that_cannot_be_used_are_refused(tmp_path, llama):
     with pytest.raises(ModelError, match="hub"):
         Encoder.load("nobody/no-such-model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    for file in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / file).touch()
     with pytest.raises(ModelError, match="encoder-decoder"):
         Encoder.load(str(tmp_path))
     with pytest.raises(ModelError, match="--layer 9"):

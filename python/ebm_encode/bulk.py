@@ -1,7 +1,7 @@
 """The main job: unique states through an encoder into a cache, resumable at any point."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -67,9 +67,10 @@ class BulkRun:
         for cache in caches:
             self._writer.adopt(cache, todo)
         if caches:
-            before = len(todo)
-            todo = _without(todo, self._writer.contains_many(todo))
-            self.outcome.from_caches = before - len(todo)
+            adopted = self._writer.contains_many(todo)
+            self._note_adopted([s for s, taken in zip(todo, adopted, strict=True) if taken])
+            todo = _without(todo, adopted)
+            self.outcome.from_caches = sum(adopted)
         return todo
 
     def encode(self, states: list[str], progress: EncodingProgress) -> None:
@@ -100,7 +101,7 @@ class BulkRun:
         provenance["verification"] = (
             self.outcome.verification.to_json() if self.outcome.verification else None
         )
-        overlong = list(self._overlong.records.values())
+        overlong = [*self._former_overlong(), *self._overlong.records.values()]
         self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
         self.outcome.skipped = len(overlong) - self.outcome.truncated
         provenance["counts"] = self.counts()
@@ -158,6 +159,28 @@ class BulkRun:
             done = sum(len(selected[i]) for i in indices)
             progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
             self.outcome.tokens += done
+
+    def _note_adopted(self, states: list[str]) -> None:
+        """Lists those rows of other caches whose prompts were cut."""
+        for chunk in _chunks(states, _CHUNK_STATES):
+            reports = self._encoder.screen(self._encoder.prompts.tokenize(chunk))
+            self._overlong.add(
+                [
+                    {"state": state, "tokens": report.tokens, "action": "truncated"}
+                    for state, report in zip(chunk, reports, strict=True)
+                    if report.truncated
+                ]
+            )
+
+    def _former_overlong(self) -> list[dict[str, Any]]:
+        """What the list beside the former output says of rows that are kept."""
+        former = Journal(side_file(self._output, OVERLONG)).records
+        kept = self._writer.former_many(list(former))
+        return [
+            record
+            for (state, record), keep in zip(former.items(), kept, strict=True)
+            if keep and state not in self._overlong.records
+        ]
 
     def _note_overlong(
         self, states: list[str], reports: list[RowReport], saved: list[bool]
@@ -244,7 +267,7 @@ def _size(states: list[str], counted: list[bool]) -> int:
     return sum(len(s.encode()) for s, count in zip(states, counted, strict=True) if count)
 
 
-def _chunks(states: list[str], size: int) -> Iterator[list[str]]:
+def _chunks(states: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = iter(states)
     while chunk := list(islice(rest, size)):
         yield chunk

@@ -5,6 +5,7 @@ inode change stay the same, so a model of many gigabytes is hashed once.
 """
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ def digest_file(file: Path) -> str:
     """
     path = file.resolve()
     stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = (os.fsencode(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     known = _recall(key)
     if known is not None:
         return known
@@ -47,17 +48,17 @@ def _memory() -> sqlite3.Connection:
     folder = platformdirs.user_cache_path("ebm-encode", ensure_exists=True)
     connection = sqlite3.connect(folder / "digests.sqlite", timeout=10)
     connection.execute(
-        "CREATE TABLE IF NOT EXISTS digests"
-        " (path TEXT PRIMARY KEY, size INTEGER, modified INTEGER, changed INTEGER, digest TEXT)"
+        "CREATE TABLE IF NOT EXISTS digests_by_path"
+        " (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, changed INTEGER, digest TEXT)"
     )
     return connection
 
 
-def _recall(key: tuple[str, int, int, int]) -> str | None:
+def _recall(key: tuple[bytes, int, int, int]) -> str | None:
     try:
         with closing(_memory()) as memory:
             found = memory.execute(
-                "SELECT digest FROM digests"
+                "SELECT digest FROM digests_by_path"
                 " WHERE path = ? AND size = ? AND modified = ? AND changed = ?",
                 key,
             ).fetchone()
@@ -66,9 +67,11 @@ def _recall(key: tuple[str, int, int, int]) -> str | None:
     return None if found is None else str(found[0])
 
 
-def _remember(key: tuple[str, int, int, int], digest: str) -> None:
+def _remember(key: tuple[bytes, int, int, int], digest: str) -> None:
     try:
         with closing(_memory()) as memory, memory:
-            memory.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", (*key, digest))
+            memory.execute(
+                "INSERT OR REPLACE INTO digests_by_path VALUES (?, ?, ?, ?, ?)", (*key, digest)
+            )
     except (sqlite3.Error, OSError):
         return  # the same

@@ -20,10 +20,16 @@ from ebm_encode.engines import (
     Pooling,
     choose_engine,
 )
-from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError
+from ebm_encode.errors import (
+    ArgumentError,
+    BadRowsError,
+    EncodingError,
+    ModelError,
+    TemplateError,
+)
 from ebm_encode.identity import identify
-from ebm_encode.model import DTYPES, Dtype, Model, load_model
-from ebm_encode.templates import Template
+from ebm_encode.model import DTYPES, Dtype, Model, load_model, one_line
+from ebm_encode.templates import PLACE, Template
 from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
@@ -135,9 +141,13 @@ class Encoder:
                 template.name,
                 marker,
             )
-        self.choice: EngineChoice = choose_engine(
-            padded, self._alone, self.prompts.tokenize(_PROBES), model.dtype
-        )
+        self._require_room_for_states()
+        probes = self.prompts.tokenize(_PROBES)
+        self._require_known(probes)
+        try:
+            self.choice: EngineChoice = choose_engine(padded, self._alone, probes, model.dtype)
+        except Exception as error:  # a model's code may raise anything
+            raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
 
@@ -201,7 +211,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of every row."""
-        return self.model.dim
+        return self.choice.dim
 
     def encode(self, states: Sequence[str]) -> NDArray[np.float32]:
         """The rows of some states, float32 `[len(states), dim]`, in their order.
@@ -254,7 +264,12 @@ class Encoder:
         return reports
 
     def screen(self, tokens: Tokens) -> list[RowReport]:
-        """What can be said of each sequence before it is run."""
+        """What can be said of each sequence before it is run.
+
+        Raises:
+            ModelError: If the tokenizer gives a token that the model does not know.
+        """
+        self._require_known(tokens)
         return [self._screen(int(full)) for full in tokens.full_lengths]
 
     def run(
@@ -289,6 +304,27 @@ class Encoder:
             _free_memory()
             raise EncodingError(_memory_reason(len(sequence))) from error
         return row
+
+    def _require_room_for_states(self) -> None:
+        """Refuses a template that fills the longest prompt: all prompts would be the same."""
+        limit, template = self.prompts.max_length, self.prompts.template
+        before = template.text.partition(PLACE)[0]
+        fixed = int(self.prompts.tokenize_texts([before]).full_lengths[0]) if before else 0
+        if limit is not None and fixed >= limit:
+            raise TemplateError(
+                f"--template {template.name}: has {fixed} tokens before the state, and prompts may"
+                f" have {limit} (--max-length)"
+            )
+
+    def _require_known(self, tokens: Tokens) -> None:
+        """Refuses tokens without an embedding; on a GPU they would end the process."""
+        highest = int(tokens.ids.max(initial=0))
+        known = self.model.base.get_input_embeddings().num_embeddings
+        if highest >= known:
+            raise ModelError(
+                f"{self.model.name}: its tokenizer gives token {highest}, and the model knows"
+                f" {known}; they do not belong together"
+            )
 
     def _require_out(self, states: Sequence[str], out: NDArray[np.float32]) -> None:
         _refuse_single(states)

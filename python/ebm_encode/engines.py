@@ -113,12 +113,14 @@ class EngineChoice:
 
     Attributes:
         engine: The engine.
+        dim: Length of the rows.
         reason: In words.
         error: Largest relative difference from each probe alone, by the engine first tried.
         cosine: Smallest cosine with each probe alone, likewise.
     """
 
     engine: Engine
+    dim: int
     reason: str
     error: float
     cosine: float
@@ -128,21 +130,22 @@ def choose_engine(candidate: Engine, alone: Engine, probes: Tokens, dtype: str) 
     """The candidate, if its rows equal those of each probe alone; else one at a time."""
     sequences = [probes[i] for i in range(len(probes))]
     expected = np.concatenate([alone.forward([sequence]) for sequence in sequences])
+    dim = int(expected.shape[1])
     batched = candidate.forward(sequences)
     error, cosine = compare(batched, expected)
     if not np.isfinite(expected).all():
         reason = "the model's rows are not finite even alone; every row will be refused"
         log.warning("self-test: %s", reason)
-        return EngineChoice(candidate, reason, error, cosine)
+        return EngineChoice(candidate, dim, reason, error, cosine)
     if agrees(error, cosine, dtype):
         reason = f"equals each probe alone (relative error {error:.1e}, cosine {cosine:.6f})"
-        return EngineChoice(candidate, reason, error, cosine)
+        return EngineChoice(candidate, dim, reason, error, cosine)
     reason = (
         f"{candidate.name} batches differ from each probe alone (relative error {error:.1e},"
         f" cosine {cosine:.6f}); encoding one at a time, which is right but slow"
     )
     log.warning("self-test: %s", reason)
-    return EngineChoice(alone, reason, error, cosine)
+    return EngineChoice(alone, dim, reason, error, cosine)
 
 
 def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[float, float]:

@@ -5,6 +5,8 @@ Knows nothing of templates, pooling or caches.
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,6 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 
 from ebm_encode.errors import ModelError
 
@@ -27,6 +28,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt", "tokenizer_config.json"),
+)
 # A tokenizer may say "no limit" with a very large number.
 _NO_LIMIT = 10**9
 
@@ -42,7 +47,6 @@ class Model:
         config: Its configuration.
         tokenizer: Its tokenizer.
         dtype: Name of the compute dtype.
-        dim: Width of the hidden state.
         max_positions: Longest sequence in tokens, `None` if the model has no limit.
         own_code: Whether code that came with the model was let run.
     """
@@ -53,7 +57,6 @@ class Model:
     config: Any
     tokenizer: Any
     dtype: str
-    dim: int
     max_positions: int | None
     own_code: bool
 
@@ -82,23 +85,22 @@ def load_model(
     folder = find_folder(name, with_code=trust_remote_code)
     target = _device(device)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    try:
+    with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-        if getattr(config, "is_encoder_decoder", False):
-            raise ModelError(f"{name}: is an encoder-decoder model, expected a causal one")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name}: is an encoder-decoder model, expected a causal one")
+    with _naming(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         causal, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: cannot be loaded: {_first_line(error)}") from error
     base = causal.base_model.eval().requires_grad_(requires_grad=False)
     _require_weights(name, causal, base, info)
     text_config = config.get_text_config()
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device}: {_first_line(error)}") from error
+        raise ModelError(f"--device {device}: {one_line(error)}") from error
     return Model(
         name=name,
         folder=folder,
@@ -106,10 +108,22 @@ def load_model(
         config=config,
         tokenizer=tokenizer,
         dtype=str(base.dtype).removeprefix("torch."),
-        dim=int(text_config.hidden_size),
         max_positions=_max_positions(text_config, tokenizer),
         own_code=trust_remote_code and any(folder.glob("*.py")),
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged folder makes transformers raise anything
+        raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
+
+
+def silence_transformers() -> None:
+    """Leaves transformers' warnings out; what matters of them is an error here anyway."""
+    transformers.utils.logging.set_verbosity_error()
 
 
 def find_folder(name: str, *, with_code: bool = False) -> Path:
@@ -118,14 +132,17 @@ def find_folder(name: str, *, with_code: bool = False) -> Path:
     Raises:
         ModelError: If there is no such folder and the hub does not have it or cannot be reached.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name}: the folder has no config.json; is it a model's folder?")
-        if (path / "adapter_config.json").exists():
-            raise ModelError(f"{name}: has an adapter, which is not supported; merge it first")
-        return path
-    if path.exists():
+    if not name:
+        raise ModelError("--model-path: is empty, expected a model's folder or hub id")
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            _require_files(path)
+            return path
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
+        raise ModelError(f"--model-path {name[:80]}: {one_line(error)}") from error
+    if exists:
         raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
     patterns = [*_HUB_FILES, "*.py"] if with_code else _HUB_FILES
     try:
@@ -134,12 +151,24 @@ def find_folder(name: str, *, with_code: bool = False) -> Path:
         raise ModelError(f"{name}: no such folder, and not a hub id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"{name}: no such folder, and not to be had from the hub: {_first_line(error)}"
+            f"{name}: no such folder, and not to be had from the hub: {one_line(error)}"
         ) from error
 
 
+def _require_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: the folder has no config.json; is it a model's folder?")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder}: has an adapter, which is not supported; merge it first")
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder}: has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}"
+        )
+    weight_files(folder)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads weights from, adapters included.
+    """The files that transformers loads weights from.
 
     Raises:
         ModelError: If there are none.
@@ -150,14 +179,24 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / kind).is_file():
             files = [folder / kind]
         elif index.is_file():
-            shards = json.loads(index.read_bytes())["weight_map"].values()
-            files = [folder / shard for shard in sorted(set(shards))]
+            files = [folder / shard for shard in _shards(index)]
         if files:
             break
     if not files:
         raise ModelError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
-    adapters = [folder / f"adapter_model.{ending}" for ending in ("safetensors", "bin")]
-    return files + [adapter for adapter in adapters if adapter.is_file()]
+    return files
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        parsed = json.loads(index.read_bytes())
+        shards = sorted({str(shard) for shard in parsed["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: is no index of weight files: {one_line(error)}") from error
+    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if absent or not shards:
+        raise ModelError(f"{index}: names {', '.join(absent[:3]) or 'no file'}, not to be found")
+    return shards
 
 
 def _device(device: str) -> torch.device:
@@ -165,9 +204,12 @@ def _device(device: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if accelerator is None else accelerator
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"--device {device}: {_first_line(error)}") from error
+        raise ModelError(f"--device {device}: {one_line(error)}") from error
+    if found.type == "meta":
+        raise ModelError("--device meta: computes nothing")
+    return found
 
 
 def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) -> None:
@@ -176,6 +218,15 @@ def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) ->
     prefix = f"{causal.base_model_prefix}."
     missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
     missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}
+    rooms = {child for child, _ in base.named_children()}
+    unused = {key.removeprefix(prefix) for key in info["unexpected_keys"]}
+    unused = {key for key in unused if key.partition(".")[0] in rooms and "inv_freq" not in key}
+    if unused:
+        some = ", ".join(sorted(unused)[:3])
+        raise ModelError(
+            f"{name}: {len(unused)} weights of its files have no place in the model of its"
+            f" config.json ({some}, …); the model would run without them"
+        )
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise ModelError(
@@ -186,10 +237,12 @@ def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) ->
 
 def _max_positions(config: Any, tokenizer: Any) -> int | None:
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    known = [int(n) for n in limits if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
     return min(known, default=None)
 
 
-def _first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an exception of other software says, on one line, with its kind unless that is clear."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else ""
+    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"

@@ -4,14 +4,13 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 import torch
 import transformers
 
 from ebm_encode import __version__
-from ebm_encode.digests import digest_file
 from ebm_encode.encoder import Encoder
 from ebm_encode.trajectories import States
 
@@ -20,7 +19,7 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
     """The provenance of a run that is about to finish; JSON values only."""
     model, choice = encoder.model, encoder.choice
     finished = datetime.now(UTC)
-    return {
+    described = {
         "model": model.name,
         "template": encoder.prompts.template.name,
         "engine": {
@@ -42,9 +41,19 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 3),
-        "sources": [{"path": str(file), "digest": digest_file(file)} for file in states.files],
+        "sources": [{"path": str(file), "digest": digest} for file, digest in states.files.items()],
         "input": vars(states.counts),
     }
+    return cast("dict[str, Any]", _printable(described))
+
+
+def _printable(value: Any) -> Any:
+    """File names may hold bytes that are no text; JSON may not."""
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _device_name(device: torch.device) -> str:

@@ -50,12 +50,12 @@ class Journal:
         self.records: dict[str, dict[str, Any]] = {}
         self._path = path
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):
                 try:
                     record = json.loads(line)
-                except ValueError:
+                    self.records[record["state"]] = record
+                except (ValueError, KeyError, TypeError):
                     continue  # the last line, cut off by a crash; its state was not saved either
-                self.records[record["state"]] = record
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Appends records; they are on the disk when this returns.

@@ -77,7 +77,10 @@ class Prompts:
         """The token sequences of some states."""
         if not states:
             return Tokens.of([])
-        prompts = [self.template.prompt(state) for state in states]
+        return self.tokenize_texts([self.template.prompt(state) for state in states])
+
+    def tokenize_texts(self, prompts: list[str]) -> Tokens:
+        """The token sequences of texts that need no template."""
         sequences = [self._with_special_tokens(ids) for ids in self._ids(prompts)]
         full = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         cut = [np.asarray(ids[: self.max_length], dtype=np.uint32) for ids in sequences]

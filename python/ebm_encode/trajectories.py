@@ -6,6 +6,7 @@ Knows nothing of models. Streams Parquet row groups and JSON lines; keeps only t
 import glob
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebm_encode import _core
+from ebm_encode.digests import digest_file
 from ebm_encode.errors import InputError
 from ebm_encode.side_files import OVERLONG, QUARANTINE
 
@@ -38,7 +40,7 @@ class States:
     """The distinct states of some files, in the order of their first appearance."""
 
     texts: list[str]
-    files: list[Path]
+    files: dict[Path, str]  # each with the digest of its content
     counts: InputCounts
     notes: list[str] = field(default_factory=list)
 
@@ -57,16 +59,32 @@ def read_states(paths: list[str], column: str = DEFAULT_COLUMN) -> States:
     files, notes = expand(paths)
     seen: dict[str, None] = {}
     counts = InputCounts()
+    digests = {}
     for file in files:
         reader = _read_parquet if file.suffix == ".parquet" else _read_json_lines
         before = counts.rows
-        for text, complete in reader(file, column):
-            _count(text, complete=complete, seen=seen, counts=counts)
+        with _unchanging(file):
+            for text, complete in reader(file, column):
+                _count(text, complete=complete, seen=seen, counts=counts)
+            digests[file] = digest_file(file)
         if counts.rows == before:
             raise InputError(f"{file}: has no rows")
     if not seen:
         raise InputError(f"{', '.join(map(str, files))}: column {column!r} holds no state")
-    return States(list(seen), files, counts, notes)
+    return States(list(seen), digests, counts, notes)
+
+
+@contextmanager
+def _unchanging(file: Path) -> Iterator[None]:
+    """Refuses a file that changes while it is read: its digest would be of something else."""
+    try:
+        before = file.stat()
+        yield
+        after = file.stat()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(f"{file}: changed while it was read")
 
 
 def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
@@ -77,14 +95,13 @@ def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
     """
     files: dict[Path, None] = {}
     notes: list[str] = []
+    if not paths or not all(paths):
+        raise InputError("--trajectories: name at least one file, folder or pattern")
     for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            found = _inside(path, notes)
-        elif path.exists():
-            found = [path]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
+        try:
+            found = _stands_for(text, notes)
+        except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+            raise InputError(f"{text[:80]}: cannot be read: {error}") from error
         if not found:
             raise InputError(f"{text}: no such file, or a folder without .parquet or .jsonl files")
         for file in found:
@@ -92,6 +109,15 @@ def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
                 raise InputError(f"{file}: expected a file ending in .parquet, .jsonl or .ndjson")
         files.update(dict.fromkeys(found))
     return list(files), notes
+
+
+def _stands_for(text: str, notes: list[str]) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        return _inside(path, notes)
+    if path.exists():
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
 
 
 def _inside(folder: Path, notes: list[str]) -> list[Path]:
@@ -122,7 +148,8 @@ def _count(text: str | None, *, complete: bool, seen: dict[str, None], counts: I
 
 def _is_cache(file: Path) -> bool:
     try:
-        metadata = pq.read_metadata(file).metadata or {}
+        with file.open("rb") as source:
+            metadata = pq.read_metadata(source).metadata or {}
     except (pa.ArrowException, OSError):
         return False  # reading it as an input will say what is wrong with it
     return _core.METADATA_KEY.encode() in metadata
@@ -130,7 +157,8 @@ def _is_cache(file: Path) -> bool:
 
 def _read_parquet(file: Path, column: str) -> Iterator[tuple[str | None, bool]]:
     try:
-        with pq.ParquetFile(file) as parquet:
+        # Opened here: Arrow takes no name that is not text.
+        with file.open("rb") as source, pq.ParquetFile(source) as parquet:
             schema = parquet.schema_arrow
             _require_text(file, column, schema)
             has_complete = (
@@ -182,7 +210,7 @@ def _read_json_lines(file: Path, column: str) -> Iterator[tuple[str | None, bool
 def _parse_line(file: Path, number: int, line: bytes, column: str) -> tuple[str | None, bool]:
     try:
         record = json.loads(line)
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested too deep
         raise InputError(f"{file}: line {number}: not JSON: {error}") from error
     if not isinstance(record, dict) or column not in record:
         raise InputError(f"{file}: line {number}: has no field {column!r}. Name one with --column")

@@ -4,6 +4,7 @@ Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted, 141
 tool) when whoever read the output went away.
 """
 
+import io
 import logging
 import os
 import signal
@@ -26,6 +27,15 @@ from ebm_encode.progress import stderr_console
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
+
+class _Output(Console):
+    """Standard output, whose reader may go away."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would exit with 1, which here means that a check failed."""
+        raise BrokenPipeError
+
+
 app = cyclopts.App(
     name="ebm-encode",
     help="""Turn texts (Lean proof states first of all) into embeddings, and check every one.
@@ -34,10 +44,11 @@ app = cyclopts.App(
     state. `encode` makes a cache of them, `inspect` shows what a cache is, `audit` checks its rows.
     """,
     version=__version__,
-    console=Console(),
+    console=_Output(),
     error_console=stderr_console(),
     help_format="markdown",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(encode)
 app.command(inspect)
@@ -48,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     console = stderr_console()
     _log_to(console)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a state is text that a terminal may not know
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(
@@ -55,20 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_on_error=False,
             print_error=True,
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what is wrong
     except EbmEncodeError as error:
         console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
         return error.exit_code
     except BrokenPipeError:
-        # The reader has seen enough (`| head`). Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has seen enough (`| head`)
         return CLOSED_PIPE
+    except OSError as error:  # of the system, not of a cache: standard output on a full disk
+        console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        _drop_output()
+        return 2
     except KeyboardInterrupt:
         console.print("interrupted", highlight=False)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """What is still to be written to standard output is not; Python would complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,24 +1,30 @@
 """`ebm-encode audit`: the row checks over any cache, whoever wrote it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.numbers import whole
+from ebm_encode.errors import ArgumentError, EbmEncodeError
+
+log = logging.getLogger(__name__)
 
 
 def audit(
     *caches: Path,
-    examples: int = 5,
+    examples: Annotated[int, whole(at_least=0)] = 5,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
     """Check every row of one or more caches; exit with 1 if any row is bad.
 
     A bad row is not finite, has a norm of zero or far outside the cache's own, equals the row of
     another state, or differs from another row of the same state. Works on any Parquet file whose
-    first column is text and whose second is a list of numbers.
+    first column is text and whose second is a list of numbers. What is no cache is named, the
+    others are checked all the same, and the exit code is 2.
 
     Args:
         caches: Caches: Parquet files, or folders of them.
@@ -26,21 +32,28 @@ def audit(
         json_output: Print JSON.
     """
     if not caches:
-        from ebm_encode.errors import ArgumentError  # noqa: PLC0415
-
         raise ArgumentError("audit: name at least one cache")
-    reports = [_core.audit(cache, examples=examples) for cache in caches]
+    reports: list[dict[str, Any]] = []
+    for cache in caches:
+        try:
+            report = _core.audit(cache, examples=examples)
+        except EbmEncodeError as error:
+            report = {"path": str(cache), "error": str(error)}
+        reports.append(report)
+        if "error" in report:
+            log.error("%s", report["error"])
+        elif not json_output:
+            _print(report)
     if json_output:
         print(json.dumps(reports, ensure_ascii=False))  # noqa: T201
-    else:
-        for report in reports:
-            _print(report)
+    if any("error" in report for report in reports):
+        return 2
     return 1 if any(report["bad"] for report in reports) else 0
 
 
 def _print(report: dict[str, Any]) -> None:
     bad = sum(report["bad"].values())
-    verdict = f"{bad:,} BAD ROWS" if bad else "all good"
+    verdict = f"{bad:,} BAD ROWS" if bad else "all good" if report["rows"] else "nothing to check"
     print(f"{report['path']}: {report['rows']:,} rows of {report['dim']} values: {verdict}")  # noqa: T201
     for kind, count in report["bad"].items():
         print(f"  {kind}: {count:,}")  # noqa: T201

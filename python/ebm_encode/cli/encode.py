@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.numbers import SECONDS, whole
 from ebm_encode.errors import ArgumentError
 from ebm_encode.progress import EncodingProgress, stderr_console
 from ebm_encode.side_files import OVERLONG, QUARANTINE, side_file
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Many = Parameter(consume_multiple=True, negative="")
+AtLeastOne = whole(at_least=1)
 Flag = Parameter(negative="", show_default=False)
 
 
@@ -32,20 +35,20 @@ def encode(
     model_path: str,
     trajectories: Annotated[list[str], Many],
     output: Path,
-    batch_size: int = 256,
-    max_batch_tokens: int = 8192,
+    batch_size: Annotated[int, AtLeastOne] = 256,
+    max_batch_tokens: Annotated[int, AtLeastOne] = 8192,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
-    max_length: int | None = None,
+    max_length: Annotated[int | None, AtLeastOne] = None,
     overlong: Literal["truncate", "skip", "error"] = "truncate",
     template: str = "raw",
     pooling: Literal["mean", "last"] = "mean",
     layer: int = -1,
     cache: Annotated[list[str] | None, Many] = None,
     column: str = DEFAULT_COLUMN,
-    verify_sample: int = 32,
-    checkpoint_rows: int = 2000,
-    checkpoint_seconds: float = 60.0,
+    verify_sample: Annotated[int, whole(at_least=0)] = 32,
+    checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
+    checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
     allow_quarantine: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
@@ -91,24 +94,25 @@ def encode(
         json_summary: Print the summary as JSON on standard output.
     """
     started = datetime.now(UTC)
-    if max_batch_tokens < 1 or batch_size < 1 or checkpoint_rows < 1 or verify_sample < 0:
-        raise ArgumentError("sizes must be at least 1 (--verify-sample at least 0)")
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
     if output.suffix != ".parquet":
         raise ArgumentError(f"--output {output}: expected a file name ending in .parquet")
     Template.load(template)  # before anything that takes long
     states = read_states(trajectories, column)
-    output = output.resolve() if output.is_symlink() else output
+    output = Path(os.path.realpath(output)) if output.is_symlink() else output
     if output.exists() and any(output.samefile(file) for file in states.files):
         raise ArgumentError(f"--output {output}: is one of the --trajectories")
     _tell_input(states)
     with _writer(output) as writer:
         from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
+        from ebm_encode.model import silence_transformers  # noqa: PLC0415
         from ebm_encode.provenance import describe_run  # noqa: PLC0415
 
         log.info("loading the model %s", model_path)
+        if quiet:
+            silence_transformers()
         encoder = Encoder.load(
             model_path,
             template=template,

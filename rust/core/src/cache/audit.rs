@@ -15,6 +15,7 @@ use super::row_file::RowFile;
 #[derive(Debug, Clone, Serialize)]
 pub struct AuditReport {
     /// The file or folder.
+    #[serde(serialize_with = "super::describe::as_shown")]
     pub path: PathBuf,
     /// Number of rows.
     pub rows: u64,

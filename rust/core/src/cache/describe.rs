@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::embedding_cache::cache_files;
 use super::error::CacheResult;
@@ -13,6 +13,7 @@ use super::row_file::RowFile;
 #[derive(Debug, Clone, Serialize)]
 pub struct FileDescription {
     /// The file.
+    #[serde(serialize_with = "as_shown")]
     pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
@@ -48,4 +49,9 @@ fn describe_file(path: PathBuf) -> CacheResult<FileDescription> {
         footer: file.footer().cloned(),
         path,
     })
+}
+
+/// Serializes a path as it is printed, since its bytes need not be text.
+pub(super) fn as_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }

@@ -287,7 +287,8 @@ impl CacheWriter {
             self.retract(state);
         }
         let rows = self.current.len() as u64;
-        let written = rows != self.former || self.total != self.former || !self.output.exists();
+        let changed = rows != self.former || self.total != self.former;
+        let written = changed || self.options.overwrite || !self.output.exists();
         if written {
             write_atomically(self.folder.path(), &self.output, |path| {
                 self.merge(path, provenance)
