@@ -26,15 +26,41 @@ SHAPE: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 2048,
 }
+_SLIDING = SHAPE | {"sliding_window": 24}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,
     "qwen2": SHAPE,
     "qwen3": SHAPE,
-    "mistral": SHAPE | {"sliding_window": 24},
-    "gemma2": SHAPE | {"sliding_window": 24, "query_pre_attn_scalar": 16},
-    "gemma3_text": SHAPE | {"sliding_window": 24, "query_pre_attn_scalar": 16},
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 2048},
+    "olmo2": SHAPE,
+    "stablelm": SHAPE,
+    "gpt_neox": SHAPE,
+    "mistral": _SLIDING,
+    "phi3": _SLIDING,
+    "starcoder2": _SLIDING,
+    "gemma2": _SLIDING | {"query_pre_attn_scalar": 16},
+    "gemma3_text": _SLIDING | {"query_pre_attn_scalar": 16},
     "mixtral": SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": SHAPE | _EXPERTS | {"num_experts": 4},
+    "gpt_oss": _SLIDING | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": SHAPE
+    | {"attention_chunk_size": 24, "num_local_experts": 4, "intermediate_size_mlp": 64},
+    "deepseek_v3": SHAPE
+    | _EXPERTS
+    | {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}
+    | {"v_head_dim": 16, "head_dim": 8, "first_k_dense_replace": 1},
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 2048},
+    "gptj": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 2048, "rotary_dim": 8},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    | {"word_embed_proj_dim": 64, "max_position_embeddings": 2048},
+    "falcon": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    | {"alibi": False, "max_position_embeddings": 2048},
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 2048},
+    "bloom": {"hidden_size": 64, "n_layer": 3, "n_head": 4},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 3, "state_size": 4},
+    "mamba2": {"hidden_size": 64, "num_hidden_layers": 3, "state_size": 8}
+    | {"num_heads": 8, "head_dim": 16, "n_groups": 2},
 }
 
 

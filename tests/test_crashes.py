@@ -117,7 +117,7 @@ def test_an_interrupted_run_saves_exits_130_and_goes_on(llama, tmp_path, uninter
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "engine padded" in line:
+        if "engine shared-prefix" in line:
             break
     time.sleep(0.15)
     process.send_signal(number)

@@ -1,7 +1,6 @@
 """The encoder: reports, refusals, faults, memory."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
-from ebm_encode import Encoder, engines
+from ebm_encode import Encoder
 from ebm_encode.engines import compare
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from support import first_copied, zero_tail
@@ -164,21 +163,6 @@ def test_other_errors_of_the_model_come_through(encoder, states, monkeypatch):
     monkeypatch.setattr(encoder.choice.engine, "forward", fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         encoder.encode(states[:2])
-
-
-def test_an_engine_that_differs_from_alone_is_not_used(llama, monkeypatch, caplog):
-    right = engines.PaddedEngine.forward
-
-    def drifting(self, sequences):
-        rows = right(self, sequences)
-        return rows * np.float32(1.001) if self.name == "padded" else rows
-
-    monkeypatch.setattr(engines.PaddedEngine, "forward", drifting)
-    logging.getLogger("ebm_encode").propagate = True
-    encoder = Encoder.load(llama)
-    assert encoder.choice.engine.name == "alone"
-    assert "one at a time" in encoder.choice.reason
-    assert "self-test" in caplog.text
 
 
 def edited(folder, tmp_path, edit):

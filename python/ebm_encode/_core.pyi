@@ -193,3 +193,58 @@ def describe(path: str | PathLike[str]) -> list[dict[str, Any]]:
 
 def plan_padded(lengths: NDArray[np.uint32], max_tokens: int, max_rows: int) -> list[list[int]]:
     """Batches of like length, longest first, as indices into `lengths` (uint32 `[n]`)."""
+
+def plan_windows(
+    ids: NDArray[np.uint32],
+    offsets: NDArray[np.int64],
+    max_nodes: int,
+    max_rows: int,
+    *,
+    share: bool = True,
+) -> list[list[int]]:
+    """Windows of sequences that begin alike, as indices, under a budget of distinct prefixes.
+
+    Args:
+        ids: Token ids end to end.
+        offsets: Where each sequence begins in `ids`, and the end, int64 `[n + 1]`.
+        max_nodes: Most distinct prefixes of a window; a longer sequence is a window of its own.
+        max_rows: Most sequences of a window.
+        share: Whether a prefix that neighbours have in common counts once.
+    """
+
+def count_nodes(ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> int:
+    """Number of distinct non-empty prefixes of all sequences."""
+
+@final
+class Trie:
+    """The distinct prefixes of some sequences (N nodes, S sequences), in depth-first order.
+
+    Node `j` is an ancestor of `i`, or `i` itself, exactly if `j <= i < ends[j]`. The path of
+    sequence `s` is the first `kept[s]` nodes of its predecessor's path and then the nodes
+    `starts[s]` to `starts[s + 1]`.
+    """
+
+    def __new__(
+        cls, ids: NDArray[np.uint32], offsets: NDArray[np.int64], *, share: bool = True
+    ) -> Trie: ...
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Token of each node, `[N]`."""
+    @property
+    def depths(self) -> NDArray[np.int64]:
+        """Position of each node in its sequences, from 0, `[N]`."""
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """One past the last descendant of each node, `[N]`."""
+    @property
+    def parents(self) -> NDArray[np.int64]:
+        """Parent of each node, -1 for a first token, `[N]`."""
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First own node of each sequence, and N, `[S + 1]`."""
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """How many tokens each sequence has from its predecessor, `[S]`."""
+    @property
+    def leaves(self) -> NDArray[np.int64]:
+        """Last node of each sequence, -1 for an empty one, `[S]`."""

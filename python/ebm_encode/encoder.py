@@ -5,8 +5,9 @@ Knows nothing of files other than the model's.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,11 +16,17 @@ from numpy.typing import NDArray
 from ebm_encode import _core
 from ebm_encode.engines import (
     AloneEngine,
+    Engine,
     EngineChoice,
+    MaskedWindowEngine,
     PaddedEngine,
     Pooling,
+    WindowEngine,
+    agrees,
     choose_engine,
+    compare,
 )
+from ebm_encode.engines.choice import require_engine
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -35,16 +42,22 @@ from ebm_encode.tokens import Prompts, Tokens
 log = logging.getLogger(__name__)
 
 Overlong = Literal["truncate", "skip", "error"]
+EngineName = Literal["auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
 Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory"]
 
 DEFAULT_MAX_BATCH_TOKENS = 8192
 DEFAULT_BATCH_SIZE = 256
 
+# They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
 _PROBES = (
     "⊢ True",
     "n : ℕ\n⊢ n + 0 = n",
     "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q",
+    "p q : Prop\nhp : p\nhq : q\n⊢ p",
+    "p q : Prop\nhp : p\nhq : q\n⊢ q ∧ p",
+    "p q : Prop\nhp : p\nhq : q\n⊢ q ∧ p",
     "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\nhx : x ∈ I\n⊢ x ∈ J",
+    "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\n⊢ x ∈ I → x ∈ J",
     """case succ
 x y : ℝ
 n : ℕ
@@ -115,6 +128,7 @@ class Encoder:
         overlong: Overlong,
         max_batch_tokens: int,
         batch_size: int,
+        engine: EngineName = "auto",
     ) -> None:
         if min(max_batch_tokens, batch_size) < 1:
             raise ArgumentError("max_batch_tokens and batch_size must be at least 1")
@@ -131,9 +145,12 @@ class Encoder:
             truncates=overlong == "truncate",
         )
         self._alone = AloneEngine(model, pooling, layer)
-        padded = PaddedEngine(
-            model, pooling, layer, max_tokens=max_batch_tokens, max_rows=batch_size
-        )
+        self._forced = engine != "auto"
+        candidates: list[Engine] = [
+            candidate
+            for candidate in _engines(model, pooling, layer, max_batch_tokens, batch_size)
+            if engine in ("auto", candidate.name)
+        ]
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -144,10 +161,17 @@ class Encoder:
         self._require_room_for_states()
         probes = self.prompts.tokenize(_PROBES)
         self._require_known(probes)
+        stretched = self._stretched(probes)
+        if len(stretched) < len(probes):
+            probes = probes.select([i for i in range(len(probes)) if i not in stretched])
         try:
-            self.choice: EngineChoice = choose_engine(padded, self._alone, probes, model.dtype)
+            self.choice: EngineChoice = choose_engine(candidates, self._alone, probes, model.dtype)
         except Exception as error:  # a model's code may raise anything
             raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
+        if self._forced:
+            require_engine(self.choice, engine)
+        # The longest sequence whose row was compared with the sequence alone.
+        self._compared = int(probes.lengths.max())
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
 
@@ -165,6 +189,7 @@ class Encoder:
         overlong: Overlong = "truncate",
         max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        engine: EngineName = "auto",
         trust_remote_code: bool = False,
     ) -> "Encoder":
         """Loads a model and makes an encoder of it.
@@ -180,6 +205,7 @@ class Encoder:
             overlong: What to do with longer ones: `truncate` their end, `skip` them, or `error`.
             max_batch_tokens: Most tokens of one forward pass, padding included.
             batch_size: Most states of one forward pass.
+            engine: How states go through the model; `auto` is the fastest that is right.
             trust_remote_code: Whether code that comes with the model may run.
 
         Raises:
@@ -194,6 +220,8 @@ class Encoder:
             raise ArgumentError(f"overlong {overlong!r}: expected truncate, skip or error")
         if dtype != "auto" and dtype not in DTYPES:
             raise ArgumentError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+        if engine not in get_args(EngineName):
+            raise ArgumentError(f"engine {engine!r}: expected {', '.join(get_args(EngineName))}")
         model = load_model(
             model_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
@@ -206,6 +234,7 @@ class Encoder:
             overlong=overlong,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
+            engine=engine,
         )
 
     @property
@@ -282,13 +311,72 @@ class Encoder:
             wanted: Asked before each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
         """
-        for indices in self.choice.engine.plan(tokens):
-            if wanted(indices):
-                failed: dict[int, str] = {}
-                done = dict(self._forward(tokens, indices, failed))
-                rows = [done[i] for i in indices if i in done]
-                stacked = np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
-                yield Batch([i for i in indices if i in done], stacked, failed)
+        stretched = self._stretched(tokens)
+        for i in stretched:
+            if wanted([i]):
+                yield self._alone_batch(tokens, i)
+        rest = [i for i in range(len(tokens)) if i not in stretched]
+        while rest:
+            chosen = self.choice
+            left = set(rest)
+            plan = chosen.engine.plan(tokens.select(rest))
+            for indices in _longest_first([[rest[k] for k in batch] for batch in plan], tokens):
+                if wanted(indices):
+                    failed: dict[int, str] = {}
+                    done = dict(self._forward(tokens, indices, failed))
+                    if not self._still_right(tokens, done):
+                        break  # and plan anew, for the engine that is used from here on
+                    rows = [done[i] for i in indices if i in done]
+                    stacked = np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+                    yield Batch([i for i in indices if i in done], stacked, failed)
+                left.difference_update(indices)
+            rest = [i for i in rest if i in left]
+
+    def _stretched(self, tokens: Tokens) -> dict[int, None]:
+        """The sequences that would change the positions of others in their batch."""
+        limit = self.model.stretches_after
+        long = [] if limit is None else np.flatnonzero(tokens.lengths > limit).tolist()
+        return dict.fromkeys(long)
+
+    def _alone_batch(self, tokens: Tokens, i: int) -> Batch:
+        try:
+            return Batch([i], self.run_alone(tokens[i])[None, :], {})
+        except EncodingError as error:
+            return Batch([], np.empty((0, self.dim), np.float32), {i: str(error)})
+
+    def _still_right(self, tokens: Tokens, done: dict[int, NDArray[np.float32]]) -> bool:
+        """Compares a batch with sequences longer than any compared so far with these alone.
+
+        Some of what can make an engine wrong shows only beyond some length: a sliding window that
+        is not kept to, positions that are stretched. So the longest of such a batch is compared,
+        and the shortest, which must not suffer from it. Returns whether the rows are right; if not,
+        another engine is chosen.
+
+        Raises:
+            ModelError: If the engine was forced.
+        """
+        by_length = sorted(done, key=lambda i: len(tokens[i]))
+        engine = self.choice.engine
+        if engine is self._alone or not done or len(tokens[by_length[-1]]) <= self._compared:
+            return True
+        sample = sorted({by_length[0], by_length[-1]})
+        alone = np.stack([self.run_alone(tokens[i]) for i in sample])
+        error, cosine = compare(np.stack([done[i] for i in sample]), alone)
+        longest = len(tokens[by_length[-1]])
+        if agrees(error, cosine, self.model.dtype) or not np.isfinite(alone).all():
+            self._compared = longest
+            return True
+        reason = (
+            f"{engine.name} differs from sequences alone at {longest} tokens (relative error"
+            f" {error:.1e}, cosine {cosine:.6f})"
+        )
+        if self._forced:
+            raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
+        probes = tokens.select(sample)
+        choice = choose_engine(self.choice.worse, self._alone, probes, self.model.dtype)
+        self.choice = replace(choice, reason=f"{reason}; {choice.reason}")
+        log.warning("engine %s from here on: %s", choice.engine.name, self.choice.reason)
+        return False
 
     def run_alone(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The row of one sequence, float32 `[dim]`: the model on it alone, no padding.
@@ -351,7 +439,7 @@ class Encoder:
         self, tokens: Tokens, indices: list[int], failed: dict[int, str]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Runs a batch, in halves where the memory does not hold it."""
-        slots = len(indices) * max(len(tokens[i]) for i in indices)
+        slots = self.choice.engine.size([tokens[i] for i in indices])
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
@@ -399,6 +487,26 @@ class Encoder:
                     out[other] = self.run_alone(tokens[other])
             if not bad:
                 return
+
+
+def _engines(
+    model: Model, pooling: Pooling, layer: int, max_tokens: int, max_rows: int
+) -> list[Engine]:
+    """All engines for a model, best first."""
+    windows = partial(WindowEngine, model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows)
+    return [
+        windows(),
+        MaskedWindowEngine(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows),
+        windows(share=False),
+        PaddedEngine(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows),
+    ]
+
+
+def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
+    """The batch with the longest sequence comes first; compared alone, it vouches for the rest."""
+    lengths = tokens.lengths
+    first = max(range(len(batches)), key=lambda i: lengths[batches[i]].max())
+    return [batches[first], *batches[:first], *batches[first + 1 :]]
 
 
 def _refuse_single(states: Sequence[str]) -> None:

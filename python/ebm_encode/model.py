@@ -27,7 +27,7 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("vocab.json", "vocab.txt", "tokenizer_config.json"),
@@ -48,6 +48,8 @@ class Model:
         tokenizer: Its tokenizer.
         dtype: Name of the compute dtype.
         max_positions: Longest sequence in tokens, `None` if the model has no limit.
+        stretches_after: Length in tokens beyond which a batch's longest sequence changes the rotary
+            positions of all of it (dynamic NTK, LongRoPE); `None` if the model has no such.
         own_code: Whether code that came with the model was let run.
     """
 
@@ -58,6 +60,7 @@ class Model:
     tokenizer: Any
     dtype: str
     max_positions: int | None
+    stretches_after: int | None
     own_code: bool
 
     @property
@@ -94,7 +97,11 @@ def load_model(
         causal, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
         )
-    base = causal.base_model.eval().requires_grad_(requires_grad=False)
+    base = causal.base_model
+    if base is causal:  # no base by the name it states (Llama 4)
+        inner = (m for m in causal.children() if isinstance(m, transformers.PreTrainedModel))
+        base = next(inner, causal)
+    base = base.eval().requires_grad_(requires_grad=False)
     _require_weights(name, causal, base, info)
     text_config = config.get_text_config()
     try:
@@ -109,6 +116,7 @@ def load_model(
         tokenizer=tokenizer,
         dtype=str(base.dtype).removeprefix("torch."),
         max_positions=_max_positions(text_config, tokenizer),
+        stretches_after=_stretches_after(text_config),
         own_code=trust_remote_code and any(folder.glob("*.py")),
     )
 
@@ -121,13 +129,32 @@ def _naming(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
 
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[Any, int | None]:
+    """A model's tokenizer, and its longest sequence in tokens (`None`: no limit); no weights.
+
+    Raises:
+        ModelError: If they cannot be loaded.
+    """
+    folder = find_folder(name, with_code=trust_remote_code, with_weights=False)
+    with _naming(name):
+        options = {"trust_remote_code": trust_remote_code}
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    return tokenizer, _max_positions(config.get_text_config(), tokenizer)
+
+
 def silence_transformers() -> None:
     """Leaves transformers' warnings out; what matters of them is an error here anyway."""
     transformers.utils.logging.set_verbosity_error()
 
 
-def find_folder(name: str, *, with_code: bool = False) -> Path:
+def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True) -> Path:
     """The folder of a model: the one named, or the hub's files, fetched if need be.
+
+    Args:
+        name: Folder, or hub id.
+        with_code: Whether code that comes with the model is needed.
+        with_weights: Whether its weights are needed.
 
     Raises:
         ModelError: If there is no such folder and the hub does not have it or cannot be reached.
@@ -138,13 +165,19 @@ def find_folder(name: str, *, with_code: bool = False) -> Path:
         path = Path(name).expanduser()
         if path.is_dir():
             _require_files(path)
+            if with_weights:
+                weight_files(path)
             return path
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
         raise ModelError(f"--model-path {name[:80]}: {one_line(error)}") from error
     if exists:
         raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
-    patterns = [*_HUB_FILES, "*.py"] if with_code else _HUB_FILES
+    patterns = [
+        *_HUB_FILES,
+        *(["*.py"] if with_code else []),
+        *(["*.safetensors"] if with_weights else []),
+    ]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except HFValidationError as error:
@@ -164,7 +197,6 @@ def _require_files(folder: Path) -> None:
         raise ModelError(
             f"{folder}: has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}"
         )
-    weight_files(folder)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -215,7 +247,8 @@ def _device(device: str) -> torch.device:
 def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) -> None:
     """Refuses a model some of whose weights the files do not have."""
     own = {parameter for parameter, _ in base.named_parameters()}
-    prefix = f"{causal.base_model_prefix}."
+    within = (path for path, module in causal.named_modules() if module is base)
+    prefix = f"{next(within, causal.base_model_prefix)}."
     missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
     missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     rooms = {child for child, _ in base.named_children()}
@@ -239,6 +272,19 @@ def _max_positions(config: Any, tokenizer: Any) -> int | None:
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(n) for n in limits if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
     return min(known, default=None)
+
+
+def _stretches_after(config: Any) -> int | None:
+    ropes = getattr(config, "rope_parameters", None) or {}
+    layered = ropes.values() if all(isinstance(rope, dict) for rope in ropes.values()) else [ropes]
+    limits = [
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for rope in layered
+        if rope.get("rope_type") in {"dynamic", "longrope"}
+    ]
+    return min(map(int, limits), default=None)
 
 
 def one_line(error: BaseException) -> str:

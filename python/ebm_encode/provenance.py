@@ -17,17 +17,12 @@ from ebm_encode.trajectories import States
 
 def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[str, Any]:
     """The provenance of a run that is about to finish; JSON values only."""
-    model, choice = encoder.model, encoder.choice
+    model = encoder.model
     finished = datetime.now(UTC)
     described = {
         "model": model.name,
         "template": encoder.prompts.template.name,
-        "engine": {
-            "name": choice.engine.name,
-            "reason": choice.reason,
-            "self_test_relative_error": _number(choice.error),
-            "self_test_cosine": _number(choice.cosine),
-        },
+        "engine": encoder.choice.to_json(),
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "device": _device_name(model.device),
         "versions": {
@@ -60,7 +55,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()})"
-
-
-def _number(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124  (NaN)

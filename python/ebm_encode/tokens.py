@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ebm_encode.errors import ModelError
 from ebm_encode.templates import Template
 
+_CHUNK = 4096
+
 SPECIAL_TOKENS_RULE = "tokenizer-default-once"
 """The prompt gets the special tokens that the tokenizer adds to any text, at its start and end;
 those that the prompt spells itself are not added a second time."""
@@ -81,10 +83,14 @@ class Prompts:
 
     def tokenize_texts(self, prompts: list[str]) -> Tokens:
         """The token sequences of texts that need no template."""
-        sequences = [self._with_special_tokens(ids) for ids in self._ids(prompts)]
-        full = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-        cut = [np.asarray(ids[: self.max_length], dtype=np.uint32) for ids in sequences]
-        return Tokens.of(cut, full)
+        full: list[int] = []
+        cut: list[NDArray[np.uint32]] = []
+        for start in range(0, len(prompts), _CHUNK):  # lists of Python numbers take much memory
+            for ids in self._ids(prompts[start : start + _CHUNK]):
+                whole = self._with_special_tokens(ids)
+                full.append(len(whole))
+                cut.append(np.asarray(whole[: self.max_length], dtype=np.uint32))
+        return Tokens.of(cut, np.asarray(full, dtype=np.int64))
 
     def unknown_markers(self) -> list[str]:
         """Markers that the template spells and that this tokenizer takes for plain text."""

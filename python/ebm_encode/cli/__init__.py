@@ -21,6 +21,7 @@ from ebm_encode import __version__
 from ebm_encode.cli.audit import audit
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.inspect import inspect
+from ebm_encode.cli.plan import plan
 from ebm_encode.errors import EbmEncodeError
 from ebm_encode.progress import stderr_console
 
@@ -41,7 +42,8 @@ app = cyclopts.App(
     help="""Turn texts (Lean proof states first of all) into embeddings, and check every one.
 
     The embedding of a state is the mean over its tokens of a causal language model's last hidden
-    state. `encode` makes a cache of them, `inspect` shows what a cache is, `audit` checks its rows.
+    state. `encode` makes a cache of them and `plan` says what that would cost;
+    `inspect` shows what a cache is, `audit` checks its rows.
     """,
     version=__version__,
     console=_Output(),
@@ -51,6 +53,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 app.command(encode)
+app.command(plan)
 app.command(inspect)
 app.command(audit)
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from ebm_encode.trajectories import DEFAULT_COLUMN, States, read_states
 
 if TYPE_CHECKING:
     from ebm_encode.bulk import Outcome
+    from ebm_encode.engines import EngineChoice
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ def encode(
     max_batch_tokens: Annotated[int, AtLeastOne] = 8192,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
+    engine: Literal[
+        "auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"
+    ] = "auto",
     max_length: Annotated[int | None, AtLeastOne] = None,
     overlong: Literal["truncate", "skip", "error"] = "truncate",
     template: str = "raw",
@@ -74,6 +78,8 @@ def encode(
             that matters.
         dtype: Compute dtype; auto is the one the weights are stored in.
         device: Any torch device; auto is the first accelerator, else the CPU.
+        engine: How states go through the model; auto is the fastest one whose rows are those of
+            each state alone on this very model.
         max_length: Longest prompt in tokens; by default the model's own limit.
         overlong: What to do with longer ones: cut off their end, leave them out, or stop.
             They are listed in OUTPUT.overlong.jsonl.
@@ -124,6 +130,7 @@ def encode(
             overlong=overlong,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
+            engine=engine,
             trust_remote_code=trust_remote_code,
         )
         log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
@@ -143,10 +150,10 @@ def encode(
         outcome = run.finish(describe_run(encoder, states, started), sample=verify_sample)
     seconds = (datetime.now(UTC) - started).total_seconds()
     if json_summary:
-        summary = _summary(outcome, states, output, seconds)
+        summary = _summary(outcome, encoder.choice, states, output, seconds)
         print(json.dumps(summary, ensure_ascii=False))  # noqa: T201
     elif not quiet:
-        _print_summary(outcome, states, output, seconds, print)
+        _print_summary(outcome, encoder.choice, states, output, seconds)
     return 1 if outcome.quarantined and not allow_quarantine else 0
 
 
@@ -193,23 +200,27 @@ def _tell_input(states: States) -> None:
     )
 
 
-def _summary(outcome: "Outcome", states: States, output: Path, seconds: float) -> dict[str, object]:
+def _summary(
+    outcome: "Outcome", choice: "EngineChoice", states: States, output: Path, seconds: float
+) -> dict[str, object]:
     verification = outcome.verification.to_json() if outcome.verification else None
     return {
         "output": str(output),
         "seconds": round(seconds, 3),
         "input": asdict(states.counts),
+        "engine": choice.to_json(),
         **asdict(outcome),
         "verification": verification,
     }
 
 
 def _print_summary(
-    outcome: "Outcome", states: States, output: Path, seconds: float, show: Callable[[str], None]
+    outcome: "Outcome", choice: "EngineChoice", states: States, output: Path, seconds: float
 ) -> None:
     lines = {
         "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
         "encoded": f"{outcome.encoded:,} states, {outcome.tokens:,} tokens in {seconds:,.1f} s",
+        "engine": choice.engine.name,
         "already there": f"{outcome.already_there:,}",
         "other caches": f"{outcome.from_caches:,}",
         "truncated": f"{outcome.truncated:,}",
@@ -230,4 +241,4 @@ def _print_summary(
     lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
     width = max(map(len, lines))
     for name, value in lines.items():
-        show(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {value}")  # noqa: T201

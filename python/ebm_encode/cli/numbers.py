@@ -22,3 +22,4 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
 
 
 SECONDS = Parameter(validator=Number(gt=0, lte=10**9))
+PER_SECOND = Parameter(validator=Number(gt=0, lte=10**15))

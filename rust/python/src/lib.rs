@@ -25,7 +25,7 @@ mod _core {
     #[pymodule_export]
     use super::identity::PyIdentity;
     #[pymodule_export]
-    use super::packing::plan_padded;
+    use super::packing::{PyTrie, count_nodes, plan_padded, plan_windows};
     #[pymodule_export]
     use super::schema::PyCacheSchema;
     #[pymodule_export]

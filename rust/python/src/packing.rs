@@ -1,6 +1,7 @@
 //! Plans of forward passes.
 
-use numpy::PyReadonlyArray1;
+use ebm_encode::packing::{self, PlanError, Sequences, Sharing, Trie};
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::errors::argument_error;
@@ -13,6 +14,84 @@ pub(crate) fn plan_padded(
 ) -> PyResult<Vec<Vec<usize>>> {
     let lengths =
         lengths.as_slice().map_err(|error| argument_error(format!("lengths: {error}")))?;
-    ebm_encode::packing::plan_padded(lengths, max_tokens, max_rows)
-        .map_err(|error| argument_error(error.to_string()))
+    packing::plan_padded(lengths, max_tokens, max_rows).map_err(plan_error)
+}
+
+#[pyfunction]
+#[pyo3(signature = (ids, offsets, max_nodes, max_rows, *, share = true))]
+pub(crate) fn plan_windows(
+    py: Python<'_>,
+    ids: PyReadonlyArray1<'_, u32>,
+    offsets: PyReadonlyArray1<'_, i64>,
+    max_nodes: usize,
+    max_rows: usize,
+    share: bool,
+) -> PyResult<Vec<Vec<usize>>> {
+    let sequences = sequences(&ids, &offsets)?;
+    py.detach(|| packing::plan_windows(sequences, sharing(share), max_nodes, max_rows))
+        .map_err(plan_error)
+}
+
+#[pyfunction]
+pub(crate) fn count_nodes(
+    py: Python<'_>,
+    ids: PyReadonlyArray1<'_, u32>,
+    offsets: PyReadonlyArray1<'_, i64>,
+) -> PyResult<usize> {
+    let sequences = sequences(&ids, &offsets)?;
+    Ok(py.detach(|| packing::count_nodes(sequences)))
+}
+
+#[pyclass(frozen, get_all, name = "Trie", module = "ebm_encode._core")]
+pub(crate) struct PyTrie {
+    ids: Py<PyArray1<i64>>,
+    depths: Py<PyArray1<i64>>,
+    ends: Py<PyArray1<i64>>,
+    parents: Py<PyArray1<i64>>,
+    starts: Py<PyArray1<i64>>,
+    kept: Py<PyArray1<i64>>,
+    leaves: Py<PyArray1<i64>>,
+}
+
+#[pymethods]
+impl PyTrie {
+    #[new]
+    #[pyo3(signature = (ids, offsets, *, share = true))]
+    fn new(
+        py: Python<'_>,
+        ids: PyReadonlyArray1<'_, u32>,
+        offsets: PyReadonlyArray1<'_, i64>,
+        share: bool,
+    ) -> PyResult<Self> {
+        let sequences = sequences(&ids, &offsets)?;
+        let trie = py.detach(|| Trie::new(sequences, sharing(share))).map_err(plan_error)?;
+        // The vectors become the arrays; nothing is copied.
+        let array = |values: Vec<i64>| PyArray1::from_vec(py, values).unbind();
+        Ok(Self {
+            ids: array(trie.ids),
+            depths: array(trie.depths),
+            ends: array(trie.ends),
+            parents: array(trie.parents),
+            starts: array(trie.starts),
+            kept: array(trie.kept),
+            leaves: array(trie.leaves),
+        })
+    }
+}
+
+fn sequences<'a>(
+    ids: &'a PyReadonlyArray1<'_, u32>,
+    offsets: &'a PyReadonlyArray1<'_, i64>,
+) -> PyResult<Sequences<'a>> {
+    let flat = |error| argument_error(format!("ids and offsets: {error}"));
+    let (ids, offsets) = (ids.as_slice().map_err(flat)?, offsets.as_slice().map_err(flat)?);
+    Sequences::new(ids, offsets).map_err(plan_error)
+}
+
+const fn sharing(share: bool) -> Sharing {
+    if share { Sharing::Prefixes } else { Sharing::Nothing }
+}
+
+fn plan_error(error: PlanError) -> PyErr {
+    argument_error(error.to_string())
 }

@@ -1,13 +1,6 @@
 //! Padded batches: sequences of like length together, under a budget of tokens and rows.
 
-/// Why no plan can be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlanError {
-    /// A budget of nothing holds nothing.
-    #[error("{0} must be at least 1")]
-    EmptyBudget(&'static str),
-}
+use super::PlanError;
 
 /// Groups sequences into batches, longest first.
 ///

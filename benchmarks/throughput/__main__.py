@@ -1,0 +1,192 @@
+"""Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
+
+    python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--stretch shared]
+        [--rounds 3] [--contenders ours,alone,...] [--vllm-python PYTHON]
+
+TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the order
+of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states of which
+no two begin alike. The model has seeded random weights; its tokenizer is trained on the states.
+
+Every contender runs in a process of its own, in turns, round after round, so that noise of the
+machine hits all alike; a round's ratio compares contenders of that round, and medians are printed.
+Each process measures the machine's matrix-product peak before and after its own run. Before any time
+counts, every contender's rows are compared with those of each state alone.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import transformers
+from contenders import CONTENDERS, SIZES
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
+import tiny_model
+
+_TOLERANCE = 1e-4
+_LONGEST = 1024
+_VOCABULARY = 8192
+_OURS = "ours"
+
+
+def real_states(files: list[Path]) -> list[str]:
+    """The distinct states of trajectory files, in the order of their texts."""
+    found: set[str] = set()
+    for file in files:
+        found.update(
+            filter(None, pq.read_table(file, columns=["state_pp"])["state_pp"].to_pylist())
+        )
+    return sorted(found)
+
+
+def choose(states: list[str], stretch: str, count: int) -> list[str]:
+    """A contiguous stretch, or states of which no two have the same first 12 characters."""
+    if stretch == "shared":
+        start = (len(states) - count) // 3
+        return states[start : start + count]
+    apart = {state[:12]: state for state in states}
+    step = max(len(apart) // count, 1)
+    return sorted(apart.values())[::step][:count]
+
+
+def make_model(folder: Path, size: str, states: list[str]) -> None:
+    """A Llama of a size with seeded random weights."""
+    tokenizer = tiny_model.train_tokenizer(states[:: max(len(states) // 4000, 1)], _VOCABULARY)
+    width, depth, inner = SIZES[size]
+    shape = {
+        "hidden_size": width, "num_hidden_layers": depth, "intermediate_size": inner,
+        "num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64,
+        "max_position_embeddings": _LONGEST,
+    }  # fmt: skip
+    tokenizer.pad_token = "</s>"
+    tokenizer.model_max_length = _LONGEST
+    tiny_model.make_model(folder, tokenizer, "llama", **shape)
+
+
+def run(python: str, name: str, work: Path) -> dict[str, Any]:
+    """One contender in a process of its own; its report."""
+    script = Path(__file__).with_name("contenders.py")
+    done = subprocess.run([python, script, name, work], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return {"failed": lines[-1] if lines else f"exit code {done.returncode}"}
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trajectories", type=Path, nargs="+")
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--states", type=int, default=1000)
+    parser.add_argument("--stretch", choices=["shared", "unrelated"], default="shared")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument(
+        "--slow-once", action="store_true", help="run the classic recipes once only"
+    )
+    parser.add_argument("--vllm-python", help="interpreter of an environment with vllm in it")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    options = parser.parse_args()
+    names = options.contenders.split(",")
+    if options.vllm_python is None and "vllm" in names:
+        names.remove("vllm")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        everything = real_states(options.trajectories)
+        states = choose(everything, options.stretch, options.states)
+        make_model(work / "model", options.size, everything)
+        (work / "states.json").write_text(json.dumps(states))
+        rounds: list[dict[str, dict[str, Any]]] = []
+        for number in range(options.rounds):
+            reports = {}
+            for name in names:
+                if number and options.slow_once and name.startswith("classic"):
+                    continue
+                python = options.vllm_python if name == "vllm" else sys.executable
+                report = run(python, name, work)
+                reports[name] = check(report, name, work)
+                print(
+                    f"round {number + 1}: {name}: {describe(report)}", file=sys.stderr, flush=True
+                )
+            rounds.append(reports)
+    if options.json:
+        options.json.write_text(
+            json.dumps({"options": vars(options), "rounds": rounds}, default=str)
+        )
+    show(rounds, names, options)
+
+
+def check(report: dict[str, Any], name: str, work: Path) -> dict[str, Any]:
+    """Compares a contender's rows with those of each state alone, which the first run leaves."""
+    if "failed" in report:
+        return report
+    rows = np.load(work / f"{name}.npy")
+    truth_file = work / "truth.npy"
+    if not truth_file.exists():
+        made = run(sys.executable, "alone", work)
+        if "failed" in made:
+            raise SystemExit(f"the states alone: {made['failed']}")
+        (work / "alone.npy").replace(truth_file)
+    truth = np.load(truth_file)
+    error = float((np.abs(rows - truth).max(axis=1) / np.abs(truth).max(axis=1)).max())
+    report["error"] = error
+    if not error <= _TOLERANCE:
+        report["failed"] = f"other rows than alone (relative error {error:.1e})"
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    if "failed" in report:
+        return f"FAILED: {report['failed']}"
+    return f"{report['states'] / report['seconds']:.1f} states/s"
+
+
+def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any) -> None:
+    print(
+        f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch}),"
+        f" {options.rounds} rounds, float32, torch {torch.__version__} on"
+        f" {torch.get_num_threads()} threads, transformers {transformers.__version__},"
+        f" Python {platform.python_version()}"
+    )
+    print(
+        "| contender | states/s | tokens/s | unique tokens/s | of peak | MB | error | ours / it |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        reports = [each[name] for each in rounds if name in each]
+        failed = [report["failed"] for report in reports if "failed" in report]
+        if failed:
+            print(f"| {name} | {failed[0]} | | | | | | |")
+            continue
+
+        def median(key: Any, reports: list[dict[str, Any]] = reports) -> float:
+            return statistics.median(key(report) for report in reports)
+
+        ratios = [
+            each[name]["seconds"] / each[_OURS]["seconds"]
+            for each in rounds
+            if name in each and "seconds" in each.get(_OURS, {})
+        ]
+        print(
+            f"| {name} | {median(lambda r: r['states'] / r['seconds']):.1f}"
+            f" | {median(lambda r: r['tokens'] / r['seconds']):,.0f}"
+            f" | {median(lambda r: r['nodes'] / r['seconds']):,.0f}"
+            f" | {median(lambda r: r['flops'] / r['seconds'] / r['peak']):.0%}"
+            f" | {median(lambda r: r['megabytes']):,.0f}"
+            f" | {max(r['error'] for r in reports):.0e}"
+            f" | {statistics.median(ratios) if ratios else float('nan'):.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

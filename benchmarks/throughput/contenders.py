@@ -1,0 +1,263 @@
+"""One way to the rows, in a process of its own: `python contenders.py NAME FOLDER`.
+
+The folder holds `model/` and `states.json`; the rows go to `NAME.npy`, the figures to standard
+output. What a contender needs is imported by its own function, so that each runs wherever its own
+packages are.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Width, layers, and width of the feed-forward part, in the proportions of Llama.
+SIZES = {"small": (384, 6, 1024), "medium": (768, 12, 2048), "large": (1536, 16, 4096)}
+BATCH = 32
+LONGEST = 1024
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def ours(model: str) -> Encode:
+    """This package as it comes: the self-test chooses the engine."""
+    from ebm_encode import Encoder
+
+    return Encoder.load(model).encode
+
+
+def packed(model: str) -> Encode:
+    """This package without sharing."""
+    from ebm_encode import Encoder
+
+    return Encoder.load(model, engine="packed").encode
+
+
+def alone(model: str) -> Encode:
+    """One state at a time, base model only."""
+    return _batches(model, size=1)
+
+
+def sorted_by_length(model: str) -> Encode:
+    """Batches of 32 of like length, base model only."""
+    return _batches(model, size=BATCH, by_length=True)
+
+
+def classic_base(model: str) -> Encode:
+    """The recipe: batches of 32 in the order of the text; base model only."""
+    return _batches(model, size=BATCH)
+
+
+def classic_logits(model: str) -> Encode:
+    """The recipe as found: batches of 32 in the order of the text, logits and all layers."""
+    return _batches(model, size=BATCH, head=True)
+
+
+def _batches(model: str, *, size: int, by_length: bool = False, head: bool = False) -> Encode:
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    causal = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+
+    def encode(states: list[str]) -> np.ndarray:
+        order = (
+            sorted(range(len(states)), key=lambda i: len(states[i]))
+            if by_length
+            else range(len(states))
+        )
+        order = list(order)
+        rows = np.empty((len(states), causal.config.hidden_size), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), size):
+                some = order[start : start + size]
+                batch = tokenizer(
+                    [states[i] for i in some], return_tensors="pt", padding=True,
+                    truncation=True, max_length=LONGEST, return_token_type_ids=False,
+                )  # fmt: skip
+                if head:
+                    hidden = causal(**batch, output_hidden_states=True).hidden_states[-1]
+                else:
+                    hidden = causal.base_model(**batch, use_cache=False).last_hidden_state
+                mask = batch["attention_mask"][..., None]
+                rows[some] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+        return rows
+
+    return encode
+
+
+def sentence_transformers(model: str) -> Encode:
+    """sentence-transformers with mean pooling over the same folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    words = Transformer(model, max_seq_length=LONGEST)
+    pooling = Pooling(words.get_word_embedding_dimension(), "mean")
+    encoder = SentenceTransformer(modules=[words, pooling], device="cpu")
+    return lambda states: encoder.encode(states, batch_size=BATCH, show_progress_bar=False)
+
+
+def radix_mlp(model: str) -> Encode:
+    """RadixMLP's folding: all but attention once per shared prefix, attention on whole sequences.
+
+    The folding is the `radix-mlp` package's; its own models are forks, so here transformers' model
+    runs on the folded tokens and its attention function unfolds and folds them.
+    """
+    import torch
+    import transformers
+    from radix_mlp import compute_fold_and_scatter
+    from torch.nn.functional import scaled_dot_product_attention
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    base = transformers.AutoModelForCausalLM.from_pretrained(model).base_model.eval()
+    window: dict[str, Any] = {}
+
+    def attention(_module, query, key, value, _mask, *, scaling=None, **_):
+        scatter, fold, ends = window["scatter"], window["fold"], window["ends"]
+        full = [part.index_select(2, scatter) for part in (query, key, value)]
+        parts = [
+            scaled_dot_product_attention(
+                *(part[:, :, start:end] for part in full), is_causal=True, scale=scaling
+            )
+            for start, end in zip(ends[:-1], ends[1:], strict=True)
+        ]
+        return torch.cat(parts, dim=2).index_select(2, fold).transpose(1, 2).contiguous(), None
+
+    transformers.AttentionInterface.register("radix_mlp", attention)
+    base.config._attn_implementation = "radix_mlp"  # noqa: SLF001
+
+    def encode(states: list[str]) -> np.ndarray:
+        rows = np.empty((len(states), base.config.hidden_size), np.float32)
+        sequences = tokenizer(states, truncation=True, max_length=LONGEST)["input_ids"]
+        order = sorted(range(len(states)), key=lambda i: sequences[i])
+        while order:
+            some: list[int] = []
+            while order and (
+                not some or sum(len(sequences[i]) for i in [*some, order[-1]]) <= 16384
+            ):
+                some.append(order.pop())
+            flat = np.concatenate([sequences[i] for i in some]).astype(np.uint32)
+            lengths = [len(sequences[i]) for i in some]
+            positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.uint32)
+            ends = np.concatenate([[0], np.cumsum(lengths)])
+            ids, places, scatter, fold = compute_fold_and_scatter(
+                flat, positions, ends.astype(np.uint32)
+            )
+            window["scatter"] = torch.from_numpy(scatter.astype(np.int64))
+            window["fold"] = torch.from_numpy(fold.astype(np.int64))
+            window["ends"] = ends.tolist()
+            with torch.inference_mode():
+                hidden = base(
+                    input_ids=torch.from_numpy(ids.astype(np.int64))[None],
+                    position_ids=torch.from_numpy(places.astype(np.int64))[None],
+                    use_cache=False,
+                ).last_hidden_state[0]
+                whole = hidden[window["scatter"]]
+                for i, start, end in zip(some, ends[:-1], ends[1:], strict=True):
+                    rows[i] = whole[start:end].mean(0).numpy()
+        return rows
+
+    return encode
+
+
+def vllm(model: str) -> Encode:
+    """VLLM's mean pooling."""
+    from vllm import LLM
+    from vllm.config import PoolerConfig
+
+    engine = LLM(
+        model, runner="pooling", convert="embed", dtype="float32", max_model_len=LONGEST,
+        pooler_config=PoolerConfig(pooling_type="MEAN", use_activation=False), disable_log_stats=True,
+    )  # fmt: skip
+
+    def encode(states: list[str]) -> np.ndarray:
+        outputs = engine.embed(states, use_tqdm=False, truncate_prompt_tokens=LONGEST)
+        return np.asarray([output.outputs.embedding for output in outputs], np.float32)
+
+    return encode
+
+
+CONTENDERS: dict[str, Callable[[str], Encode]] = {
+    "ours": ours,
+    "packed": packed,
+    "alone": alone,
+    "sorted-by-length": sorted_by_length,
+    "sentence-transformers": sentence_transformers,
+    "radix-mlp": radix_mlp,
+    "vllm": vllm,
+    "classic-base": classic_base,
+    "classic-logits": classic_logits,
+}
+
+
+def peak(width: int, inner: int) -> float:
+    """The machine's best matrix product of the model's largest shape, in FLOP/s, over a second."""
+    import torch
+
+    left, right = torch.randn(4096, width), torch.randn(inner, width)
+    best, end = 0.0, time.perf_counter() + 1
+    with torch.inference_mode():
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            best = max(best, 2 * 4096 * width * inner / (time.perf_counter() - start))
+    return best
+
+
+def cost(model: str, states: list[str]) -> tuple[int, int, float]:
+    """Tokens, distinct prefixes, and the FLOPs that the distinct prefixes take.
+
+    Twice the weights of the layers for each prefix, and four times the width for each pair of a
+    prefix and a token it sees, in every layer.
+    """
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    config = transformers.AutoConfig.from_pretrained(model)
+    sequences = tokenizer(states, truncation=True, max_length=LONGEST)["input_ids"]
+    width, inner, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    nodes = pairs = 0
+    before: list[int] = []
+    for sequence in sorted(sequences):
+        same = next(
+            (i for i, (a, b) in enumerate(zip(before, sequence, strict=False)) if a != b),
+            min(len(before), len(sequence)),
+        )
+        nodes += len(sequence) - same
+        pairs += sum(range(same + 1, len(sequence) + 1))
+        before = sequence
+    flops = depth * (2 * nodes * (4 * width**2 + 3 * width * inner) + 4 * width * pairs)
+    return sum(map(len, sequences)), nodes, float(flops)
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    states = json.loads((folder / "states.json").read_text())
+    model = str(folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    encode = CONTENDERS[name](model)
+    encode(states[:2])
+    top = peak(config["hidden_size"], config["intermediate_size"])
+    start = time.perf_counter()
+    rows = encode(states)
+    seconds = time.perf_counter() - start
+    top = max(top, peak(config["hidden_size"], config["intermediate_size"]))
+    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    np.save(folder / f"{name}.npy", rows)
+    tokens, nodes, flops = cost(model, states)
+    figures = {
+        "states": len(states), "seconds": seconds, "tokens": tokens, "nodes": nodes,
+        "flops": flops, "peak": top, "megabytes": megabytes,
+    }  # fmt: skip
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""`ebm-encode plan`: what encoding some files would cost, without running the model."""
+
+import json
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ebm_encode.cli.numbers import PER_SECOND, whole
+from ebm_encode.errors import InputError
+from ebm_encode.templates import Template
+from ebm_encode.trajectories import DEFAULT_COLUMN, read_states
+
+_BAR = 40
+
+
+def plan(
+    *,
+    model_path: str,
+    trajectories: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
+    batch_size: Annotated[int, whole(at_least=1)] = 256,
+    max_batch_tokens: Annotated[int, whole(at_least=1)] = 8192,
+    max_length: Annotated[int | None, whole(at_least=1)] = None,
+    template: str = "raw",
+    column: str = DEFAULT_COLUMN,
+    rate: Annotated[float | None, PER_SECOND] = None,
+    trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> int:
+    """Show what encoding would cost: tokens, shared prefixes, padding, time. Runs no model.
+
+    Args:
+        model_path: A Hugging Face causal model, of which only the tokenizer is read.
+        trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
+        batch_size: Most states in one forward pass.
+        max_batch_tokens: Most tokens in one forward pass.
+        max_length: Longest prompt in tokens; by default the model's own limit.
+        template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
+        column: The column or JSON field that holds the state.
+        rate: Tokens per second that the model manages, for the expected time; `encode` shows it.
+        trust_remote_code: Let code that comes with the model run.
+        json_output: Print JSON.
+    """
+    chosen = Template.load(template)
+    states = read_states(trajectories, column)
+    from ebm_encode.model import load_tokenizer  # noqa: PLC0415  (transformers, once needed)
+    from ebm_encode.planning import forecast  # noqa: PLC0415
+    from ebm_encode.tokens import Prompts  # noqa: PLC0415
+
+    tokenizer, limit = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    longest = min((n for n in (limit, max_length) if n is not None), default=None)
+    tokens = Prompts(tokenizer, chosen, longest).tokenize(sorted(states.texts))
+    empty = int((tokens.lengths == 0).sum())
+    if empty:
+        raise InputError(f"{empty} states have no token under this tokenizer and template")
+    report = forecast(tokens, max_nodes=max_batch_tokens, max_rows=batch_size, rate=rate).to_json()
+    if json_output:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    tokens, through = report["tokens"], report["window_nodes"]
+    lines = {
+        "states": f"{report['states']:,}, {report['truncated']:,} of them cut",
+        "tokens": f"{tokens:,}, {tokens / report['states']:,.1f} a state",
+        "distinct prefixes": f"{report['unique_nodes']:,}, {tokens / report['unique_nodes']:.2f}"
+        " tokens for each",
+        "through the model": f"{through:,} in {report['windows']:,} windows, {tokens / through:.2f}"
+        " tokens for each",
+        "without sharing": f"{tokens:,}, {tokens / through:.2f} times as many",
+    }
+    for order, slots in report["padded_slots"].items():
+        padding = 1 - tokens / slots
+        lines[f"padded, 32 {order}"] = (
+            f"{slots:,}, {slots / through:.2f} times as many; {padding:.1%} is padding"
+        )
+    if report["seconds"] is not None:
+        lines["expected time"] = f"{report['seconds']:,.0f} s"
+    for name, value in lines.items():
+        print(f"{name:<22}  {value}")  # noqa: T201
+    print("lengths in tokens")  # noqa: T201
+    most = max(count for _, count in report["lengths"])
+    for bound, count in report["lengths"]:
+        bar = "█" * round(_BAR * count / most)
+        print(f"  up to {bound:>7,}  {count:>9,}  {bar}".rstrip())  # noqa: T201

@@ -1,0 +1,24 @@
+"""Engines: ways to run token sequences through a model, one pooled row per sequence.
+
+Each plans batches and runs one batch at a time; what to do about a lack of memory or a bad row is
+the caller's concern. None is trusted before `choose` has compared it with each sequence alone.
+"""
+
+from ebm_encode.engines.choice import EngineChoice, choose_engine
+from ebm_encode.engines.engine import Engine, Pooling
+from ebm_encode.engines.padded import AloneEngine, PaddedEngine
+from ebm_encode.engines.tolerance import agrees, compare
+from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
+
+__all__ = [
+    "AloneEngine",
+    "Engine",
+    "EngineChoice",
+    "MaskedWindowEngine",
+    "PaddedEngine",
+    "Pooling",
+    "WindowEngine",
+    "agrees",
+    "choose_engine",
+    "compare",
+]

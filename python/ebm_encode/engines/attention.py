@@ -1,0 +1,222 @@
+"""Attention over the trie of a window, plugged into transformers' own model code.
+
+The tokens of a window stand in one row, and what a token may see is its path: the tokens of its
+ancestors, which are not its neighbours. Because nodes come depth first, the path of a run of new
+tokens is what is left of the path before it, then the run itself. So keys and values are laid in a
+buffer by their depth, each run over what is there, and the queries of a run see the buffer's start
+up to their own depth: nothing is gathered and no pair outside the paths is computed.
+
+Which of the keys on its path a token sees (all; those of a sliding window; those of a chunk) is
+what the model itself says, by the mask function that transformers hands to a mask interface. It
+speaks of positions in a sequence, and these are the depths.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
+
+NAME = "ebm_encode_paths"
+"""Under this name transformers finds the attention and mask functions of this module."""
+
+
+class UnsupportedAttentionError(RuntimeError):
+    """A model's attention wants something that attention over paths does not offer."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The new tokens of a sequence: nodes `start` to `stop`, the first at depth `kept`."""
+
+    start: int
+    stop: int
+    kept: int
+
+    @property
+    def nodes(self) -> slice:
+        """The run among the nodes of its window."""
+        return slice(self.start, self.stop)
+
+    @property
+    def depths(self) -> slice:
+        """The run on its path."""
+        return slice(self.kept, self.kept + self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The runs of a window, in depth-first order; the longest path's length."""
+
+    runs: list[Run]
+    longest: int
+
+
+@dataclass
+class PathMask:
+    """Stands in the place of a mask: which keys of its path each run sees, for one kind of layer.
+
+    Attributes:
+        paths: The window.
+        visible: transformers' mask function, of batch, head, query position and key position.
+        reach: No query sees a key that many positions before it or more; `None`: no such bound.
+        dtype: Dtype of the scores that masks are added to.
+        device: Where the masks are needed.
+    """
+
+    paths: Paths
+    visible: Callable[..., torch.Tensor]
+    reach: int | None
+    dtype: torch.dtype
+    device: torch.device
+    _made: dict[Run, tuple[slice, torch.Tensor | None]] = field(default_factory=dict)
+
+    def of(self, run: Run) -> tuple[slice, torch.Tensor | None]:
+        """The depths of the keys to look at, and 0 or -inf for each pair, (1, 1, queries, keys).
+
+        `None` in the place of the pairs: each token sees those up to itself.
+        """
+        if run not in self._made:
+            self._made[run] = self._make(run)
+        return self._made[run]
+
+    def _make(self, run: Run) -> tuple[slice, torch.Tensor | None]:
+        first, end = run.kept, run.depths.stop
+        if first == 0 and self.visible is causal_mask_function:
+            return slice(0, end), None
+        start = 0 if self.reach is None else max(0, first - self.reach + 1)
+        zero = torch.zeros((1, 1, 1, 1), dtype=torch.long, device=self.device)
+        queries = torch.arange(first, end, device=self.device)[None, None, :, None]
+        keys = torch.arange(start, end, device=self.device)[None, None, None, :]
+        seen = self.visible(zero, zero, queries, keys).expand(1, 1, end - first, end - start)
+        scores = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
+
+
+_window: list[Paths] = []
+"""The window that is going through a model, if any; the mask interface has no other way to know."""
+
+
+@contextmanager
+def over_paths(base: Any, paths: Paths) -> Iterator[None]:
+    """Lets a model attend over the paths of a window."""
+    configs = {id(module.config): module.config for module in base.modules() if _configured(module)}
+    before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
+    _window.append(paths)
+    try:
+        for config in configs.values():
+            config._attn_implementation = NAME  # noqa: SLF001
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]  # noqa: SLF001
+        _window.pop()
+
+
+def _configured(module: Any) -> bool:
+    return hasattr(getattr(module, "config", None), "_attn_implementation")
+
+
+def path_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> PathMask:
+    """The mask interface: what transformers would make a mask of is kept for each run."""
+    if use_vmap or q_length != kv_length or not _window:
+        raise UnsupportedAttentionError("a mask that does not go by positions alone")
+    return PathMask(_window[-1], mask_function, local_size, dtype, device)
+
+
+def path_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention interface: queries (1, H, N, D) to outputs (1, N, H, D).
+
+    Raises:
+        UnsupportedAttentionError: If the layer wants a bias by position, or sees what comes after.
+    """
+    both_ways = is_causal is False or getattr(module, "is_causal", True) is False
+    if not isinstance(attention_mask, PathMask) or position_bias is not None or both_ways:
+        raise UnsupportedAttentionError("attention by other than paths")
+    paths = attention_mask.paths
+    heads, nodes = query.shape[1], query.shape[2]
+    groups = heads // key.shape[1]
+    keys = key.new_empty((1, heads, paths.longest, key.shape[3]))
+    values = value.new_empty((1, heads, paths.longest, value.shape[3]))
+    output = value.new_empty((1, nodes, heads, value.shape[3]))
+    for run in paths.runs:
+        if run.start == run.stop:
+            continue  # the same tokens as the sequence before, or a beginning of it
+        keys[:, :, run.depths] = _for_all_heads(key[:, :, run.nodes], groups)
+        values[:, :, run.depths] = _for_all_heads(value[:, :, run.nodes], groups)
+        depths, mask = attention_mask.of(run)
+        own, seen, theirs = query[:, :, run.nodes], keys[:, :, depths], values[:, :, depths]
+        if softcap is None and s_aux is None:
+            mixed = scaled_dot_product_attention(
+                own, seen, theirs, mask, is_causal=mask is None, scale=scaling
+            )
+        else:
+            weights = _weights(own, seen, mask, scaling=scaling, softcap=softcap, s_aux=s_aux)
+            mixed = weights @ theirs
+        output[:, run.nodes] = mixed.transpose(1, 2)
+    return output, None
+
+
+def _for_all_heads(rows: torch.Tensor, groups: int) -> torch.Tensor:
+    """(1, heads / groups, T, D) to (1, heads, T, D): query heads of a group share keys."""
+    return rows if groups == 1 else rows.repeat_interleave(groups, dim=1)
+
+
+def _weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention weights with what torch's own function lacks: capped scores, and sinks.
+
+    A sink (gpt-oss) is one more key per head with a learned score and no value.
+    """
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        after = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(after, -torch.inf)
+    else:
+        scores = scores + mask
+    if s_aux is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    sinks = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    scores = torch.cat([scores, sinks], dim=-1)
+    # Rounded where the model's own code rounds, so that 16-bit experts are chosen alike.
+    return torch.softmax(scores - scores.amax(dim=-1, keepdim=True), dim=-1)[..., :-1]
+
+
+AttentionInterface.register(NAME, path_attention)
+AttentionMaskInterface.register(NAME, path_mask)

@@ -1,0 +1,106 @@
+"""Which engine to use for a model: the best one whose rows are those of each sequence alone."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.tolerance import agrees, compare
+from ebm_encode.errors import ModelError
+from ebm_encode.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine to use, and why.
+
+    Attributes:
+        engine: The engine.
+        dim: Length of the rows.
+        reason: In words; also why better engines were not taken.
+        error: Largest relative difference of its rows from each probe alone.
+        cosine: Smallest cosine with each probe alone.
+        worse: The engines to go on with, should this one prove wrong later.
+    """
+
+    engine: Engine
+    dim: int
+    reason: str
+    error: float
+    cosine: float
+    worse: tuple[Engine, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The engine's name, the reason, and how far its rows are from the probes alone."""
+        finite = np.isfinite([self.error, self.cosine]).all()
+        return {
+            "name": self.engine.name,
+            "reason": self.reason,
+            "self_test_relative_error": self.error if finite else None,
+            "self_test_cosine": self.cosine if finite else None,
+        }
+
+
+def choose_engine(
+    candidates: Sequence[Engine], alone: Engine, probes: Tokens, dtype: str
+) -> EngineChoice:
+    """The first of the candidates whose rows of the probes are those of each probe alone.
+
+    Args:
+        candidates: Engines, best first.
+        alone: The engine that is right by definition; taken where all others fail.
+        probes: Sequences that begin alike and differ in length, so that a wrong mask shows.
+        dtype: Name of the compute dtype.
+    """
+    expected = np.concatenate([alone.forward([probes[i]]) for i in range(len(probes))])
+    dim = int(expected.shape[1])
+    if not np.isfinite(expected).all():
+        reason = "the model's rows are not finite even alone; every row will be refused"
+        log.warning("self-test: %s", reason)
+        return EngineChoice(alone, dim, reason, float("nan"), float("nan"))
+    refused: list[str] = []
+    for i, engine in enumerate(candidates):
+        rows = _rows(engine, probes)
+        if isinstance(rows, str):
+            refused.append(f"{engine.name} does not work with this model ({rows})")
+            continue
+        error, cosine = compare(rows, expected)
+        if agrees(error, cosine, dtype):
+            equal = f"equals each probe alone (relative error {error:.1e}, cosine {cosine:.6f})"
+            reason = "; ".join([*refused, equal])
+            return EngineChoice(engine, dim, reason, error, cosine, tuple(candidates[i + 1 :]))
+        refused.append(
+            f"{engine.name} differs from each probe alone (relative error {error:.1e}, cosine"
+            f" {cosine:.6f})"
+        )
+    reason = "; ".join([*refused, "one at a time, which is right but slow"])
+    return EngineChoice(alone, dim, reason, 0.0, 1.0)
+
+
+def require_engine(choice: EngineChoice, name: str) -> None:
+    """Refuses a choice other than the engine asked for.
+
+    Raises:
+        ModelError: If the engine of that name failed.
+    """
+    if choice.engine.name != name:
+        raise ModelError(f"--engine {name}: cannot be used for this model: {choice.reason}")
+
+
+def _rows(engine: Engine, probes: Tokens) -> NDArray[np.float32] | str:
+    """The rows of the probes in their order, or why there are none."""
+    try:
+        batches = engine.plan(probes)
+        rows = np.concatenate([engine.forward([probes[i] for i in batch]) for batch in batches])
+    except Exception as error:  # noqa: BLE001  (a model's code may raise anything; then it is not used)
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    order = np.concatenate([np.asarray(batch) for batch in batches])
+    in_order = np.empty_like(rows)
+    in_order[order] = rows
+    return in_order

@@ -1,0 +1,26 @@
+"""What every engine is."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode.tokens import Tokens
+
+Pooling = Literal["mean", "last"]
+
+
+class Engine(Protocol):
+    """Runs token sequences through a model."""
+
+    name: str
+
+    def plan(self, tokens: Tokens) -> list[list[int]]:
+        """The batches to run, as indices into `tokens`; the same tokens give the same plan."""
+
+    def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """How many tokens a batch puts through the model; what its memory goes by."""
+
+    def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
+        """One pass over one batch; float32 `[len(sequences), dim]`."""

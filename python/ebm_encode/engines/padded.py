@@ -1,0 +1,83 @@
+"""Padded batches, and sequences alone: what works with any model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebm_encode import _core
+from ebm_encode.engines.engine import Pooling
+from ebm_encode.engines.layer import LayerTap
+from ebm_encode.model import Model
+from ebm_encode.tokens import Tokens
+
+
+class PaddedEngine:
+    """Batches of like length, padded on the right.
+
+    Args:
+        model: The model.
+        pooling: `mean` over a sequence's own tokens, or its `last`.
+        layer: Index of the hidden state as in Hugging Face `hidden_states`.
+        max_tokens: Most tokens of a batch, padding included.
+        max_rows: Most sequences of a batch.
+    """
+
+    name = "padded"
+
+    def __init__(
+        self, model: Model, pooling: Pooling, layer: int, *, max_tokens: int, max_rows: int
+    ) -> None:
+        self._model = model
+        self._pooling = pooling
+        self._tap = LayerTap(model, layer)
+        self._max_tokens = max_tokens
+        self._max_rows = max_rows
+
+    def plan(self, tokens: Tokens) -> list[list[int]]:
+        """Batches under the budget of tokens and rows, longest first."""
+        return _core.plan_padded(tokens.lengths.astype(np.uint32), self._max_tokens, self._max_rows)
+
+    def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """Tokens of a batch, padding included."""
+        return len(sequences) * max(map(len, sequences))
+
+    def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
+        """One pass; float32 `[B, C]`."""
+        with torch.inference_mode():
+            rows: NDArray[np.float32] = self._pooled(sequences).cpu().numpy()
+        return rows
+
+    def _pooled(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
+        """The pooled rows on the model's device, (B, C) float32."""
+        lengths = [len(sequence) for sequence in sequences]
+        longest = max(lengths)
+        # Any id will do as padding: on the right, no token of a causal model sees it, the mask
+        # hides it from one that is not causal, and pooling leaves it out.
+        ids = np.zeros((len(sequences), longest), dtype=np.int64)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        device = self._model.device
+        input_ids = torch.from_numpy(ids).to(device)  # (B, T)
+        positions = torch.arange(longest, device=device)
+        ends = torch.tensor(lengths, device=device)
+        mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
+        hidden = self._tap.hidden(input_ids, mask)  # (B, T, C)
+        own = zip(hidden, lengths, strict=True)
+        return torch.stack([self._pool(states[:length]) for states, length in own])
+
+    def _pool(self, own: torch.Tensor) -> torch.Tensor:
+        """One row from a sequence's own hidden states, (T, C) to (C,), in float32."""
+        if self._pooling == "last":
+            return own[-1].float()
+        return own.sum(dim=0, dtype=torch.float32) / len(own)
+
+
+class AloneEngine(PaddedEngine):
+    """One sequence at a time: slow, and right by definition."""
+
+    name = "alone"
+
+    def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
+        super().__init__(model, pooling, layer, max_tokens=1, max_rows=1)

@@ -1,0 +1,27 @@
+"""When two ways to make the same rows agree."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_RELATIVE_ERROR = 1e-5
+"""Float32 rows may differ by this much from the state alone, relative to the largest value."""
+MIN_COSINE = 0.9995
+"""Rows in a 16-bit dtype must be at least this similar to the state alone in that dtype."""
+
+
+def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[float, float]:
+    """Largest `max |row - truth| / max |truth|` and smallest cosine, over float32 `[n, C]`.
+
+    NaN where a row is not finite.
+    """
+    rows64, truth64 = rows.astype(np.float64), truth.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors = np.abs(rows64 - truth64).max(axis=1) / np.abs(truth64).max(axis=1)
+        dots = (rows64 * truth64).sum(axis=1)
+        norms = np.linalg.norm(rows64, axis=1) * np.linalg.norm(truth64, axis=1)
+        return float(errors.max()), float((dots / norms).min())
+
+
+def agrees(error: float, cosine: float, dtype: str) -> bool:
+    """Whether rows are as near to the states alone as their dtype allows; never so for NaN."""
+    return error <= MAX_RELATIVE_ERROR if dtype == "float32" else cosine >= MIN_COSINE

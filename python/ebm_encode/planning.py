@@ -1,0 +1,95 @@
+"""What a corpus would cost, from its tokens alone: no weight is read and no model is run."""
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode import _core
+from ebm_encode.tokens import Tokens
+
+_RECIPE_ROWS = 32
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of encoding some states.
+
+    Attributes:
+        states: Number of distinct states.
+        tokens: Tokens of all prompts, after any cut: what goes through without sharing.
+        truncated: Prompts longer than the longest length.
+        unique_nodes: Distinct prefixes of the whole corpus: what no engine can do without.
+        window_nodes: Tokens that windows of the given size put through the model.
+        windows: Number of windows.
+        padded_slots: Tokens, padding included, of the classic recipes: batches of 32 in the order
+            of the text, at random, and by length.
+        lengths: Upper bounds of lengths in tokens, each with the number of prompts up to it.
+        seconds: Expected time at the given rate, if one was given.
+    """
+
+    states: int
+    tokens: int
+    truncated: int
+    unique_nodes: int
+    window_nodes: int
+    windows: int
+    padded_slots: dict[str, int]
+    lengths: list[tuple[int, int]]
+    seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The values by name."""
+        return asdict(self)
+
+
+def forecast(
+    tokens: Tokens, *, max_nodes: int, max_rows: int, rate: float | None = None
+) -> Forecast:
+    """The cost of encoding sequences, which stand in the order of their texts.
+
+    Args:
+        tokens: The sequences.
+        max_nodes: Most nodes of a window.
+        max_rows: Most sequences of a window.
+        rate: Tokens per second that the model manages.
+    """
+    windows = _core.plan_windows(tokens.ids, tokens.offsets, max_nodes, max_rows)
+    in_windows = 0
+    for window in windows:
+        some = tokens.select(window)
+        in_windows += _core.count_nodes(some.ids, some.offsets)
+    lengths = tokens.lengths
+    shuffled = random.Random(_SEED).sample(range(len(lengths)), len(lengths))  # noqa: S311
+    return Forecast(
+        states=len(tokens),
+        tokens=int(lengths.sum()),
+        truncated=int((tokens.full_lengths > lengths).sum()),
+        unique_nodes=_core.count_nodes(tokens.ids, tokens.offsets),
+        window_nodes=in_windows,
+        windows=len(windows),
+        padded_slots={
+            "by text": _slots(lengths),
+            "at random": _slots(lengths[shuffled]),
+            "by length": _slots(np.sort(lengths)),
+        },
+        lengths=_histogram(lengths),
+        seconds=None if rate is None else in_windows / rate,
+    )
+
+
+def _slots(lengths: NDArray[np.int64]) -> int:
+    """Tokens of batches of 32 in this order, each padded to its longest."""
+    batches = [lengths[i : i + _RECIPE_ROWS] for i in range(0, len(lengths), _RECIPE_ROWS)]
+    return sum(int(batch.max()) * len(batch) for batch in batches)
+
+
+def _histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Counts up to each power of two."""
+    bounds = 2 ** np.arange(3, int(np.ceil(np.log2(max(int(lengths.max()), 8)))) + 1)
+    below = np.searchsorted(np.sort(lengths), bounds, side="right")
+    counts = np.diff(np.concatenate([[0], below]))
+    return [(int(b), int(n)) for b, n in zip(bounds, counts, strict=True)]

@@ -1,0 +1,250 @@
+"""Engines: what goes through the model, and which one is taken for which model."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_model
+from ebm_encode import Encoder, engines
+from ebm_encode.encoder import EngineName
+from ebm_encode.engines import compare
+from ebm_encode.errors import ArgumentError, ModelError
+from test_parity import alone
+
+NAMES = ["shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
+# Attention in a way of its own, but under any mask; and what cannot take shared prefixes at all.
+EXPECTED = dict.fromkeys(tiny_model.ARCHITECTURES, "shared-prefix")
+EXPECTED |= dict.fromkeys(["falcon", "gptj"], "shared-prefix-mask")
+EXPECTED |= dict.fromkeys(["mpt", "bloom", "mamba", "mamba2"], "padded")
+
+
+@pytest.fixture(scope="module")
+def mixed(states):
+    """Neighbours that share much, strangers, one long, one the beginning of another, two alike."""
+    by_text, by_length = sorted(states), sorted(states, key=len)
+    some = [*by_text[100:140], by_length[-1], *by_length[:5]]
+    return list(dict.fromkeys([*some, some[3][:40], some[3][:-1]]))
+
+
+@pytest.fixture
+def through():
+    """Counts the tokens that go through a model's layers."""
+    counted = []
+
+    def count(encoder):
+        embedding = encoder.model.base.get_input_embeddings()
+        embedding.register_forward_hook(lambda _m, _i, out: counted.append(out[..., 0].numel()))
+        return counted
+
+    return count
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_every_architecture_gets_the_best_engine_that_is_right(make_model, mixed, architecture):
+    folder = make_model(architecture)
+    encoder = Encoder.load(folder)
+    assert encoder.choice.engine.name == EXPECTED[architecture], encoder.choice.reason
+    assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
+    assert encoder.choice.engine.name == EXPECTED[architecture], encoder.choice.reason
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_engine_can_be_forced(llama, mixed, name):
+    encoder = Encoder.load(llama, engine=name)
+    assert encoder.choice.engine.name == name
+    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+
+
+def test_the_names_of_engines_are_the_documented_ones():
+    assert [*EngineName.__args__] == ["auto", *NAMES]
+
+
+@pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])
+def test_a_forced_engine_that_is_wrong_is_an_error(make_model, name):
+    with pytest.raises(ModelError, match=f"--engine {name}: cannot be used"):
+        Encoder.load(make_model("mamba2"), engine=name)
+    with pytest.raises(ArgumentError, match="engine 'fast'"):
+        Encoder.load(make_model("mamba2"), engine="fast")
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 300, 100_000])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
+    encoder = Encoder.load(llama, engine="shared-prefix", max_batch_tokens=tokens, batch_size=rows)
+    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+    backward = encoder.encode(mixed[::-1])[::-1]
+    assert compare(backward, encoder.encode(mixed))[0] <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])
+@pytest.mark.parametrize("options", [{"pooling": "last"}, {"layer": -2}, {"layer": 0}])
+def test_pooling_and_layers(llama, mixed, name, options):
+    encoder = Encoder.load(llama, engine=name, **options)
+    assert compare(encoder.encode(mixed), alone(llama, mixed, **options))[0] <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "mistral"])
+def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, architecture, dtype):
+    folder = make_model(architecture)
+    encoder = Encoder.load(folder, dtype=dtype)
+    assert encoder.choice.engine.name == "shared-prefix"
+    ours, truth = encoder.encode(mixed), alone(folder, mixed)
+    reference = alone(folder, mixed, dtype=getattr(torch, dtype))
+    assert compare(ours, reference)[1] >= 0.9995
+    distance = np.linalg.norm(ours - truth, axis=1).mean()
+    assert distance <= 1.2 * np.linalg.norm(reference - truth, axis=1).mean()
+
+
+def test_every_shared_prefix_goes_through_the_model_once(llama, states, through):
+    encoder = Encoder.load(llama)
+    counted = through(encoder)
+    encoder._compared = 10_000  # no comparisons with states alone in between
+    encoder.encode(states)
+    sequences = encoder.prompts.tokenize(states)
+    prefixes = {
+        sequences[i][:n].tobytes()
+        for i in range(len(states))
+        for n in range(1, len(sequences[i]) + 1)
+    }
+    windows = len(counted)
+    longest = int(sequences.lengths.max())
+    assert len(prefixes) <= sum(counted) <= len(prefixes) + windows * longest
+    assert sum(counted) < len(sequences.ids)
+
+
+def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
+    encoder = Encoder.load(llama)
+    counted = through(encoder)
+    parent = max(states, key=len)
+    children = [parent + f"\nh{i} : x{i} = {i}" for i in range(32)]
+    encoder._compared = 10_000
+    encoder.encode(children)
+    lengths = encoder.prompts.tokenize([parent, *children]).lengths
+    own = sum(lengths[1:] - lengths[0] + 2)
+    assert sum(counted) <= lengths[0] + own
+    assert len(counted) == 1
+
+
+def test_without_sharing_every_token_goes_through_once(llama, states, through):
+    encoder = Encoder.load(llama, engine="packed")
+    counted = through(encoder)
+    encoder._compared = 10_000
+    encoder.encode(states)
+    assert sum(counted) == len(encoder.prompts.tokenize(states).ids)
+
+
+def test_the_model_is_left_as_it_was(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    config = encoder.model.base.config
+    before = config._attn_implementation
+    encoder.encode(states[:5])
+    assert config._attn_implementation == before
+
+    def fail(*_, **__):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(encoder.choice.engine._tap, "hidden", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        encoder.encode(states[:5])
+    assert config._attn_implementation == before
+
+
+@pytest.fixture
+def heard(caplog):
+    logging.getLogger("ebm_encode").propagate = True
+    yield caplog
+    logging.getLogger("ebm_encode").propagate = False
+
+
+def test_an_engine_that_drifts_is_not_used(llama, monkeypatch):
+    right = engines.WindowEngine.forward
+    monkeypatch.setattr(engines.WindowEngine, "forward", lambda *a: right(*a) * np.float32(1.001))
+    encoder = Encoder.load(llama)
+    assert encoder.choice.engine.name == "padded"
+    for name in NAMES[:3]:
+        assert f"{name} differs from each probe alone" in encoder.choice.reason
+
+
+def test_where_nothing_is_right_each_state_goes_alone(llama, monkeypatch, mixed):
+    for kind in (engines.WindowEngine, engines.PaddedEngine):
+        right = kind.forward
+
+        def wrong(self, sequences, right=right):
+            return right(self, sequences) * np.float32(1 if self.name == "alone" else 1.001)
+
+        monkeypatch.setattr(kind, "forward", wrong)
+    encoder = Encoder.load(llama)
+    assert encoder.choice.engine.name == "alone"
+    assert "one at a time" in encoder.choice.reason
+    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+
+
+def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monkeypatch, heard):
+    """The probes are shorter than this sliding window, which a mask over all pairs ignores."""
+    folder = make_model("mistral", sliding_window=150)
+    with pytest.raises(
+        ModelError, match=r"--engine shared-prefix-mask: cannot be used.*at [0-9]+ t"
+    ):
+        Encoder.load(folder, engine="shared-prefix-mask").encode(states)
+    assert compare(Encoder.load(folder).encode(states), alone(folder, states))[0] <= 1e-5
+
+    def unsupported(*_, **__):
+        raise RuntimeError("not with this model")
+
+    monkeypatch.setattr("ebm_encode.engines.windows.over_paths", unsupported)
+    encoder = Encoder.load(folder, max_batch_tokens=500)
+    assert encoder.choice.engine.name == "shared-prefix-mask"
+    rows = encoder.encode(states)
+    assert encoder.choice.engine.name == "padded"
+    assert "from here on" in heard.text
+    assert compare(rows, alone(folder, states))[0] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": "longrope"}),
+        ("llama", {"max_position_embeddings": 64, "rope_parameters": "dynamic"}),
+    ],
+)
+def test_positions_that_stretch_with_the_longest_of_a_batch(
+    make_model, mixed, architecture, changes
+):
+    """Beyond some length these models turn all positions of a pass in another way."""
+    rope = {"rope_type": changes["rope_parameters"], "rope_theta": 10_000.0}
+    if architecture == "phi3":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
+        rope |= {"original_max_position_embeddings": 64, "factor": 4.0}
+    else:
+        rope |= {"factor": 4.0}
+    folder = make_model(architecture, **(changes | {"rope_parameters": rope}))
+    encoder = Encoder.load(folder)
+    assert encoder.model.stretches_after == 64
+    cut = encoder.prompts.max_length
+    assert compare(encoder.encode(mixed), alone(folder, mixed, cut=cut))[0] <= 1e-5
+    assert encoder.choice.engine.name == "shared-prefix"
+
+
+def test_the_summary_and_the_provenance_name_the_engine(run_cli, llama, tmp_path):
+    source = tmp_path / "s.jsonl"
+    source.write_text('{"state_pp": "⊢ a"}\n{"state_pp": "⊢ b"}\n')
+    output = tmp_path / "o.parquet"
+    arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
+    code, out, err = run_cli(*arguments, "--json")
+    assert code == 0
+    assert json.loads(out)["engine"]["name"] == "shared-prefix"
+    assert json.loads(out)["engine"]["self_test_relative_error"] <= 1e-5
+    assert "engine shared-prefix: equals each probe alone" in " ".join(err.split())
+    code, out, _ = run_cli(*arguments, "--overwrite", "--engine", "packed")
+    assert code == 0
+    assert "engine" in out
+    assert "packed" in out
+    code, out, _ = run_cli("inspect", output)
+    assert "packed" in out
+    code, _, err = run_cli(*arguments, "--engine", "fast")
+    assert code == 2
+    assert "--engine" in err

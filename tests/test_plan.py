@@ -1,0 +1,79 @@
+"""`ebm-encode plan`: its numbers against counting by hand, and that it needs no weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ebm_encode import Encoder
+from support import SAMPLES
+
+
+@pytest.fixture
+def plan(run_cli, llama):
+    def run(*more, model=llama, files=(SAMPLES,)):
+        return run_cli("plan", "--model-path", model, "--trajectories", *files, *more)
+
+    return run
+
+
+def test_the_numbers_are_those_of_counting_by_hand(plan, llama, states):
+    code, out, _ = plan("--json", "--rate", 1000, "--max-batch-tokens", 700)
+    assert code == 0
+    report = json.loads(out)
+    sequences = Encoder.load(llama).prompts.tokenize(sorted(states))
+    lengths = sequences.lengths
+    prefixes = {
+        sequences[i][:n].tobytes() for i in range(len(lengths)) for n in range(1, lengths[i] + 1)
+    }
+    assert report["states"] == len(states)
+    assert report["tokens"] == lengths.sum()
+    assert report["unique_nodes"] == len(prefixes)
+    assert len(prefixes) < report["window_nodes"] < lengths.sum()
+    assert report["seconds"] == report["window_nodes"] / 1000
+    for order, sequence in (("by text", lengths), ("by length", np.sort(lengths))):
+        slots = sum(
+            max(sequence[i : i + 32]) * len(sequence[i : i + 32]) for i in range(0, 430, 32)
+        )
+        assert report["padded_slots"][order] == slots
+    assert sum(count for _, count in report["lengths"]) == len(states)
+    for bound, count in report["lengths"]:
+        assert count == ((lengths <= bound) & (lengths > (bound / 2 if bound > 8 else 0))).sum()
+
+
+def test_the_forecast_is_what_encoding_then_puts_through_the_model(plan, llama, states):
+    report = json.loads(plan("--json")[1])
+    encoder = Encoder.load(llama)
+    counted = []
+    embedding = encoder.model.base.get_input_embeddings()
+    embedding.register_forward_hook(lambda _m, _i, out: counted.append(out[..., 0].numel()))
+    encoder._compared = 10_000
+    encoder.encode(states)
+    assert (len(counted), sum(counted)) == (report["windows"], report["window_nodes"])
+
+
+def test_what_it_prints(plan):
+    code, out, _ = plan("--rate", 1000)
+    assert code == 0
+    for word in ("430, 0 of them cut", "distinct prefixes", "is padding", "expected time", "up to"):
+        assert word in out
+
+
+def test_no_weights_are_needed_and_bad_input_is_named(plan, llama, tmp_path):
+    light = shutil.copytree(llama, tmp_path / "light")
+    (light / "model.safetensors").unlink()
+    assert plan(model=light)[0] == 0
+    code, _, err = plan("--column", "nope")
+    assert (code, "no column 'nope'" in " ".join(err.split())) == (2, True)
+    assert plan("--rate", "0")[0] == 2
+    assert plan(model=tmp_path / "none")[0] == 2
+    (light / "tokenizer.json").write_text("{")
+    assert plan(model=light)[0] == 2
+
+
+def test_cut_prompts_are_counted(plan, llama, states):
+    report = json.loads(plan("--json", "--max-length", 60)[1])
+    lengths = Encoder.load(llama).prompts.tokenize(states).lengths
+    assert report["truncated"] == (lengths > 60).sum()
+    assert report["tokens"] == np.minimum(lengths, 60).sum()
