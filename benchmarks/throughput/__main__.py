@@ -3,14 +3,15 @@
     python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--stretch shared]
         [--rounds 3] [--contenders ours,alone,...] [--vllm-python PYTHON]
 
-TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the order
-of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states of which
-no two begin alike. The model has seeded random weights; its tokenizer is trained on the states.
+TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
+order of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states
+of which no two begin alike. The model has seeded random weights; its tokenizer is trained on the
+states.
 
 Every contender runs in a process of its own, in turns, round after round, so that noise of the
-machine hits all alike; a round's ratio compares contenders of that round, and medians are printed.
-Each process measures the machine's matrix-product peak before and after its own run. Before any time
-counts, every contender's rows are compared with those of each state alone.
+machine hits all alike; a ratio compares two contenders of the same round, and medians are printed.
+Each process measures the machine's matrix-product peak before and after its own run. A contender
+whose rows differ from those of each state alone is shown as failed.
 """
 
 import argparse

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def radix_mlp(model: str) -> Encode:
             scaled_dot_product_attention(
                 *(part[:, :, start:end] for part in full), is_causal=True, scale=scaling
             )
-            for start, end in zip(ends[:-1], ends[1:], strict=True)
+            for start, end in pairwise(ends)
         ]
         return torch.cat(parts, dim=2).index_select(2, fold).transpose(1, 2).contiguous(), None
 
@@ -166,17 +167,20 @@ def radix_mlp(model: str) -> Encode:
 
 
 def vllm(model: str) -> Encode:
-    """VLLM's mean pooling."""
+    """Mean pooling by vLLM."""
     from vllm import LLM
     from vllm.config import PoolerConfig
 
     engine = LLM(
         model, runner="pooling", convert="embed", dtype="float32", max_model_len=LONGEST,
-        pooler_config=PoolerConfig(pooling_type="MEAN", use_activation=False), disable_log_stats=True,
+        pooler_config=PoolerConfig(pooling_type="MEAN", use_activation=False),
+        disable_log_stats=True, gpu_memory_utilization=0.4,
     )  # fmt: skip
 
     def encode(states: list[str]) -> np.ndarray:
-        outputs = engine.embed(states, use_tqdm=False, truncate_prompt_tokens=LONGEST)
+        outputs = engine.embed(
+            states, use_tqdm=False, tokenization_kwargs={"truncate_prompt_tokens": LONGEST}
+        )
         return np.asarray([output.outputs.embedding for output in outputs], np.float32)
 
     return encode

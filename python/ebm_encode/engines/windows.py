@@ -18,6 +18,9 @@ from ebm_encode.engines.layer import LayerTap
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
+_MOST_QUERIES = 96
+"""Longer runs are cut: the earlier part of a run need not be held against the later one's keys."""
+
 
 class WindowEngine:
     """Windows whose attention goes along paths.
@@ -89,10 +92,11 @@ class WindowEngine:
         """One float32 row per sequence from its path, (N, C) to (S, C)."""
         if self._pooling == "last":
             return hidden[torch.from_numpy(trie.leaves).to(hidden.device)].float()
-        paths = _paths(trie)
-        rows = hidden.new_empty((len(paths.runs), hidden.shape[1]), dtype=torch.float32)
-        path = hidden.new_empty((paths.longest, hidden.shape[1]), dtype=torch.float32)
-        for row, run in zip(rows, paths.runs, strict=True):
+        runs = _runs(trie)
+        longest = max(run.depths.stop for run in runs)
+        rows = hidden.new_empty((len(runs), hidden.shape[1]), dtype=torch.float32)
+        path = hidden.new_empty((longest, hidden.shape[1]), dtype=torch.float32)
+        for row, run in zip(rows, runs, strict=True):
             path[run.depths] = hidden[run.nodes]
             length = run.depths.stop
             torch.mean(path[:length], dim=0, out=row)
@@ -125,10 +129,18 @@ class MaskedWindowEngine(WindowEngine):
         return self._tap.hidden(ids, mask, positions)[0]
 
 
-def _paths(trie: _core.Trie) -> Paths:
+def _runs(trie: _core.Trie) -> list[Run]:
+    """The new tokens of each sequence, which may be none."""
     starts, kept = trie.starts.tolist(), trie.kept.tolist()
-    runs = [
-        Run(start, stop, depth)
-        for start, stop, depth in zip(starts[:-1], starts[1:], kept, strict=True)
+    ends = zip(starts[:-1], starts[1:], kept, strict=True)
+    return [Run(start, stop, depth) for start, stop, depth in ends]
+
+
+def _paths(trie: _core.Trie) -> Paths:
+    runs = _runs(trie)
+    parts = [
+        Run(start, min(start + _MOST_QUERIES, run.stop), run.kept + start - run.start)
+        for run in runs
+        for start in range(run.start, run.stop, _MOST_QUERIES)
     ]
-    return Paths(runs, max(run.depths.stop for run in runs))
+    return Paths(parts, max(run.depths.stop for run in runs))
