@@ -80,7 +80,7 @@ def run(python: str, name: str, work: Path) -> dict[str, Any]:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         return {"failed": lines[-1] if lines else f"exit code {done.returncode}"}
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    report: dict[str, Any] = json.loads((work / f"{name}.json").read_text())
     return report
 
 

@@ -1,8 +1,8 @@
 """One way to the rows, in a process of its own: `python contenders.py NAME FOLDER`.
 
-The folder holds `model/` and `states.json`; the rows go to `NAME.npy`, the figures to standard
-output. What a contender needs is imported by its own function, so that each runs wherever its own
-packages are.
+The folder holds `model/` and `states.json`; the rows go to `NAME.npy`, the figures to `NAME.json`.
+What a contender needs is imported by its own function, so that each runs where its own packages
+are.
 """
 
 import json
@@ -260,7 +260,7 @@ def main() -> None:
         "states": len(states), "seconds": seconds, "tokens": tokens, "nodes": nodes,
         "flops": flops, "peak": top, "megabytes": megabytes,
     }  # fmt: skip
-    print(json.dumps(figures))
+    (folder / f"{name}.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":
