@@ -10,7 +10,7 @@ import torch
 import tiny_model
 from ebm_encode import Encoder, engines
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import compare
+from ebm_encode.engines import compare, varlen, windows
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
@@ -227,6 +227,46 @@ def test_positions_that_stretch_with_the_longest_of_a_batch(
     cut = encoder.prompts.max_length
     assert compare(encoder.encode(mixed), alone(folder, mixed, cut=cut))[0] <= 1e-5
     assert encoder.choice.engine.name == "shared-prefix"
+
+
+def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, window_size, **_):
+    """What torch documents of its kernel: the last query of a sequence sees its last key."""
+    left, right = window_size
+    assert (most, right) == ((query_ends.diff().max(), key_ends.diff().max()), 0)
+    outputs = []
+    for i in range(len(query_ends) - 1):
+        own = query[query_ends[i] : query_ends[i + 1]].transpose(0, 1)
+        seen = key[key_ends[i] : key_ends[i + 1]].transpose(0, 1)
+        theirs = value[key_ends[i] : key_ends[i + 1]].transpose(0, 1)
+        place = torch.arange(own.shape[1])[:, None] + seen.shape[1] - own.shape[1]
+        behind = place - torch.arange(seen.shape[1])[None, :]
+        mask = (behind >= 0) & ((behind <= left) | (left < 0))
+        groups = own.shape[0] // seen.shape[0]
+        seen, theirs = (part.repeat_interleave(groups, 0) for part in (seen, theirs))
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            own, seen, theirs, mask, scale=scale
+        )
+        outputs.append(mixed.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "llama4_text"])
+def test_the_layout_for_the_kernel_of_a_gpu(make_model, mixed, monkeypatch, architecture):
+    """The kernel itself runs on a GPU only; what it is given is right for what it documents."""
+    calls = []
+
+    def kernel(*arguments, **options):
+        calls.append(options["window_size"])
+        return reference_varlen(*arguments, **options)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen, "usable", lambda _q, _k, _v, mask: mask.banded)
+    monkeypatch.setattr(windows, "_MOST_QUERIES", 10_000)
+    folder = make_model(architecture)
+    encoder = Encoder.load(folder, engine="shared-prefix")
+    assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
+    expected = {"mistral": {(23, 0)}, "llama4_text": set()}.get(architecture, {(-1, 0)})
+    assert set(calls) >= expected
 
 
 def test_the_summary_and_the_provenance_name_the_engine(run_cli, llama, tmp_path):

@@ -14,11 +14,14 @@ speaks of positions in a sequence, and these are the depths.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from ebm_encode.engines import varlen
 
 NAME = "ebm_encode_paths"
 """Under this name transformers finds the attention and mask functions of this module."""
@@ -82,6 +85,24 @@ class PathMask:
         if run not in self._made:
             self._made[run] = self._make(run)
         return self._made[run]
+
+    @cached_property
+    def ragged(self) -> varlen.Ragged:
+        """The paths of the window end to end."""
+        return varlen.Ragged.of(self.paths, self.device)
+
+    @cached_property
+    def banded(self) -> bool:
+        """Whether a query sees just the keys from its reach to itself; chunks are not like that."""
+        zero = torch.zeros(1, dtype=torch.long, device=self.device)
+        queries = torch.arange(self.paths.longest, device=self.device)
+        reach = self.paths.longest if self.reach is None else self.reach
+        first = (queries - reach + 1).clamp(min=0)
+        before, at = queries - reach, queries
+        ends = self.visible(zero, zero, queries, first) & self.visible(zero, zero, queries, at)
+        beyond = self.visible(zero, zero, queries, before) & (before >= 0)
+        beyond = beyond | self.visible(zero, zero, queries, at + 1)
+        return bool(ends.all()) and not bool(beyond.any())
 
     def _make(self, run: Run) -> tuple[slice, torch.Tensor]:
         first, end = run.kept, run.depths.stop
@@ -158,12 +179,14 @@ def path_attention(
     if not isinstance(attention_mask, PathMask) or position_bias is not None or both_ways:
         raise UnsupportedAttentionError("attention by other than paths")
     paths = attention_mask.paths
+    plain = softcap is None and s_aux is None
+    if plain and varlen.usable(query, key, value, attention_mask):
+        return varlen.attend(query, key, value, attention_mask, scaling), None
     heads, nodes = query.shape[1], query.shape[2]
     groups = heads // key.shape[1]
     keys = key.new_empty((1, heads, paths.longest, key.shape[3]))
     values = value.new_empty((1, heads, paths.longest, value.shape[3]))
     output = value.new_empty((1, nodes, heads, value.shape[3]))
-    plain = softcap is None and s_aux is None
     # In float32 on a CPU, products by hand are up to twice as fast for the short runs of a trie. In
     # 16 bit torch's function is: it does not round the scores.
     fused = plain and not (query.device.type == "cpu" and query.dtype == torch.float32)

@@ -19,7 +19,7 @@ from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
 _MOST_QUERIES = 96
-"""Longer runs are cut: the earlier part of a run need not be held against the later one's keys."""
+"""Longer runs are cut on a CPU: the first part need not be held against the others' keys."""
 
 
 class WindowEngine:
@@ -79,7 +79,8 @@ class WindowEngine:
         ids, positions = self._inputs(trie)
         # Were there no mask at all, transformers would look for packed sequences by the positions.
         mask = torch.ones_like(ids)
-        with over_paths(self._model.base, _paths(trie)):
+        cut = _MOST_QUERIES if self._model.device.type == "cpu" else max(ids.shape)
+        with over_paths(self._model.base, _paths(trie, cut)):
             return self._tap.hidden(ids, mask, positions)[0]
 
     def _inputs(self, trie: _core.Trie) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,11 +137,11 @@ def _runs(trie: _core.Trie) -> list[Run]:
     return [Run(start, stop, depth) for start, stop, depth in ends]
 
 
-def _paths(trie: _core.Trie) -> Paths:
+def _paths(trie: _core.Trie, longest_run: int) -> Paths:
     runs = _runs(trie)
     parts = [
-        Run(start, min(start + _MOST_QUERIES, run.stop), run.kept + start - run.start)
+        Run(start, min(start + longest_run, run.stop), run.kept + start - run.start)
         for run in runs
-        for start in range(run.start, run.stop, _MOST_QUERIES)
+        for start in range(run.start, run.stop, longest_run)
     ]
     return Paths(parts, max(run.depths.stop for run in runs))
