@@ -1,4 +1,5 @@
-//! The pure-Rust core of ebm-encode: the embedding cache and the packing of token sequences.
+//! The pure-Rust core of ebm-encode: the embedding cache, the packing of token sequences, and how
+//! many callers share an encoder.
 //!
 //! Nothing in this crate knows of Python. A prover links it to read a cache that the bulk encoder
 //! wrote, and the Python package reaches the same code through a thin extension, so both sides
@@ -15,4 +16,5 @@
 //! ```
 
 pub mod cache;
+pub mod encoder;
 pub mod packing;

@@ -1,0 +1,139 @@
+//! What waits for an encoder: requests, and how a batch is filled from them fairly.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::error::EncoderResult;
+use super::row::Encoded;
+
+/// One caller's states, and what has been answered so far.
+#[derive(Debug)]
+pub(super) struct Request {
+    states: Vec<Arc<str>>,
+    taken: usize,
+    answers: Vec<Option<Encoded>>,
+    open: usize,
+    reply: flume::Sender<EncoderResult<Vec<Encoded>>>,
+}
+
+impl Request {
+    pub(super) fn new(
+        states: Vec<Arc<str>>,
+        reply: flume::Sender<EncoderResult<Vec<Encoded>>>,
+    ) -> Self {
+        let open = states.len();
+        Self { answers: vec![None; open], taken: 0, open, states, reply }
+    }
+
+    /// Whether the caller has given up.
+    pub(super) fn abandoned(&self) -> bool {
+        self.reply.is_disconnected()
+    }
+
+    /// Answers once all states have an answer; a caller that has given up hears nothing.
+    fn reply_if_complete(&mut self) -> bool {
+        if self.open > 0 {
+            return false;
+        }
+        let answers = self.answers.drain(..).flatten().collect();
+        let _ = self.reply.send(Ok(answers));
+        true
+    }
+}
+
+/// The distinct states of a batch, and who wants each.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) states: Vec<Arc<str>>,
+    places: HashMap<Arc<str>, usize>,
+    wanted: Vec<Vec<(u64, usize)>>,
+}
+
+impl Batch {
+    fn add(&mut self, state: &Arc<str>, request: u64, index: usize) {
+        let place = *self.places.entry(Arc::clone(state)).or_insert_with(|| {
+            self.states.push(Arc::clone(state));
+            self.wanted.push(Vec::new());
+            self.states.len() - 1
+        });
+        self.wanted[place].push((request, index));
+    }
+
+    /// How many callers have a state in it.
+    pub(super) fn callers(&self) -> usize {
+        let mut requests: Vec<u64> =
+            self.wanted.iter().flatten().map(|(request, _)| *request).collect();
+        requests.sort_unstable();
+        requests.dedup();
+        requests.len()
+    }
+}
+
+/// Requests in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    requests: VecDeque<(u64, Request)>,
+    next: u64,
+}
+
+impl Queue {
+    pub(super) fn push(&mut self, request: Request) {
+        self.requests.push_back((self.next, request));
+        self.next += 1;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Forgets callers that have given up, and answers those that asked for nothing.
+    pub(super) fn tidy(&mut self) {
+        self.requests
+            .retain_mut(|(_, request)| !request.abandoned() && !request.reply_if_complete());
+    }
+
+    /// Fills a batch, one state of each request after the other, so that a small request does not
+    /// wait for all of a large one. Holds at least one state if any is left.
+    pub(super) fn take(&mut self, max_states: usize, max_bytes: usize) -> Batch {
+        let mut batch = Batch::default();
+        let mut bytes = 0;
+        loop {
+            let mut any = false;
+            for (id, request) in &mut self.requests {
+                let Some(state) = request.states.get(request.taken) else { continue };
+                let full = batch.states.len() >= max_states || bytes + state.len() > max_bytes;
+                if full && !batch.states.is_empty() {
+                    return batch;
+                }
+                bytes += state.len();
+                batch.add(&Arc::clone(state), *id, request.taken);
+                request.taken += 1;
+                any = true;
+            }
+            if !any {
+                return batch;
+            }
+        }
+    }
+
+    /// Hands out the answers of a batch, and replies to every caller that now has all of its own.
+    pub(super) fn answer(&mut self, batch: &Batch, answers: &[Encoded]) {
+        let mut by_request: HashMap<u64, Vec<(usize, &Encoded)>> = HashMap::new();
+        for (wanted, answer) in batch.wanted.iter().zip(answers) {
+            for (request, index) in wanted {
+                by_request.entry(*request).or_default().push((*index, answer));
+            }
+        }
+        self.requests.retain_mut(|(id, request)| {
+            for (index, answer) in by_request.remove(id).unwrap_or_default() {
+                request.answers[index] = Some(answer.clone());
+                request.open -= 1;
+            }
+            !request.reply_if_complete()
+        });
+    }
+}

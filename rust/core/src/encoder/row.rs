@@ -1,0 +1,104 @@
+//! Rows handed out by reference, and what is said of each.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// What became of one state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RowReport {
+    /// The row is right.
+    Ok {
+        /// Length of the prompt in tokens, before any cut.
+        tokens: usize,
+        /// Whether the end of the prompt was cut off.
+        truncated: bool,
+    },
+    /// The row failed the row checks, also when encoded alone.
+    Bad {
+        /// Why.
+        reason: String,
+    },
+    /// The prompt is longer than the encoder's longest.
+    TooLong {
+        /// Its length in tokens.
+        tokens: usize,
+    },
+    /// There is no row for another reason: no token, no memory, a failure of the encoder.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl RowReport {
+    /// Whether there is a row.
+    #[must_use]
+    pub const fn is_ok(&self) -> bool {
+        matches!(self, Self::Ok { .. })
+    }
+}
+
+impl fmt::Display for RowReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok { tokens, truncated: false } => write!(f, "{tokens} tokens"),
+            Self::Ok { tokens, truncated: true } => write!(f, "{tokens} tokens, cut"),
+            Self::Bad { reason } | Self::Failed { reason } => f.write_str(reason),
+            Self::TooLong { tokens } => write!(f, "{tokens} tokens are too many"),
+        }
+    }
+}
+
+/// The memory of one batch, shared by all who got a row of it.
+pub(super) type BatchMemory = Arc<[f32]>;
+
+/// One row, by reference into the memory of its batch; cloning copies no values.
+///
+/// A batch's memory lives as long as any of its rows.
+#[derive(Clone)]
+pub struct Row {
+    batch: BatchMemory,
+    start: usize,
+    dim: usize,
+}
+
+impl Row {
+    pub(super) fn new(batch: &BatchMemory, index: usize, dim: usize) -> Self {
+        Self { batch: Arc::clone(batch), start: index * dim, dim }
+    }
+}
+
+impl Deref for Row {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.batch[self.start..self.start + self.dim]
+    }
+}
+
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Row({} values)", self.dim)
+    }
+}
+
+/// The answer for one state: its report, and its row exactly if the report is [`RowReport::Ok`].
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// What became of the state.
+    pub report: RowReport,
+    /// The row.
+    pub row: Option<Row>,
+}
+
+impl Encoded {
+    /// The row, or the report that says why there is none.
+    ///
+    /// # Errors
+    /// The report, if there is no row.
+    pub fn into_row(self) -> Result<Row, RowReport> {
+        self.row.ok_or(self.report)
+    }
+}
