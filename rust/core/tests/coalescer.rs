@@ -1,30 +1,17 @@
 //! Many callers of one encoder: each gets its own rows, whatever the others do.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
-use std::future::Future;
+mod support;
+
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use ebm_encode::cache::Identity;
 use ebm_encode::encoder::{
     Coalescer, CoalescerOptions, Encoded, Encoder, EncoderError, FakeEncoder, RowReport,
 };
-
-const DIM: usize = 8;
-
-fn identity() -> Identity {
-    let json = r#"{"weights": "w", "config": "c", "tokenizer": "t", "template": "{state}",
-        "special_tokens": "tokenizer-default-once", "pooling": "mean", "layer": -1,
-        "dtype": "float32", "quantization": "none", "max_length": null, "truncation": "none"}"#;
-    Identity::from_json(json).unwrap()
-}
-
-fn fake() -> FakeEncoder {
-    FakeEncoder::new(DIM, identity()).unwrap()
-}
+use flume::{Receiver, Sender};
+use support::{DIM, block_on, fake, held, identity};
 
 fn texts(states: &[&str]) -> Vec<Arc<str>> {
     states.iter().map(|state| Arc::from(*state)).collect()
@@ -143,43 +130,14 @@ fn rows_are_handed_out_by_reference() {
     assert_eq!(*kept, *fake().row("b"), "a row outlives all else");
 }
 
-/// An encoder that does not go on before it is told to, so that requests pile up behind it.
-struct Held {
-    inner: FakeEncoder,
-    begun: flume::Sender<usize>,
-    go_on: flume::Receiver<()>,
-}
-
-impl Encoder for Held {
-    fn dim(&self) -> usize {
-        self.inner.dim()
-    }
-
-    fn identity(&self) -> &Identity {
-        self.inner.identity()
-    }
-
-    fn encode_into(
-        &self,
-        states: &[&str],
-        rows: &mut [f32],
-    ) -> Result<Vec<RowReport>, EncoderError> {
-        self.begun.send(states.len()).unwrap();
-        self.go_on.recv().unwrap();
-        self.inner.encode_into(states, rows)
-    }
-}
-
-fn held(options: CoalescerOptions) -> (Coalescer, flume::Receiver<usize>, flume::Sender<()>) {
-    let (begun, has_begun) = flume::unbounded();
-    let (let_go, go_on) = flume::unbounded();
-    let coalescer = Coalescer::start(Held { inner: fake(), begun, go_on }, options).unwrap();
-    (coalescer, has_begun, let_go)
+fn held_behind(options: CoalescerOptions) -> (Coalescer, Receiver<usize>, Sender<()>) {
+    let (encoder, begun, go_on) = held();
+    (Coalescer::start(encoder, options).unwrap(), begun, go_on)
 }
 
 #[test]
 fn what_comes_while_the_encoder_is_busy_is_one_batch() {
-    let (coalescer, begun, go_on) = held(CoalescerOptions::default());
+    let (coalescer, begun, go_on) = held_behind(CoalescerOptions::default());
     let first = coalescer.submit(texts(&["first"])).unwrap();
     assert_eq!(begun.recv(), Ok(1));
     let rest: Vec<_> =
@@ -195,7 +153,7 @@ fn what_comes_while_the_encoder_is_busy_is_one_batch() {
 
 #[test]
 fn a_caller_that_gives_up_is_not_encoded_for() {
-    let (coalescer, begun, go_on) = held(CoalescerOptions::default());
+    let (coalescer, begun, go_on) = held_behind(CoalescerOptions::default());
     let first = coalescer.submit(texts(&["first"])).unwrap();
     begun.recv().unwrap();
     let late = coalescer.submit(texts(&["late"])).unwrap();
@@ -214,7 +172,7 @@ fn a_caller_that_gives_up_is_not_encoded_for() {
 #[test]
 fn a_full_queue_is_told_or_waited_for() {
     let (coalescer, begun, go_on) =
-        held(CoalescerOptions { queue: 2, ..CoalescerOptions::default() });
+        held_behind(CoalescerOptions { queue: 2, ..CoalescerOptions::default() });
     let mut pending = vec![coalescer.submit(texts(&["0"])).unwrap()];
     begun.recv().unwrap();
     pending.push(coalescer.submit(texts(&["1"])).unwrap());
@@ -234,7 +192,7 @@ fn a_full_queue_is_told_or_waited_for() {
 
 #[test]
 fn what_was_asked_is_answered_before_the_end() {
-    let (coalescer, begun, go_on) = held(CoalescerOptions::default());
+    let (coalescer, begun, go_on) = held_behind(CoalescerOptions::default());
     let first = coalescer.submit(texts(&["first"])).unwrap();
     begun.recv().unwrap();
     let last = coalescer.submit(texts(&["last"])).unwrap();
@@ -244,25 +202,6 @@ fn what_was_asked_is_answered_before_the_end() {
     assert_right(&["first"], &first.wait().unwrap());
     assert_right(&["last"], &last.wait().unwrap());
     ending.join().unwrap();
-}
-
-/// A runtime of one task.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(mpsc::Sender<()>);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            let _ = self.0.send(());
-        }
-    }
-    let (unpark, parked) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Unpark(unpark)));
-    let mut future = Box::pin(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => parked.recv().unwrap(),
-        }
-    }
 }
 
 #[test]

@@ -79,6 +79,14 @@ impl Coalescer {
         encoder: impl Encoder + 'static,
         options: CoalescerOptions,
     ) -> EncoderResult<Self> {
+        Self::start_with(encoder, options, Forget)
+    }
+
+    pub(super) fn start_with(
+        encoder: impl Encoder + 'static,
+        options: CoalescerOptions,
+        after: impl Aftermath + 'static,
+    ) -> EncoderResult<Self> {
         if options.max_states.min(options.max_bytes).min(options.queue) == 0 {
             let message = "max_states, max_bytes and queue must be at least 1";
             return Err(EncoderError::Argument(message.to_owned()));
@@ -92,6 +100,7 @@ impl Coalescer {
             incoming,
             queue: Queue::default(),
             callers: 1,
+            after,
             counters: Arc::clone(&counters),
         };
         let worker = thread::Builder::new()
@@ -222,18 +231,39 @@ impl Pending {
     }
 }
 
+/// What becomes of rows beyond the callers that asked for them.
+pub(super) trait Aftermath: Send {
+    /// What an earlier batch made of a state.
+    fn known(&self, state: &str) -> Option<Encoded>;
+
+    /// Takes note of a batch's answers, before its callers get them.
+    fn encoded(&mut self, states: &[Arc<str>], answers: &[Encoded]);
+}
+
+/// Nothing becomes of them.
+struct Forget;
+
+impl Aftermath for Forget {
+    fn known(&self, _: &str) -> Option<Encoded> {
+        None
+    }
+
+    fn encoded(&mut self, _: &[Arc<str>], _: &[Encoded]) {}
+}
+
 /// The thread that owns the encoder.
-struct Worker<E> {
+struct Worker<E, A> {
     encoder: E,
     options: CoalescerOptions,
     incoming: flume::Receiver<Request>,
     queue: Queue,
     /// Callers of the batch before.
     callers: usize,
+    after: A,
     counters: Arc<Counters>,
 }
 
-impl<E: Encoder> Worker<E> {
+impl<E: Encoder, A: Aftermath> Worker<E, A> {
     fn run(mut self) {
         loop {
             if self.queue.is_empty() {
@@ -242,15 +272,18 @@ impl<E: Encoder> Worker<E> {
             }
             self.gather();
             self.queue.tidy();
-            let batch = self.queue.take(self.options.max_states, self.options.max_bytes);
+            let CoalescerOptions { max_states, max_bytes, .. } = self.options;
+            let batch = self.queue.take(max_states, max_bytes, |state| self.after.known(state));
             if batch.states.is_empty() {
-                continue; // all callers have given up
+                self.queue.tidy(); // all is known by now
+                continue;
             }
             self.callers = batch.callers();
             if self.callers > 1 {
                 self.counters.shared_batches.fetch_add(1, Ordering::Relaxed);
             }
             let answers = self.encode(&batch.states);
+            self.after.encoded(&batch.states, &answers);
             self.queue.answer(&batch, &answers);
         }
     }
@@ -324,6 +357,10 @@ mod tests {
         (queue, answers)
     }
 
+    fn unknown(_: &str) -> Option<Encoded> {
+        None
+    }
+
     fn texts(batch: &Batch) -> Vec<&str> {
         batch.states.iter().map(|state| &**state).collect()
     }
@@ -333,7 +370,7 @@ mod tests {
         let large: Vec<String> = (0..100).map(|i| format!("large {i}")).collect();
         let large: Vec<&str> = large.iter().map(String::as_str).collect();
         let (mut queue, _answers) = waiting(&[&large, &["small a", "small b"]]);
-        let batch = queue.take(6, usize::MAX);
+        let batch = queue.take(6, usize::MAX, unknown);
         assert_eq!(
             texts(&batch),
             ["large 0", "small a", "large 1", "small b", "large 2", "large 3"]
@@ -344,7 +381,7 @@ mod tests {
     #[test]
     fn equal_states_of_several_callers_are_in_a_batch_once() {
         let (mut queue, _answers) = waiting(&[&["a", "b"], &["b", "a"], &["a"]]);
-        let batch = queue.take(10, usize::MAX);
+        let batch = queue.take(10, usize::MAX, unknown);
         assert_eq!(texts(&batch), ["a", "b"]);
         assert_eq!(batch.callers(), 3);
     }
@@ -352,9 +389,9 @@ mod tests {
     #[test]
     fn a_batch_keeps_its_bytes_but_holds_at_least_one_state() {
         let (mut queue, _answers) = waiting(&[&["twelve bytes", "two", "three"]]);
-        assert_eq!(texts(&queue.take(10, 8)), ["twelve bytes"]);
-        assert_eq!(texts(&queue.take(10, 8)), ["two", "three"]);
-        assert!(queue.take(10, 8).states.is_empty());
+        assert_eq!(texts(&queue.take(10, 8, unknown)), ["twelve bytes"]);
+        assert_eq!(texts(&queue.take(10, 8, unknown)), ["two", "three"]);
+        assert!(queue.take(10, 8, unknown).states.is_empty());
     }
 
     #[test]
@@ -362,6 +399,6 @@ mod tests {
         let (mut queue, mut answers) = waiting(&[&["a"], &["b"]]);
         answers.remove(0);
         queue.tidy();
-        assert_eq!(texts(&queue.take(10, 100)), ["b"]);
+        assert_eq!(texts(&queue.take(10, 100, unknown)), ["b"]);
     }
 }

@@ -2,14 +2,20 @@
 //!
 //! An [`Encoder`] turns states into rows in memory that the caller owns, with a [`RowReport`] for
 //! each. A [`Coalescer`] puts one encoder behind a queue: requests of many threads or tasks are
-//! merged into batches, and every caller gets its rows by reference into the batch's memory.
+//! merged into batches, and every caller gets its rows by reference into the batch's memory. A
+//! [`CachedEncoder`] puts an [`EmbeddingCache`](crate::cache::EmbeddingCache) in front of that.
 
+mod cached;
 mod coalescer;
 mod error;
 mod fake;
+mod memory;
 mod queue;
 mod row;
 
+pub use cached::{
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CachedRow,
+};
 pub use coalescer::{Coalescer, CoalescerOptions, CoalescerStatistics, Pending};
 pub use error::{EncoderError, EncoderResult};
 pub use fake::FakeEncoder;

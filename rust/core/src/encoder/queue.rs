@@ -30,6 +30,13 @@ impl Request {
         self.reply.is_disconnected()
     }
 
+    /// Answers its next state with what is known of it.
+    fn answer_known(&mut self, encoded: Encoded) {
+        self.answers[self.taken] = Some(encoded);
+        self.taken += 1;
+        self.open -= 1;
+    }
+
     /// Answers once all states have an answer; a caller that has given up hears nothing.
     fn reply_if_complete(&mut self) -> bool {
         if self.open > 0 {
@@ -97,14 +104,25 @@ impl Queue {
     }
 
     /// Fills a batch, one state of each request after the other, so that a small request does not
-    /// wait for all of a large one. Holds at least one state if any is left.
-    pub(super) fn take(&mut self, max_states: usize, max_bytes: usize) -> Batch {
+    /// wait for all of a large one. Holds at least one state if any is left that is not known:
+    /// what another batch made since it was asked for is answered at once.
+    pub(super) fn take(
+        &mut self,
+        max_states: usize,
+        max_bytes: usize,
+        known: impl Fn(&str) -> Option<Encoded>,
+    ) -> Batch {
         let mut batch = Batch::default();
         let mut bytes = 0;
         loop {
             let mut any = false;
             for (id, request) in &mut self.requests {
                 let Some(state) = request.states.get(request.taken) else { continue };
+                any = true;
+                if let Some(encoded) = known(state) {
+                    request.answer_known(encoded);
+                    continue;
+                }
                 let full = batch.states.len() >= max_states || bytes + state.len() > max_bytes;
                 if full && !batch.states.is_empty() {
                     return batch;
@@ -112,7 +130,6 @@ impl Queue {
                 bytes += state.len();
                 batch.add(&Arc::clone(state), *id, request.taken);
                 request.taken += 1;
-                any = true;
             }
             if !any {
                 return batch;

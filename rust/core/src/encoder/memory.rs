@@ -1,0 +1,39 @@
+//! Rows that were encoded of late, in memory under a limit of bytes.
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+
+use super::row::{Encoded, Row};
+
+/// What an entry takes beside its text and values, about: two allocations and the cache's own books.
+const OVERHEAD: usize = 128;
+
+/// Rows by state; the least used ones go when it is full.
+#[derive(Debug, Clone)]
+pub(super) struct Memory {
+    rows: Cache<Arc<str>, Encoded>,
+}
+
+impl Memory {
+    pub(super) fn new(max_bytes: u64) -> Self {
+        let weigh = |state: &Arc<str>, encoded: &Encoded| {
+            let values = encoded.row.as_deref().map_or(0, size_of_val);
+            let bytes = state.len() + values + OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self { rows: Cache::builder().max_capacity(max_bytes).weigher(weigh).build() }
+    }
+
+    pub(super) fn get(&self, state: &str) -> Option<Encoded> {
+        self.rows.get(state)
+    }
+
+    /// Keeps a copy of a row: by reference it would keep its whole batch, and no limit would hold.
+    pub(super) fn insert(&self, state: &Arc<str>, encoded: &Encoded) {
+        let Some(row) = &encoded.row else { return };
+        let own = Row::new(&Arc::from(&**row), 0, row.len());
+        let report = encoded.report.clone();
+        self.rows.insert(Arc::clone(state), Encoded { report, row: Some(own) });
+    }
+}
