@@ -1,7 +1,7 @@
 """Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
 
-    python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--stretch shared]
-        [--rounds 3] [--contenders ours,alone,...] [--vllm-python PYTHON]
+    python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--stretch shared] [--start 0.33]
+            [--rounds 3] [--contenders ours,alone,...] [--vllm-python PYTHON]
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
 order of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states
@@ -49,11 +49,11 @@ def real_states(files: list[Path]) -> list[str]:
     return sorted(found)
 
 
-def choose(states: list[str], stretch: str, count: int) -> list[str]:
+def choose(states: list[str], stretch: str, count: int, start: float) -> list[str]:
     """A contiguous stretch, or states of which no two have the same first 12 characters."""
     if stretch == "shared":
-        start = (len(states) - count) // 3
-        return states[start : start + count]
+        first = int((len(states) - count) * start)
+        return states[first : first + count]
     apart = {state[:12]: state for state in states}
     step = max(len(apart) // count, 1)
     return sorted(apart.values())[::step][:count]
@@ -90,6 +90,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--states", type=int, default=1000)
     parser.add_argument("--stretch", choices=["shared", "unrelated"], default="shared")
+    parser.add_argument(
+        "--start", type=float, default=1 / 3, help="where the stretch begins, from 0 to 1"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument(
@@ -104,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         everything = real_states(options.trajectories)
-        states = choose(everything, options.stretch, options.states)
+        states = choose(everything, options.stretch, options.states, options.start)
         make_model(work / "model", options.size, everything)
         (work / "states.json").write_text(json.dumps(states))
         rounds: list[dict[str, dict[str, Any]]] = []
@@ -152,9 +155,16 @@ def describe(report: dict[str, Any]) -> str:
     return f"{report['states'] / report['seconds']:.1f} states/s"
 
 
+def sharing(rounds: list[dict[str, dict[str, Any]]]) -> float:
+    """Tokens per distinct prefix, the same for all contenders."""
+    reports = (report for each in rounds for report in each.values())
+    return next((r["tokens"] / r["nodes"] for r in reports if "nodes" in r), float("nan"))
+
+
 def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any) -> None:
     print(
-        f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch}),"
+        f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch},"
+        f" {sharing(rounds):.2f} tokens per distinct prefix),"
         f" {options.rounds} rounds, float32, torch {torch.__version__} on"
         f" {torch.get_num_threads()} threads, transformers {transformers.__version__},"
         f" Python {platform.python_version()}"
