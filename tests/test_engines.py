@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def test_the_model_is_left_as_it_was(llama, states, monkeypatch):
     with pytest.raises(RuntimeError, match="no"):
         encoder.encode(states[:5])
     assert config._attn_implementation == before
+
+
+def test_threads_may_share_an_encoder(llama, make_model, mixed):
+    encoders = [Encoder.load(llama), Encoder.load(make_model("mistral"))]
+    right = [encoder.encode(mixed) for encoder in encoders]
+    parts = [(k, start) for start in range(0, len(mixed), 6) for k in (0, 1, 0)]
+
+    def encode(part):
+        k, start = part
+        encoder = encoders[k]
+        rows = encoder.encode(mixed[start : start + 6])
+        return compare(rows, right[k][start : start + 6])[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(encode, parts)) <= 1e-5
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
 
-    python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--stretch shared] [--start 0.33]
-            [--rounds 3] [--contenders ours,alone,...] [--vllm-python PYTHON]
+    python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--rounds 3]
+        [--stretch shared] [--start 0.33] [--contenders ours,alone,...] [--vllm-python PYTHON]
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
 order of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states

@@ -4,6 +4,7 @@ Knows nothing of files other than the model's.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,6 +173,8 @@ class Encoder:
             require_engine(self.choice, engine)
         # The longest sequence whose row was compared with the sequence alone.
         self._compared = int(probes.lengths.max())
+        # Engines switch the model's attention while they run it.
+        self._lock = threading.Lock()
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
 
@@ -385,7 +388,8 @@ class Encoder:
             EncodingError: If it does not fit the memory.
         """
         try:
-            row: NDArray[np.float32] = self._alone.forward([sequence])[0]
+            with self._lock:
+                row: NDArray[np.float32] = self._alone.forward([sequence])[0]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -443,7 +447,8 @@ class Encoder:
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
-                rows = self.choice.engine.forward([tokens[i] for i in indices])
+                with self._lock:
+                    rows = self.choice.engine.forward([tokens[i] for i in indices])
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -13,6 +13,7 @@ speaks of positions in a sequence, and these are the depths.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -115,8 +116,8 @@ class PathMask:
         return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
 
 
-_window: list[Paths] = []
-"""The window that is going through a model, if any; the mask interface has no other way to know."""
+_window: ContextVar[Paths | None] = ContextVar("window", default=None)
+"""The window that this thread puts through a model; the mask interface cannot be told otherwise."""
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def over_paths(base: Any, paths: Paths) -> Iterator[None]:
     """Lets a model attend over the paths of a window."""
     configs = {id(module.config): module.config for module in base.modules() if _configured(module)}
     before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
-    _window.append(paths)
+    token = _window.set(paths)
     try:
         for config in configs.values():
             config._attn_implementation = NAME  # noqa: SLF001
@@ -132,7 +133,7 @@ def over_paths(base: Any, paths: Paths) -> Iterator[None]:
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]  # noqa: SLF001
-        _window.pop()
+        _window.reset(token)
 
 
 def _configured(module: Any) -> bool:
@@ -151,9 +152,10 @@ def path_mask(
     **_: Any,
 ) -> PathMask:
     """The mask interface: what transformers would make a mask of is kept for each run."""
-    if use_vmap or q_length != kv_length or not _window:
+    window = _window.get()
+    if use_vmap or q_length != kv_length or window is None:
         raise UnsupportedAttentionError("a mask that does not go by positions alone")
-    return PathMask(_window[-1], mask_function, local_size, dtype, device)
+    return PathMask(window, mask_function, local_size, dtype, device)
 
 
 def path_attention(
