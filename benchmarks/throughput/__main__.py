@@ -35,7 +35,6 @@ import tiny_model
 
 _TOLERANCE = 1e-4
 _LONGEST = 1024
-_VOCABULARY = 8192
 _OURS = "ours"
 
 
@@ -59,9 +58,9 @@ def choose(states: list[str], stretch: str, count: int, start: float) -> list[st
     return sorted(apart.values())[::step][:count]
 
 
-def make_model(folder: Path, size: str, states: list[str]) -> None:
+def make_model(folder: Path, size: str, states: list[str], vocabulary: int) -> None:
     """A Llama of a size with seeded random weights."""
-    tokenizer = tiny_model.train_tokenizer(states[:: max(len(states) // 4000, 1)], _VOCABULARY)
+    tokenizer = tiny_model.train_tokenizer(states[:: max(len(states) // 4000, 1)], vocabulary)
     width, depth, inner = SIZES[size]
     shape = {
         "hidden_size": width, "num_hidden_layers": depth, "intermediate_size": inner,
@@ -93,6 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=float, default=1 / 3, help="where the stretch begins, from 0 to 1"
     )
+    parser.add_argument("--vocabulary", type=int, default=8192, help="size of the tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument(
@@ -108,7 +108,7 @@ def main() -> None:
         work = Path(folder)
         everything = real_states(options.trajectories)
         states = choose(everything, options.stretch, options.states, options.start)
-        make_model(work / "model", options.size, everything)
+        make_model(work / "model", options.size, everything, options.vocabulary)
         (work / "states.json").write_text(json.dumps(states))
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(options.rounds):
