@@ -11,7 +11,7 @@ import torch
 import tiny_model
 from ebm_encode import Encoder, engines
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import compare, varlen, windows
+from ebm_encode.engines import attention, compare, varlen, windows
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
@@ -78,6 +78,13 @@ def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
     assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
     backward = encoder.encode(mixed[::-1])[::-1]
     assert compare(backward, encoder.encode(mixed))[0] <= 1e-5
+
+
+def test_masks_that_are_not_kept_are_made_anew(make_model, mixed, monkeypatch):
+    monkeypatch.setattr(attention, "_MOST_KEPT", 5000)
+    folder = make_model("mistral")
+    rows = Encoder.load(folder, engine="shared-prefix").encode(mixed)
+    assert compare(rows, alone(folder, mixed))[0] <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])

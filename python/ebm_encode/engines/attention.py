@@ -28,6 +28,10 @@ NAME = "ebm_encode_paths"
 """Under this name transformers finds the attention and mask functions of this module."""
 
 
+_MOST_KEPT = 2**26
+"""Most pairs of a window whose masks are kept from layer to layer; those beyond are made anew."""
+
+
 class UnsupportedAttentionError(RuntimeError):
     """A model's attention wants something that attention over paths does not offer."""
 
@@ -80,12 +84,17 @@ class PathMask:
     dtype: torch.dtype
     device: torch.device
     _made: dict[Run, tuple[slice, torch.Tensor]] = field(default_factory=dict)
+    _kept: int = 0
 
     def of(self, run: Run) -> tuple[slice, torch.Tensor]:
         """The depths of the keys to look at, and 0 or -inf for each pair, (1, 1, queries, keys)."""
-        if run not in self._made:
-            self._made[run] = self._make(run)
-        return self._made[run]
+        made = self._made.get(run)
+        if made is None:
+            made = self._make(run)
+            self._kept += made[1].numel()
+            if self._kept <= _MOST_KEPT:
+                self._made[run] = made
+        return made
 
     @cached_property
     def ragged(self) -> varlen.Ragged:
