@@ -119,24 +119,25 @@ def test_a_prompt_without_tokens_is_named(make_model, tmp_path):
 
 
 class _Limited:
-    """Runs out of memory above a number of slots, as a device would."""
+    """Runs out of memory above a number of tokens, as a device would."""
 
-    def __init__(self, forward, slots):
-        self.forward, self.slots, self.refused, self.largest = forward, slots, 0, 0
+    def __init__(self, engine, tokens):
+        self.size, self.forward = engine.size, engine.forward
+        self.tokens, self.refused, self.largest = tokens, 0, 0
 
     def __call__(self, sequences):
-        slots = len(sequences) * max(map(len, sequences))
-        if slots > self.slots:
+        size = self.size(sequences)
+        if size > self.tokens:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.largest = max(self.largest, slots)
+        self.largest = max(self.largest, size)
         return self.forward(sequences)
 
 
 def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
     encoder = Encoder.load(llama)
     right = encoder.encode(states)
-    limited = _Limited(encoder.choice.engine.forward, 1200)
+    limited = _Limited(encoder.choice.engine, 1200)
     monkeypatch.setattr(encoder.choice.engine, "forward", limited)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert limited.largest <= 1200
@@ -149,7 +150,7 @@ def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch):
     by_length = sorted(states, key=len)
     some = [*by_length[:5], by_length[-1]]
     lengths = encoder.prompts.tokenize(some).lengths
-    limited = _Limited(encoder.choice.engine.forward, int(lengths[-1]) - 1)
+    limited = _Limited(encoder.choice.engine, int(lengths[-1]) - 1)
     monkeypatch.setattr(encoder.choice.engine, "forward", limited)
     out = np.empty((6, encoder.dim), np.float32)
     reports = encoder.encode_into(some, out)
