@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -61,16 +62,16 @@ app.command(audit)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     console = stderr_console()
-    _log_to(console)
+    with _logging_to(console):
+        return _run(sys.argv[1:] if arguments is None else arguments, console)
+
+
+def _run(arguments: Sequence[str], console: Console) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a state is text that a terminal may not know
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
-            exit_on_error=False,
-            print_error=True,
-        )
+        code = app(list(arguments), exit_on_error=False, print_error=True)
         if sys.stdout is not None:
             sys.stdout.flush()
     except cyclopts.CycloptsError:
@@ -102,7 +103,9 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _log_to(console: Console) -> None:
+@contextmanager
+def _logging_to(console: Console) -> Iterator[None]:
+    """Sends the package's log to the console; a host that calls `main` has its own back after."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
@@ -110,6 +113,11 @@ def _log_to(console: Console) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     package = logging.getLogger("ebm_encode")
-    package.handlers = [handler]
+    before = package.handlers, package.level, package.propagate
+    package.handlers, package.propagate = [handler], False
     package.setLevel(logging.INFO)
-    package.propagate = False
+    try:
+        yield
+    finally:
+        package.handlers, _, package.propagate = before
+        package.setLevel(before[1])
