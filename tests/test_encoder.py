@@ -25,7 +25,12 @@ def spoil(encoder, monkeypatch, fault, *, alone=False):
     """Puts a fault between the engine's rows and everyone else."""
     engine = encoder._alone if alone else encoder.choice.engine
     right = engine.forward
-    monkeypatch.setattr(engine, "forward", lambda sequences: fault(right(sequences)))
+
+    def forward(sequences, rows):
+        right(sequences, rows)
+        rows.array[rows.places] = fault(rows.array[rows.places])
+
+    monkeypatch.setattr(engine, "forward", forward)
 
 
 def last_copied(rows):
@@ -125,13 +130,13 @@ class _Limited:
         self.size, self.forward = engine.size, engine.forward
         self.tokens, self.refused, self.largest = tokens, 0, 0
 
-    def __call__(self, sequences):
+    def __call__(self, sequences, rows):
         size = self.size(sequences)
         if size > self.tokens:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.largest = max(self.largest, size)
-        return self.forward(sequences)
+        self.forward(sequences, rows)
 
 
 def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
@@ -158,7 +163,7 @@ def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch):
 
 
 def test_other_errors_of_the_model_come_through(encoder, states, monkeypatch):
-    def fail(_sequences):
+    def fail(_sequences, _rows):
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(encoder.choice.engine, "forward", fail)

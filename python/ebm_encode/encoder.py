@@ -28,6 +28,7 @@ from ebm_encode.engines import (
     compare,
 )
 from ebm_encode.engines.choice import require_engine
+from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -96,12 +97,21 @@ class Batch:
 
     Attributes:
         indices: Which sequences they are of.
-        rows: float32 `[len(indices), dim]`, not yet checked.
+        rows: Their rows, float32 `[len(indices), dim]`, not yet checked.
         failed: Those of the batch that do not fit the memory, with the reason.
     """
 
     indices: list[int]
     rows: NDArray[np.float32]
+    failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A batch whose rows have been written where they belong."""
+
+    indices: list[int]
+    rows: Rows
     failed: dict[int, str]
 
 
@@ -284,9 +294,7 @@ class Encoder:
         reports = self.screen(tokens)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
-        for batch in self.run(selected):
-            for index, row in zip(batch.indices, batch.rows, strict=True):
-                out[usable[index]] = row
+        for batch in self._batches(selected, Rows(out, usable)):
             for index, reason in batch.failed.items():
                 reports[usable[index]] = _out_of_memory(selected, index, reason)
         self._redo_bad_rows(states, tokens, out, reports)
@@ -314,10 +322,21 @@ class Encoder:
             wanted: Asked before each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
         """
+        for done in self._batches(tokens, None, wanted):
+            rows = done.rows
+            yield Batch(done.indices, rows.array[rows.places], done.failed)
+
+    def _batches(
+        self,
+        tokens: Tokens,
+        into: Rows | None,
+        wanted: Callable[[list[int]], bool] = lambda _: True,
+    ) -> Iterator[_Done]:
+        """Runs sequences in batches; the rows go into memory that is given, or a batch's own."""
         stretched = self._stretched(tokens)
         for i in stretched:
             if wanted([i]):
-                yield self._alone_batch(tokens, i)
+                yield self._alone_batch(tokens, i, into)
         rest = [i for i in range(len(tokens)) if i not in stretched]
         while rest:
             chosen = self.choice
@@ -325,13 +344,14 @@ class Encoder:
             plan = chosen.engine.plan(tokens.select(rest))
             for indices in _longest_first([[rest[k] for k in batch] for batch in plan], tokens):
                 if wanted(indices):
+                    rows = into.select(indices) if into else Rows.new(len(indices), self.dim)
                     failed: dict[int, str] = {}
-                    done = dict(self._forward(tokens, indices, failed))
+                    self._forward(tokens, indices, rows, failed)
+                    good = [k for k, i in enumerate(indices) if i not in failed]
+                    done = _Done([indices[k] for k in good], rows.select(good), failed)
                     if not self._still_right(tokens, done):
                         break  # and plan anew, for the engine that is used from here on
-                    rows = [done[i] for i in indices if i in done]
-                    stacked = np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
-                    yield Batch([i for i in indices if i in done], stacked, failed)
+                    yield done
                 left.difference_update(indices)
             rest = [i for i in rest if i in left]
 
@@ -341,13 +361,15 @@ class Encoder:
         long = [] if limit is None else np.flatnonzero(tokens.lengths > limit).tolist()
         return dict.fromkeys(long)
 
-    def _alone_batch(self, tokens: Tokens, i: int) -> Batch:
+    def _alone_batch(self, tokens: Tokens, i: int, into: Rows | None) -> _Done:
+        rows = into.select([i]) if into else Rows.new(1, self.dim)
         try:
-            return Batch([i], self.run_alone(tokens[i])[None, :], {})
+            rows.row(0)[:] = self.run_alone(tokens[i])
         except EncodingError as error:
-            return Batch([], np.empty((0, self.dim), np.float32), {i: str(error)})
+            return _Done([], rows.select([]), {i: str(error)})
+        return _Done([i], rows, {})
 
-    def _still_right(self, tokens: Tokens, done: dict[int, NDArray[np.float32]]) -> bool:
+    def _still_right(self, tokens: Tokens, done: _Done) -> bool:
         """Compares a batch with sequences longer than any compared so far with these alone.
 
         Some of what can make an engine wrong shows only beyond some length: a sliding window that
@@ -358,14 +380,14 @@ class Encoder:
         Raises:
             ModelError: If the engine was forced.
         """
-        by_length = sorted(done, key=lambda i: len(tokens[i]))
-        engine = self.choice.engine
-        if engine is self._alone or not done or len(tokens[by_length[-1]]) <= self._compared:
+        engine, lengths = self.choice.engine, tokens.lengths[done.indices]
+        if engine is self._alone or lengths.max(initial=0) <= self._compared:
             return True
-        sample = sorted({by_length[0], by_length[-1]})
+        longest = int(lengths.max())
+        ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
+        sample = [done.indices[k] for k in ends]
         alone = np.stack([self.run_alone(tokens[i]) for i in sample])
-        error, cosine = compare(np.stack([done[i] for i in sample]), alone)
-        longest = len(tokens[by_length[-1]])
+        error, cosine = compare(np.stack([done.rows.row(k) for k in ends]), alone)
         if agrees(error, cosine, self.model.dtype) or not np.isfinite(alone).all():
             self._compared = longest
             return True
@@ -387,15 +409,16 @@ class Encoder:
         Raises:
             EncodingError: If it does not fit the memory.
         """
+        rows = Rows.new(1, self.dim)
         try:
             with self._lock:
-                row: NDArray[np.float32] = self._alone.forward([sequence])[0]
+                self._alone.forward([sequence], rows)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             _free_memory()
             raise EncodingError(_memory_reason(len(sequence))) from error
-        return row
+        return rows.row(0)
 
     def _require_room_for_states(self) -> None:
         """Refuses a template that fills the longest prompt: all prompts would be the same."""
@@ -440,15 +463,15 @@ class Encoder:
         return RowReport("overlong", full, reason=reason)
 
     def _forward(
-        self, tokens: Tokens, indices: list[int], failed: dict[int, str]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        self, tokens: Tokens, indices: list[int], rows: Rows, failed: dict[int, str]
+    ) -> None:
         """Runs a batch, in halves where the memory does not hold it."""
         slots = self.choice.engine.size([tokens[i] for i in indices])
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
                 with self._lock:
-                    rows = self.choice.engine.forward([tokens[i] for i in indices])
+                    self.choice.engine.forward([tokens[i] for i in indices], rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -459,11 +482,10 @@ class Encoder:
                 self._too_large = slots
                 log.warning("out of memory at %d tokens; going on with smaller batches", slots)
             else:
-                yield from zip(indices, rows, strict=True)
                 return
         half = len(indices) // 2
-        yield from self._forward(tokens, indices[:half], failed)
-        yield from self._forward(tokens, indices[half:], failed)
+        for part in (range(half), range(half, len(indices))):
+            self._forward(tokens, [indices[k] for k in part], rows.select(part), failed)
 
     def _redo_bad_rows(
         self,
@@ -476,8 +498,9 @@ class Encoder:
         for attempt in ("batched", "alone"):
             good = [i for i, report in enumerate(reports) if report.status == "ok"]
             selected = tokens.select(good)
+            rows = out if len(good) == len(states) else out[good]
             verdicts = _core.check_rows(
-                [states[i] for i in good], selected.ids, selected.offsets, out[good]
+                [states[i] for i in good], selected.ids, selected.offsets, rows
             )
             bad = {i: verdict for i, verdict in zip(good, verdicts, strict=True) if verdict}
             for i, verdict in bad.items():

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.padded import AloneEngine
+from ebm_encode.engines.rows import Rows
 from ebm_encode.engines.tolerance import agrees, compare
 from ebm_encode.errors import ModelError
 from ebm_encode.tokens import Tokens
@@ -48,7 +50,7 @@ class EngineChoice:
 
 
 def choose_engine(
-    candidates: Sequence[Engine], alone: Engine, probes: Tokens, dtype: str
+    candidates: Sequence[Engine], alone: AloneEngine, probes: Tokens, dtype: str
 ) -> EngineChoice:
     """The first of the candidates whose rows of the probes are those of each probe alone.
 
@@ -58,19 +60,21 @@ def choose_engine(
         probes: Sequences that begin alike and differ in length, so that a wrong mask shows.
         dtype: Name of the compute dtype.
     """
-    expected = np.concatenate([alone.forward([probes[i]]) for i in range(len(probes))])
-    dim = int(expected.shape[1])
-    if not np.isfinite(expected).all():
+    dim = alone.width(probes[0])
+    expected = Rows.new(len(probes), dim)
+    for i in range(len(probes)):
+        alone.forward([probes[i]], expected.select([i]))
+    if not np.isfinite(expected.array).all():
         reason = "the model's rows are not finite even alone; every row will be refused"
         log.warning("self-test: %s", reason)
         return EngineChoice(alone, dim, reason, float("nan"), float("nan"))
     refused: list[str] = []
     for i, engine in enumerate(candidates):
-        rows = _rows(engine, probes)
+        rows = _rows(engine, probes, dim)
         if isinstance(rows, str):
             refused.append(f"{engine.name} does not work with this model ({rows})")
             continue
-        error, cosine = compare(rows, expected)
+        error, cosine = compare(rows, expected.array)
         if agrees(error, cosine, dtype):
             equal = f"equals each probe alone (relative error {error:.1e}, cosine {cosine:.6f})"
             reason = "; ".join([*refused, equal])
@@ -93,14 +97,12 @@ def require_engine(choice: EngineChoice, name: str) -> None:
         raise ModelError(f"--engine {name}: cannot be used for this model: {choice.reason}")
 
 
-def _rows(engine: Engine, probes: Tokens) -> NDArray[np.float32] | str:
+def _rows(engine: Engine, probes: Tokens, dim: int) -> NDArray[np.float32] | str:
     """The rows of the probes in their order, or why there are none."""
+    rows = Rows.new(len(probes), dim)
     try:
-        batches = engine.plan(probes)
-        rows = np.concatenate([engine.forward([probes[i] for i in batch]) for batch in batches])
+        for batch in engine.plan(probes):
+            engine.forward([probes[i] for i in batch], rows.select(batch))
     except Exception as error:  # noqa: BLE001  (a model's code may raise anything; then it is not used)
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    order = np.concatenate([np.asarray(batch) for batch in batches])
-    in_order = np.empty_like(rows)
-    in_order[order] = rows
-    return in_order
+    return rows.array

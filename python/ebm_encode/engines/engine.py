@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm_encode.engines.rows import Rows
 from ebm_encode.tokens import Tokens
 
 Pooling = Literal["mean", "last"]
@@ -22,5 +23,5 @@ class Engine(Protocol):
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """How many tokens a batch puts through the model; what its memory goes by."""
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
-        """One pass over one batch; float32 `[len(sequences), dim]`."""
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """One pass over one batch; writes the row of each sequence."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ebm_encode import _core
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
+from ebm_encode.engines.rows import Rows
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -43,14 +44,15 @@ class PaddedEngine:
         """Tokens of a batch, padding included."""
         return len(sequences) * max(map(len, sequences))
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
-        """One pass; float32 `[B, C]`."""
-        with torch.inference_mode():
-            rows: NDArray[np.float32] = self._pooled(sequences).cpu().numpy()
-        return rows
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """One pass; writes the row of each sequence."""
+        with torch.inference_mode(), rows.on(self._model.device) as targets:
+            own = zip(targets, self._hidden(sequences), sequences, strict=True)
+            for row, states, sequence in own:
+                self._pool(states[: len(sequence)], row)
 
-    def _pooled(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
-        """The pooled rows on the model's device, (B, C) float32."""
+    def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
+        """The hidden state of every slot, (B, T, C)."""
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         # Any id will do as padding: on the right, no token of a causal model sees it, the mask
@@ -63,15 +65,14 @@ class PaddedEngine:
         positions = torch.arange(longest, device=device)
         ends = torch.tensor(lengths, device=device)
         mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
-        hidden = self._tap.hidden(input_ids, mask)  # (B, T, C)
-        own = zip(hidden, lengths, strict=True)
-        return torch.stack([self._pool(states[:length]) for states, length in own])
+        return self._tap.hidden(input_ids, mask)
 
-    def _pool(self, own: torch.Tensor) -> torch.Tensor:
+    def _pool(self, own: torch.Tensor, row: torch.Tensor) -> None:
         """One row from a sequence's own hidden states, (T, C) to (C,), in float32."""
         if self._pooling == "last":
-            return own[-1].float()
-        return own.sum(dim=0, dtype=torch.float32) / len(own)
+            row.copy_(own[-1])
+        else:
+            torch.sum(own, dim=0, dtype=torch.float32, out=row).div_(len(own))
 
 
 class AloneEngine(PaddedEngine):
@@ -81,3 +82,8 @@ class AloneEngine(PaddedEngine):
 
     def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
         super().__init__(model, pooling, layer, max_tokens=1, max_rows=1)
+
+    def width(self, sequence: NDArray[np.uint32]) -> int:
+        """Length of a row, told by running the model; its config may not say."""
+        with torch.inference_mode():
+            return int(self._hidden([sequence]).shape[-1])

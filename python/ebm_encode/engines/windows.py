@@ -15,6 +15,7 @@ from ebm_encode import _core
 from ebm_encode.engines.attention import Paths, Run, over_paths
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
+from ebm_encode.engines.rows import Rows
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -62,13 +63,11 @@ class WindowEngine:
         """Nodes of a window."""
         return len(self._trie(sequences).ids)
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:
-        """One pass; float32 `[S, C]`."""
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """One pass; writes the row of each sequence."""
         trie = self._trie(sequences)
-        with torch.inference_mode():
-            hidden = self._hidden(trie)
-            rows: NDArray[np.float32] = self._pooled(hidden, trie).cpu().numpy()
-        return rows
+        with torch.inference_mode(), rows.on(self._model.device) as targets:
+            self._pool(self._hidden(trie), trie, targets)
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
         tokens = Tokens.of(sequences)
@@ -89,19 +88,20 @@ class WindowEngine:
         ids, depths = torch.from_numpy(trie.ids), torch.from_numpy(trie.depths)
         return ids[None, :].to(device), depths[None, :].to(device)
 
-    def _pooled(self, hidden: torch.Tensor, trie: _core.Trie) -> torch.Tensor:
-        """One float32 row per sequence from its path, (N, C) to (S, C)."""
+    def _pool(
+        self, hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]
+    ) -> None:
+        """One float32 row per sequence from its path, (N, C) to S rows of (C,)."""
         if self._pooling == "last":
-            return hidden[torch.from_numpy(trie.leaves).to(hidden.device)].float()
+            for row, leaf in zip(targets, trie.leaves.tolist(), strict=True):
+                row.copy_(hidden[leaf])
+            return
         runs = _runs(trie)
         longest = max(run.depths.stop for run in runs)
-        rows = hidden.new_empty((len(runs), hidden.shape[1]), dtype=torch.float32)
         path = hidden.new_empty((longest, hidden.shape[1]), dtype=torch.float32)
-        for row, run in zip(rows, runs, strict=True):
+        for row, run in zip(targets, runs, strict=True):
             path[run.depths] = hidden[run.nodes]
-            length = run.depths.stop
-            torch.mean(path[:length], dim=0, out=row)
-        return rows
+            torch.mean(path[: run.depths.stop], dim=0, out=row)
 
 
 class MaskedWindowEngine(WindowEngine):
