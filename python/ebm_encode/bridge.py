@@ -1,0 +1,76 @@
+"""What a Rust host calls; plain numbers, texts and one numpy array cross the border."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebm_encode.encoder import Encoder
+
+Outcome = tuple[int, str, bool, str]
+"""Index of a state, its status, whether it was cut, and why there is no row."""
+
+LogTo = Callable[[int, str, str], None]
+"""Takes a level (as of `logging`), a logger's name and a message."""
+
+
+def load(log_to: LogTo, threads: int | None, options: dict[str, Any]) -> Encoder:
+    """Loads an encoder for a host.
+
+    Args:
+        log_to: Gets what this package logs.
+        threads: How many threads torch may use within an operation; as it likes, if not given.
+        options: Arguments of `Encoder.load`.
+    """
+    package = logging.getLogger("ebm_encode")
+    package.handlers, package.propagate = [_Handler(log_to)], False
+    package.setLevel(logging.INFO)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return Encoder.load(**options)
+
+
+def encode(
+    encoder: Any, states: Sequence[str], out: NDArray[np.float32]
+) -> tuple[list[int], list[Outcome]]:
+    """Writes rows into the host's memory.
+
+    Args:
+        encoder: An `Encoder`, or whatever has its `encode_into`.
+        states: The states.
+        out: float32 `[len(states), dim]`, of the host; nothing keeps it after the call.
+
+    Returns:
+        The length of each prompt in tokens, and the outcome of every state that is not simply `ok`.
+    """
+    reports = encoder.encode_into(states, out)
+    lengths = [report.tokens for report in reports]
+    special = [
+        (i, report.status, report.truncated, report.reason)
+        for i, report in enumerate(reports)
+        if report.truncated or report.status != "ok"
+    ]
+    return lengths, special
+
+
+def flush() -> None:
+    """Writes out what is buffered; a host process ends without Python's own clean-up."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+class _Handler(logging.Handler):
+    """Hands records to the host."""
+
+    def __init__(self, log_to: LogTo) -> None:
+        super().__init__()
+        self._log_to = log_to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log_to(record.levelno, record.name, record.getMessage())

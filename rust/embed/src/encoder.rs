@@ -1,0 +1,111 @@
+//! The Python encoder on a thread of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ebm_encode::cache::Identity;
+use ebm_encode::encoder::{Encoder, EncoderResult, RowReport};
+use pyo3::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::EmbedError;
+use crate::interpreter::Interpreter;
+use crate::log;
+use crate::object::{ObjectEncoder, make};
+use crate::options::PythonEncoderOptions;
+
+/// A model in the Python package `ebm_encode`, behind one thread that does all Python work.
+///
+/// A call writes into the caller's memory and returns when that is done, so nothing is written for
+/// a caller that has given up. Calls of several threads wait for each other; put a
+/// [`Coalescer`](ebm_encode::encoder::Coalescer) or a
+/// [`CachedEncoder`](ebm_encode::encoder::CachedEncoder) in front to merge them.
+#[derive(Debug)]
+pub struct PythonEncoder {
+    thread: ThreadPool,
+    encoder: ObjectEncoder,
+    python: &'static Interpreter,
+    time: PythonTime,
+}
+
+/// How long Python has worked, for whoever asks while the encoder is at work elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct PythonTime(Arc<AtomicU64>);
+
+impl PythonTime {
+    /// The time so far.
+    #[must_use]
+    pub fn so_far(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl PythonEncoder {
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// [`EmbedError::Python`] with what Python raises, and [`EmbedError::Thread`].
+    pub fn load(
+        python: &'static Interpreter,
+        options: &PythonEncoderOptions,
+    ) -> Result<Self, EmbedError> {
+        let thread = ThreadPoolBuilder::new()
+            .num_threads(1)
+            .thread_name(|_| "ebm-encode-python".to_owned())
+            .build()
+            .map_err(|error| EmbedError::Thread(error.to_string()))?;
+        let encoder = thread.install(|| {
+            make(|py| {
+                let arguments = (log::forward(py)?, options.threads, options.arguments(py)?);
+                py.import("ebm_encode.bridge")?.call_method1("load", arguments)
+            })
+        })?;
+        Ok(Self { thread, encoder, python, time: PythonTime::default() })
+    }
+
+    /// The interpreter in which it runs.
+    #[must_use]
+    pub const fn interpreter(&self) -> &'static Interpreter {
+        self.python
+    }
+
+    /// A clock of the time that is spent in Python.
+    #[must_use]
+    pub fn time(&self) -> PythonTime {
+        self.time.clone()
+    }
+}
+
+impl Encoder for PythonEncoder {
+    fn dim(&self) -> usize {
+        self.encoder.dim()
+    }
+
+    fn identity(&self) -> &Identity {
+        self.encoder.identity()
+    }
+
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+        self.thread.install(|| {
+            let start = Instant::now();
+            let reports = self.encoder.encode_into(states, rows);
+            self.time.add(start.elapsed());
+            reports
+        })
+    }
+}
+
+impl Drop for PythonEncoder {
+    fn drop(&mut self) {
+        self.thread.install(|| self.encoder.release());
+        if let Err(error) = self.python.flush() {
+            tracing::warn!(%error, "what Python has buffered may be lost");
+        }
+    }
+}

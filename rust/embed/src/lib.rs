@@ -1,0 +1,45 @@
+//! The Python encoder inside a Rust process.
+//!
+//! [`PythonEncoder`] is an [`Encoder`](ebm_encode::encoder::Encoder) that runs a Hugging Face model
+//! through the Python package `ebm_encode`, in this process: no server, no serialisation, and rows
+//! that Python writes straight into Rust's memory.
+//!
+//! ```no_run
+//! use ebm_encode::encoder::{CachedEncoder, CachedEncoderOptions};
+//! use ebm_encode_embed::{Interpreter, PythonEncoder, PythonEncoderOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let python = Interpreter::start(None)?; // of VIRTUAL_ENV, or the python3 on PATH
+//! let encoder = PythonEncoder::load(python, &PythonEncoderOptions::new("path/to/model"))?;
+//! let encoder = CachedEncoder::new(encoder, None, CachedEncoderOptions::default())?;
+//! for row in encoder.encode(&["n : ℕ\n⊢ n + 0 = n", "⊢ True"])? {
+//!     println!("{:?}", row.map(|row| row[0]));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod array;
+mod encoder;
+mod environment;
+mod error;
+mod exception;
+mod interpreter;
+mod log;
+mod object;
+mod options;
+mod signals;
+
+pub use encoder::{PythonEncoder, PythonTime};
+pub use environment::{Environment, FoundBy};
+pub use error::EmbedError;
+pub use exception::PythonException;
+pub use interpreter::Interpreter;
+pub use object::ObjectEncoder;
+pub use options::PythonEncoderOptions;
+
+/// The Python version this crate is built for, as `3.11`. Another one is refused.
+pub const PYTHON_VERSION: &str = env!("EBM_ENCODE_PYTHON");
+
+/// The version of the Python package `ebm-encode` this crate is built for. Another one is refused.
+pub const PACKAGE_VERSION: &str = env!("CARGO_PKG_VERSION");

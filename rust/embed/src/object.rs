@@ -1,0 +1,116 @@
+//! A Python object as an encoder.
+
+use ebm_encode::cache::Identity;
+use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport, require_room};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::array::with_array;
+use crate::exception::PythonException;
+use crate::interpreter::attach;
+
+/// Index of a state, its status, whether it was cut, and why there is no row.
+type Outcome = (usize, String, bool, String);
+
+/// Any Python object with the `dim`, `identity` and `encode_into` of `ebm_encode.Encoder`.
+///
+/// Each call attaches the calling thread to the interpreter for as long as Python works.
+#[derive(Debug)]
+pub struct ObjectEncoder {
+    /// The object, and the function that calls it, until they are let go.
+    python: Option<(Py<PyAny>, Py<PyAny>)>,
+    dim: usize,
+    identity: Identity,
+}
+
+impl ObjectEncoder {
+    /// Takes an encoder from Python.
+    ///
+    /// # Errors
+    /// Whatever Python raises when it is asked for its `dim` and `identity`; a `TypeError` if they
+    /// are not those of an encoder.
+    pub fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let py = object.py();
+        let dim: usize = object.getattr("dim")?.extract()?;
+        let identity: String = object.getattr("identity")?.call_method0("to_json")?.extract()?;
+        let identity = Identity::from_json(&identity).map_err(PyTypeError::new_err)?;
+        let encode = py.import("ebm_encode.bridge")?.getattr("encode")?;
+        Ok(Self { python: Some((object.clone().unbind(), encode.unbind())), dim, identity })
+    }
+
+    /// Lets go of the model while attached; otherwise it would stay until the next call of Python.
+    pub(crate) fn release(&mut self) {
+        if let Some(python) = self.python.take() {
+            // Once the interpreter has ended there is nothing left to let go of.
+            let _ = Python::try_attach(|_| drop(python));
+        }
+    }
+
+    fn call(
+        &self,
+        py: Python<'_>,
+        (object, encode): &(Py<PyAny>, Py<PyAny>),
+        states: &[&str],
+        rows: &mut [f32],
+    ) -> Result<(Vec<usize>, Vec<Outcome>), PythonException> {
+        let plain = |error: PyErr| PythonException::of(py, &error);
+        let states = PyList::new(py, states).map_err(plain)?;
+        with_array(py, rows, self.dim, |out| {
+            encode.bind(py).call1((object, states, out))?.extract()
+        })
+    }
+}
+
+impl Encoder for ObjectEncoder {
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+        require_room(states.len(), self.dim, rows.len())?;
+        if states.is_empty() {
+            return Ok(Vec::new());
+        }
+        let python = self.python.as_ref().ok_or(EncoderError::Closed)?;
+        let (lengths, special) = Python::attach(|py| self.call(py, python, states, rows))?;
+        let fine = |tokens| RowReport::Ok { tokens, truncated: false };
+        let mut reports: Vec<RowReport> = lengths.into_iter().map(fine).collect();
+        for (index, status, truncated, reason) in special {
+            if let Some(report) = reports.get_mut(index) {
+                *report = row_report(report, &status, truncated, reason);
+            }
+        }
+        Ok(reports)
+    }
+}
+
+impl Drop for ObjectEncoder {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn row_report(fine: &RowReport, status: &str, truncated: bool, reason: String) -> RowReport {
+    let tokens = match fine {
+        RowReport::Ok { tokens, .. } => *tokens,
+        _ => 0,
+    };
+    match status {
+        "ok" => RowReport::Ok { tokens, truncated },
+        "bad" => RowReport::Bad { reason },
+        "overlong" => RowReport::TooLong { tokens },
+        _ => RowReport::Failed { reason },
+    }
+}
+
+/// Makes an encoder with the interpreter, on this thread.
+pub(crate) fn make(
+    load: impl FnOnce(Python<'_>) -> PyResult<Bound<'_, PyAny>>,
+) -> Result<ObjectEncoder, PythonException> {
+    attach(|py| ObjectEncoder::new(&load(py)?))
+}

@@ -1,0 +1,94 @@
+//! How a model is loaded and used.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// Options of an encoder, as those of `ebm-encode encode`; what is not given is the same as there.
+///
+/// All but `device`, `max_batch_tokens`, `batch_size`, `engine` and `threads` are part of the
+/// encoder's identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PythonEncoderOptions {
+    /// A model's folder, or its hub id.
+    pub model_path: String,
+    /// `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
+    pub template: Option<String>,
+    /// `float32`, `bfloat16`, `float16`, or `auto`: the one the weights are stored in.
+    pub dtype: Option<String>,
+    /// Any torch device; `auto` is the first accelerator, else the CPU.
+    pub device: Option<String>,
+    /// `mean` or `last`.
+    pub pooling: Option<String>,
+    /// Which hidden state; -1 is the last, after the final norm.
+    pub layer: Option<i64>,
+    /// Longest prompt in tokens; by default the model's own limit.
+    pub max_length: Option<usize>,
+    /// What to do with longer ones: `truncate`, or `skip`, which reports them.
+    pub overlong: Option<String>,
+    /// Most tokens of one forward pass.
+    pub max_batch_tokens: Option<usize>,
+    /// Most states of one forward pass.
+    pub batch_size: Option<usize>,
+    /// How states go through the model.
+    pub engine: Option<String>,
+    /// Whether code that comes with the model may run.
+    pub trust_remote_code: bool,
+    /// Threads of torch within one operation; fewer leave cores to the host's own threads.
+    pub threads: Option<usize>,
+}
+
+impl PythonEncoderOptions {
+    /// The usual options for a model.
+    #[must_use]
+    pub fn new(model_path: impl Into<String>) -> Self {
+        Self {
+            model_path: model_path.into(),
+            template: None,
+            dtype: None,
+            device: None,
+            pooling: None,
+            layer: None,
+            max_length: None,
+            overlong: None,
+            max_batch_tokens: None,
+            batch_size: None,
+            engine: None,
+            trust_remote_code: false,
+            threads: None,
+        }
+    }
+
+    /// Arguments of `Encoder.load`.
+    pub(crate) fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let arguments = PyDict::new(py);
+        arguments.set_item("model_path", &self.model_path)?;
+        arguments.set_item("trust_remote_code", self.trust_remote_code)?;
+        let texts = [
+            ("template", &self.template),
+            ("dtype", &self.dtype),
+            ("device", &self.device),
+            ("pooling", &self.pooling),
+            ("overlong", &self.overlong),
+            ("engine", &self.engine),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                arguments.set_item(name, text)?;
+            }
+        }
+        let numbers = [
+            ("max_length", self.max_length),
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("batch_size", self.batch_size),
+        ];
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                arguments.set_item(name, number)?;
+            }
+        }
+        if let Some(layer) = self.layer {
+            arguments.set_item("layer", layer)?;
+        }
+        Ok(arguments)
+    }
+}
