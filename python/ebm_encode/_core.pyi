@@ -18,11 +18,14 @@ __all__ = [
     "CacheWriter",
     "EmbeddingCache",
     "Identity",
+    "Trie",
     "__version__",
     "audit",
     "check_rows",
+    "count_nodes",
     "describe",
     "plan_padded",
+    "plan_windows",
 ]
 
 METADATA_KEY: Final[str]

@@ -1,5 +1,6 @@
 """What a Rust host calls; plain numbers, texts and one numpy array cross the border."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode.encoder import Encoder
+from ebm_encode.provenance import describe_encoder
 
 Outcome = tuple[int, str, bool, str]
 """Index of a state, its status, whether it was cut, and why there is no row."""
@@ -32,6 +34,11 @@ def load(log_to: LogTo, threads: int | None, options: dict[str, Any]) -> Encoder
     if threads is not None:
         torch.set_num_threads(threads)
     return Encoder.load(**options)
+
+
+def describe(encoder: Encoder) -> str:
+    """What the encoder is made of and runs on, as a JSON object."""
+    return json.dumps(describe_encoder(encoder), ensure_ascii=True)
 
 
 def encode(

@@ -17,9 +17,22 @@ from ebm_encode.trajectories import States
 
 def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[str, Any]:
     """The provenance of a run that is about to finish; JSON values only."""
-    model = encoder.model
     finished = datetime.now(UTC)
-    described = {
+    described = describe_encoder(encoder) | {
+        "command": shlex.join(sys.argv),
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 3),
+        "sources": [{"path": str(file), "digest": digest} for file, digest in states.files.items()],
+        "input": vars(states.counts),
+    }
+    return cast("dict[str, Any]", _printable(described))
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What an encoder is made of and runs on, beside its identity; JSON values only."""
+    model = encoder.model
+    return {
         "model": model.name,
         "template": encoder.prompts.template.name,
         "engine": encoder.choice.to_json(),
@@ -32,14 +45,7 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
         },
-        "command": shlex.join(sys.argv),
-        "started": started.isoformat(timespec="seconds"),
-        "finished": finished.isoformat(timespec="seconds"),
-        "seconds": round((finished - started).total_seconds(), 3),
-        "sources": [{"path": str(file), "digest": digest} for file, digest in states.files.items()],
-        "input": vars(states.counts),
     }
-    return cast("dict[str, Any]", _printable(described))
 
 
 def _printable(value: Any) -> Any:

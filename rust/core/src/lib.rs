@@ -18,3 +18,4 @@
 pub mod cache;
 pub mod encoder;
 pub mod packing;
+pub mod search;

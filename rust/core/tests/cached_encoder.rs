@@ -4,6 +4,7 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ fn what_is_stored_costs_no_encoding() {
     let folder = tempfile::tempdir().unwrap();
     let cache = stored(folder.path(), &["a", "b"], identity());
     let address = cache.get("a").unwrap().as_ptr();
-    let encoder = CachedEncoder::new(fake(), Some(cache), CachedEncoderOptions::default()).unwrap();
+    let encoder =
+        CachedEncoder::new(fake(), Some(Arc::new(cache)), CachedEncoderOptions::default()).unwrap();
     let answers = encoder.encode(&["a", "b"]).unwrap();
     assert_right(&["a", "b"], &answers);
     assert_eq!(answers[0].as_ref().unwrap().as_ptr(), address, "by reference into the cache");
@@ -59,15 +61,16 @@ fn what_is_stored_costs_no_encoding() {
 fn another_encoder_than_the_caches_is_refused_by_field() {
     let folder = tempfile::tempdir().unwrap();
     let cache = || stored(folder.path(), &["a"], identity_with("bfloat16"));
-    let error = CachedEncoder::new(fake(), Some(cache()), CachedEncoderOptions::default());
+    let error =
+        CachedEncoder::new(fake(), Some(Arc::new(cache())), CachedEncoderOptions::default());
     let message = error.unwrap_err().to_string();
     assert!(message.contains("dtype") && message.contains("bfloat16"), "{message}");
     let allowed =
         CachedEncoderOptions { allow_other_identity: true, ..CachedEncoderOptions::default() };
-    let encoder = CachedEncoder::new(fake(), Some(cache()), allowed.clone()).unwrap();
+    let encoder = CachedEncoder::new(fake(), Some(Arc::new(cache())), allowed.clone()).unwrap();
     assert_right(&["a"], &encoder.encode(&["a"]).unwrap());
     let wider = FakeEncoder::new(DIM + 1, identity()).unwrap();
-    let error = CachedEncoder::new(wider, Some(cache()), allowed).unwrap_err();
+    let error = CachedEncoder::new(wider, Some(Arc::new(cache())), allowed).unwrap_err();
     assert!(error.to_string().contains("rows have 8 values, the encoder's 9"), "{error}");
 }
 
@@ -78,7 +81,7 @@ fn states_without_a_row_say_why_and_are_asked_again() {
         let answers = encoder.encode(&["a", "a bad one", "poison"]).unwrap();
         assert_right(&["a"], &answers[..1]);
         assert!(matches!(answers[1], Err(RowReport::Bad { .. })));
-        assert!(matches!(answers[2], Err(RowReport::Failed { .. })));
+        assert!(matches!(answers[2], Err(RowReport::Error(_))));
     }
     assert_eq!(encoder.statistics().memory_hits, 1, "only good rows are remembered");
 }

@@ -19,9 +19,8 @@ pub(crate) fn with_array<'py, T>(
     call: impl FnOnce(&Bound<'py, PyArray2<f32>>) -> PyResult<T>,
 ) -> Result<T, PythonException> {
     let count = rows.len().checked_div(dim).unwrap_or(0);
-    let view = ArrayViewMut2::from_shape((count, dim), rows).map_err(|error| {
-        PythonException::of(py, &PyValueError::new_err(error.to_string()))
-    })?;
+    let view = ArrayViewMut2::from_shape((count, dim), rows)
+        .map_err(|error| PythonException::of(py, &PyValueError::new_err(error.to_string())))?;
     // SAFETY: the memory is borrowed until this function returns, and before it returns it makes
     // sure that no other reference to the array is left. The array owns nothing.
     #[expect(unsafe_code, reason = "Python writes into Rust's memory")]

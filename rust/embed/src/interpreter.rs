@@ -98,9 +98,7 @@ impl Interpreter {
 }
 
 /// Attaches this thread for a while; exceptions come back as plain data.
-pub(crate) fn attach<T>(
-    run: impl FnOnce(Python<'_>) -> PyResult<T>,
-) -> Result<T, PythonException> {
+pub(crate) fn attach<T>(run: impl FnOnce(Python<'_>) -> PyResult<T>) -> Result<T, PythonException> {
     Python::attach(|py| run(py).map_err(|error| PythonException::of(py, &error)))
 }
 

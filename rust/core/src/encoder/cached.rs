@@ -100,7 +100,7 @@ pub type CachedAnswer<'a> = Result<CachedRow<'a>, RowReport>;
 /// Equal states that several callers ask for at the same time are encoded once.
 #[derive(Debug)]
 pub struct CachedEncoder {
-    cache: Option<EmbeddingCache>,
+    cache: Option<Arc<EmbeddingCache>>,
     coalescer: Option<Coalescer>,
     dim: usize,
     memory: Memory,
@@ -134,7 +134,7 @@ impl CachedEncoder {
     /// another length; [`CacheError::Locked`] if another process appends to the same file.
     pub fn new(
         encoder: impl Encoder + 'static,
-        cache: Option<EmbeddingCache>,
+        cache: Option<Arc<EmbeddingCache>>,
         options: CachedEncoderOptions,
     ) -> CacheResult<Self> {
         if let Some(cache) = &cache {
@@ -263,6 +263,14 @@ impl CachedEncoder {
             p95: quantile(0.95),
             p99: quantile(0.99),
         }
+    }
+
+    /// Saves what was encoded since the last time; also while the encoder is at work.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being written.
+    pub fn checkpoint(&self) -> CacheResult<()> {
+        self.shared.writer().as_mut().map_or(Ok(()), CacheWriter::checkpoint)
     }
 
     /// Ends the encoder, and writes what was encoded into the file to append to.

@@ -303,8 +303,7 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
         match self.call(states) {
             Ok(answers) => answers,
             Err(error) if states.len() == 1 => {
-                let report = RowReport::Failed { reason: error.to_string() };
-                vec![Encoded { report, row: None }]
+                vec![Encoded { report: RowReport::Error(error), row: None }]
             }
             Err(_) => {
                 let (left, right) = states.split_at(states.len() / 2);

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::error::EncoderError;
+
 /// What became of one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -25,11 +27,13 @@ pub enum RowReport {
         /// Its length in tokens.
         tokens: usize,
     },
-    /// There is no row for another reason: no token, no memory, a failure of the encoder.
+    /// There is no row for another reason: no token, or no memory.
     Failed {
         /// Why.
         reason: String,
     },
+    /// The encoder failed on this very state.
+    Error(EncoderError),
 }
 
 impl RowReport {
@@ -46,6 +50,7 @@ impl fmt::Display for RowReport {
             Self::Ok { tokens, truncated: false } => write!(f, "{tokens} tokens"),
             Self::Ok { tokens, truncated: true } => write!(f, "{tokens} tokens, cut"),
             Self::Bad { reason } | Self::Failed { reason } => f.write_str(reason),
+            Self::Error(error) => error.fmt(f),
             Self::TooLong { tokens } => write!(f, "{tokens} tokens are too many"),
         }
     }
