@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::EmbedError;
-use crate::interpreter::Interpreter;
+use crate::interpreter::{Interpreter, attach};
 use crate::log;
 use crate::object::{ObjectEncoder, make};
 use crate::options::PythonEncoderOptions;
@@ -73,6 +73,16 @@ impl PythonEncoder {
     #[must_use]
     pub const fn interpreter(&self) -> &'static Interpreter {
         self.python
+    }
+
+    /// What the encoder is made of and runs on, beside its identity: the engine and why it was
+    /// chosen, the device, versions.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub fn describe(&self) -> Result<serde_json::Value, EmbedError> {
+        let described = self.thread.install(|| attach(|py| self.encoder.describe(py)))?;
+        serde_json::from_str(&described).map_err(|error| EmbedError::Unexpected(error.to_string()))
     }
 
     /// A clock of the time that is spent in Python.

@@ -2,7 +2,7 @@
 
 use ebm_encode::cache::Identity;
 use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport, require_room};
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -37,6 +37,12 @@ impl ObjectEncoder {
         let identity = Identity::from_json(&identity).map_err(PyTypeError::new_err)?;
         let encode = py.import("ebm_encode.bridge")?.getattr("encode")?;
         Ok(Self { python: Some((object.clone().unbind(), encode.unbind())), dim, identity })
+    }
+
+    /// What the encoder is made of and runs on, beside its identity.
+    pub(crate) fn describe(&self, py: Python<'_>) -> PyResult<String> {
+        let (object, _) = self.python.as_ref().ok_or_else(|| PyRuntimeError::new_err("closed"))?;
+        py.import("ebm_encode.bridge")?.call_method1("describe", (object,))?.extract()
     }
 
     /// Lets go of the model while attached; otherwise it would stay until the next call of Python.

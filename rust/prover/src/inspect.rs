@@ -5,11 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
-use ebm_encode::cache::{CacheError, Checks, EmbeddingCache};
+use ebm_encode::cache::{Checks, EmbeddingCache};
+
+use crate::outcome::Outcome;
+use crate::text::one_line;
 
 /// States whose neighbours are shown when none is asked for.
 const SHOWN: usize = 2;
 
+/// Open a cache and print its dimension, count, encoder and some nearest neighbours.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// The cache: a Parquet file, or a folder of them.
@@ -26,7 +30,7 @@ pub(crate) struct Inspect {
 }
 
 impl Inspect {
-    pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
         let checks = if self.lenient { Checks::Lenient } else { Checks::Strict };
         let cache = EmbeddingCache::open_with(&self.cache, checks)?;
         writeln!(out, "cache      {}", cache.path().display())?;
@@ -42,7 +46,7 @@ impl Inspect {
             let row = cache.get(state).ok_or_else(|| missing(&cache, state))?;
             self.print_neighbours(&cache, state, row, out)?;
         }
-        Ok(())
+        Ok(Outcome::Good)
     }
 
     fn print_neighbours(
@@ -60,14 +64,6 @@ impl Inspect {
             writeln!(out, "  {:.4}  {}", neighbour.cosine, one_line(cache.state(neighbour.row)))?;
         }
         Ok(())
-    }
-}
-
-/// 2 where the input cannot be used, 1 where rows fail the checks.
-pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<CacheError>() {
-        Some(CacheError::BadRows { .. }) => 1,
-        _ => 2,
     }
 }
 
@@ -94,14 +90,4 @@ fn spread(rows: usize) -> impl Iterator<Item = usize> {
 fn missing(cache: &EmbeddingCache, state: &str) -> anyhow::Error {
     let rows = cache.len();
     anyhow!("{}: none of its {rows} rows is of the state {state:?}", cache.path().display())
-}
-
-/// A state on one line, cut to the width of a terminal.
-fn one_line(state: &str) -> String {
-    const WIDTH: usize = 90;
-    let line = state.lines().map(str::trim).collect::<Vec<_>>().join(" ⏎ ");
-    if line.chars().count() <= WIDTH {
-        return line;
-    }
-    line.chars().take(WIDTH).chain("…".chars()).collect()
 }

@@ -1,14 +1,32 @@
 //! `ebm-prover`: what a prover does with ebm-encode, from the command line.
 
+mod doctor;
+mod encode;
 mod inspect;
+mod interrupt;
+mod model;
+mod outcome;
+mod replay;
+mod states;
+mod text;
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use ebm_encode_embed::EmbedError;
+use tracing_subscriber::EnvFilter;
 
-/// Work with embedding caches of proof states.
+use crate::interrupt::Saved;
+use crate::outcome::{Outcome, exit_code, is_closed_pipe};
+
+/// Work with embeddings of proof states: read caches, encode in this process, replay searches.
 #[derive(Debug, Parser)]
-#[command(name = "ebm-prover", version)]
+#[command(
+    name = "ebm-prover",
+    version,
+    after_help = "Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -16,28 +34,58 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Open a cache and print its dimension, count, encoder and some nearest neighbours.
     Inspect(inspect::Inspect),
+    Encode(encode::Encode),
+    Doctor(doctor::Doctor),
+    Replay(replay::Replay),
 }
 
 fn main() -> ExitCode {
-    let Command::Inspect(inspect) = Arguments::parse().command;
-    match inspect.run(&mut std::io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // A reader that has seen enough (`| head`) is no failure.
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    match run(arguments.command) {
+        Ok(outcome) => outcome.into(),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the one place that reports errors")]
-            {
-                eprintln!("ebm-prover: {error:#}");
-            }
-            ExitCode::from(inspect::exit_code(&error))
+            report(&error);
+            exit_code(&error)
         }
     }
 }
 
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+fn run(command: Command) -> anyhow::Result<Outcome> {
+    let out = &mut io::stdout();
+    if let Command::Inspect(inspect) = command {
+        return inspect.run(&mut out.lock());
+    }
+    let saved = Saved::default();
+    interrupt::handle(saved.clone())?;
+    match command {
+        Command::Inspect(inspect) => inspect.run(out),
+        Command::Encode(encode) => encode.run(out),
+        Command::Doctor(doctor) => doctor.run(out),
+        Command::Replay(replay) => replay.run(out, &saved),
+    }
+}
+
+/// Warnings and worse, unless `RUST_LOG` asks for more.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .init();
+}
+
+#[expect(clippy::print_stderr, reason = "the one place that reports errors")]
+fn report(error: &anyhow::Error) {
+    eprintln!("ebm-prover: {error:#}");
+    if let Some(EmbedError::Python(exception)) = error.downcast_ref()
+        && let Some(traceback) = &exception.traceback
+        && std::env::var_os("RUST_BACKTRACE").is_some()
+    {
+        eprintln!("{traceback}");
+    }
 }

@@ -1,0 +1,154 @@
+//! `ebm-prover doctor`.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use ebm_encode::cache::{RowChecker, StateKey};
+use ebm_encode::encoder::Encoder;
+use ebm_encode_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
+
+use crate::model::{ModelArguments, PythonArguments};
+use crate::outcome::Outcome;
+
+/// Calls whose median is told.
+const CALLS: usize = 9;
+
+/// Check a set-up: interpreter, packages, versions; with a model also its rows and timings.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The model's folder, or its hub id.
+    #[arg(long, value_name = "DIR_OR_HUB_ID")]
+    model_path: Option<String>,
+    #[command(flatten)]
+    python: PythonArguments,
+    #[command(flatten)]
+    model: ModelArguments,
+}
+
+impl Doctor {
+    pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
+        let python = self.python.start()?;
+        print_environment(python.environment(), out)?;
+        let Some(model_path) = &self.model_path else {
+            writeln!(out, "\nall good so far; --model-path checks a model as well")?;
+            return Ok(Outcome::Good);
+        };
+        let encoder = self.load(python, model_path, out)?;
+        let states: Vec<String> = (0..64).map(state).collect();
+        let states: Vec<&str> = states.iter().map(String::as_str).collect();
+        let rows_are_right = check_rows(&encoder, &states, out)?;
+        print_timings(&encoder, &states, out)?;
+        if rows_are_right {
+            writeln!(out, "\nall good")?;
+            return Ok(Outcome::Good);
+        }
+        writeln!(out, "\nthe rows of this model must not be used")?;
+        Ok(Outcome::CheckFailed)
+    }
+
+    fn load(
+        &self,
+        python: &'static Interpreter,
+        model_path: &str,
+        out: &mut impl Write,
+    ) -> anyhow::Result<PythonEncoder> {
+        let start = Instant::now();
+        let encoder = self.model.load(python, model_path)?;
+        let described = encoder.describe()?;
+        let text =
+            |pointer: &str| described.pointer(pointer).and_then(|v| v.as_str()).unwrap_or("?");
+        writeln!(out, "\nmodel      {model_path}, loaded in {:.1?}", start.elapsed())?;
+        writeln!(out, "device     {}", text("/device"))?;
+        writeln!(out, "dimension  {}", encoder.dim())?;
+        writeln!(out, "encoder    {}", encoder.identity().digest())?;
+        writeln!(out, "engine     {}: {}", text("/engine/name"), text("/engine/reason"))?;
+        Ok(encoder)
+    }
+}
+
+fn print_environment(environment: &Environment, out: &mut impl Write) -> anyhow::Result<()> {
+    let (python, by) = (environment.executable().display(), environment.found_by());
+    writeln!(out, "python     {python} ({by})")?;
+    writeln!(out, "version    {}, built for {PYTHON_VERSION}", environment.version())?;
+    writeln!(out, "prefix     {}", environment.prefix().display())?;
+    let packages: Vec<String> =
+        environment.packages().map(|(name, version)| format!("{name} {version}")).collect();
+    writeln!(out, "packages   {}", packages.join(", "))?;
+    Ok(())
+}
+
+/// States that begin alike, as the children of a node do.
+fn state(number: usize) -> String {
+    format!("n : ℕ\nh : 0 < n\nih : ∀ m < n, m ^ 2 ≤ m ^ 3\n⊢ n + {number} = {number} + n")
+}
+
+/// Whether all rows pass the row checks, and equal those of each state alone.
+fn check_rows(
+    encoder: &PythonEncoder,
+    states: &[&str],
+    out: &mut impl Write,
+) -> anyhow::Result<bool> {
+    let dim = encoder.dim();
+    let mut together = vec![f32::NAN; states.len() * dim];
+    let reports = encoder.encode_into(states, &mut together)?;
+    let mut right = true;
+    for (state, report) in states.iter().zip(&reports).filter(|(_, report)| !report.is_ok()) {
+        writeln!(out, "rows       {state:?}: {report}")?;
+        right = false;
+    }
+    let keys: Vec<StateKey> = states.iter().map(|state| StateKey::of(state)).collect();
+    let verdicts = RowChecker::new(dim).check(&keys, &together);
+    for (state, bad) in states.iter().zip(verdicts).filter_map(|(s, v)| Some((s, v.err()?))) {
+        writeln!(out, "rows       {state:?}: {bad}")?;
+        right = false;
+    }
+    if !right {
+        return Ok(false);
+    }
+    let mut alone = vec![f32::NAN; dim];
+    let (mut error, mut scale) = (0_f32, 0_f32);
+    for (state, row) in states.iter().zip(together.chunks(dim)).step_by(7) {
+        encoder.encode_into(&[state], &mut alone)?;
+        let difference = row.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        scale = alone.iter().map(|value| value.abs()).fold(scale, f32::max);
+        error = error.max(difference);
+    }
+    let checked = states.len();
+    writeln!(
+        out,
+        "rows       {checked} pass the checks; alone they differ by {:.1e}",
+        error / scale
+    )?;
+    Ok(true)
+}
+
+/// Medians of a request's time, and of the part of it that is not Python's.
+fn print_timings(
+    encoder: &PythonEncoder,
+    states: &[&str],
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    for count in [1, 8, 32, 64] {
+        let states = &states[..count.min(states.len())];
+        let mut rows = vec![0.0; states.len() * encoder.dim()];
+        let mut times: Vec<(Duration, Duration)> = Vec::new();
+        for _ in 0..CALLS {
+            let (before, start) = (encoder.time().so_far(), Instant::now());
+            encoder.encode_into(states, &mut rows)?;
+            let whole = start.elapsed();
+            times.push((whole, whole.saturating_sub(encoder.time().so_far() - before)));
+        }
+        times.sort_unstable();
+        let whole = times[CALLS / 2].0;
+        times.sort_unstable_by_key(|(_, outside)| *outside);
+        let outside = times[CALLS / 2].1;
+        let rate = states.len() as f64 / whole.as_secs_f64();
+        writeln!(
+            out,
+            "request    of {:>2} states: {whole:.1?} ({rate:.0} states/s), of which {outside:.1?} to get there",
+            states.len()
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! `ebm-prover encode`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use ebm_encode::encoder::{Encoder, RowReport};
+use serde_json::json;
+
+use crate::model::{ModelArguments, PythonArguments};
+use crate::outcome::Outcome;
+use crate::states::read_states;
+use crate::text::one_line;
+
+/// Encode states in one call through the bridge, to check a set-up.
+#[derive(Debug, Args)]
+pub(crate) struct Encode {
+    /// The model's folder, or its hub id.
+    #[arg(long, value_name = "DIR_OR_HUB_ID")]
+    model_path: String,
+    /// A .parquet file with a column `state_pp`, a .jsonl file with a field `state_pp`, or any other
+    /// file, which is one state.
+    #[arg(long, value_name = "FILE")]
+    states: PathBuf,
+    /// Print one JSON object per state, with its embedding.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    python: PythonArguments,
+    #[command(flatten)]
+    model: ModelArguments,
+}
+
+impl Encode {
+    pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
+        let texts = read_states(&self.states)?;
+        let states: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let encoder = self.model.load(self.python.start()?, &self.model_path)?;
+        let dim = encoder.dim();
+        let mut rows = vec![f32::NAN; states.len() * dim];
+        let start = Instant::now();
+        let reports = encoder.encode_into(&states, &mut rows)?;
+        let took = start.elapsed();
+        for ((state, report), row) in states.iter().zip(&reports).zip(rows.chunks(dim)) {
+            if self.json {
+                writeln!(out, "{}", as_json(state, report, row))?;
+            } else {
+                writeln!(out, "{}\n  {}", one_line(state), as_text(report, row))?;
+            }
+        }
+        let right = reports.iter().filter(|report| report.is_ok()).count();
+        if !self.json {
+            let rate = states.len() as f64 / took.as_secs_f64();
+            writeln!(out, "\n{right} of {} states encoded, {dim} values each", states.len())?;
+            writeln!(out, "in one call of {took:.1?}: {rate:.0} states/s")?;
+            writeln!(out, "encoder {}", encoder.identity().digest())?;
+        }
+        Ok(if right == states.len() { Outcome::Good } else { Outcome::CheckFailed })
+    }
+}
+
+fn as_text(report: &RowReport, row: &[f32]) -> String {
+    if !report.is_ok() {
+        return format!("no row: {report}");
+    }
+    let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let first: Vec<String> = row.iter().take(4).map(|value| format!("{value:.4}")).collect();
+    format!("{report}, norm {norm:.4}, [{}, ...]", first.join(", "))
+}
+
+fn as_json(state: &str, report: &RowReport, row: &[f32]) -> serde_json::Value {
+    match report {
+        RowReport::Ok { tokens, truncated } => {
+            json!({"state_pp": state, "tokens": tokens, "truncated": truncated, "embedding": row})
+        }
+        other => json!({"state_pp": state, "error": other.to_string()}),
+    }
+}

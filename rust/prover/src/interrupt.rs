@@ -1,0 +1,53 @@
+//! Ctrl-C ends the process at once, also in the middle of a batch, and saves what is done.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+
+use anyhow::Context;
+use ebm_encode::encoder::CachedEncoder;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+
+const INTERRUPTED: i32 = 130;
+
+/// What is to be saved when the process is interrupted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Saved(Arc<Mutex<Weak<CachedEncoder>>>);
+
+impl Saved {
+    /// Saves this encoder's rows.
+    pub(crate) fn watch(&self, encoder: &Arc<CachedEncoder>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(encoder);
+    }
+
+    fn save(&self) {
+        let encoder = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let Some(encoder) = encoder else { return };
+        if let Err(error) = encoder.checkpoint() {
+            report(&format!("rows encoded since the last checkpoint are lost: {error}"));
+        }
+    }
+}
+
+/// Handles Ctrl-C and polite requests to end from here on, on a thread of its own: Python's is busy
+/// for as long as a batch takes.
+pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle Ctrl-C")?;
+    thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
+        if signals.forever().next().is_some() {
+            saved.save();
+            report("interrupted");
+            // Without clean-up: torch's threads are at work, and would be pulled down under it.
+            low_level::exit(INTERRUPTED);
+        }
+    })?;
+    Ok(())
+}
+
+fn report(message: &str) {
+    #[expect(clippy::print_stderr, reason = "the process is about to end")]
+    {
+        eprintln!("ebm-prover: {message}");
+    }
+}

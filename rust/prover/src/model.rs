@@ -1,0 +1,87 @@
+//! Which encoder to use: options that all commands with a model share.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ebm_encode_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
+
+/// Where Python is.
+#[derive(Debug, Args)]
+pub(crate) struct PythonArguments {
+    /// The virtual environment (or the interpreter) to use; else `VIRTUAL_ENV`, else the first
+    /// python3 on PATH.
+    #[arg(long, value_name = "PATH")]
+    python: Option<PathBuf>,
+}
+
+/// How the model is loaded and used. What is not given is as for `ebm-encode encode`.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArguments {
+    /// `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
+    #[arg(long)]
+    template: Option<String>,
+    /// Compute dtype: auto, float32, bfloat16 or float16.
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Any torch device; auto is the first accelerator, else the CPU.
+    #[arg(long)]
+    device: Option<String>,
+    /// mean or last.
+    #[arg(long)]
+    pooling: Option<String>,
+    /// Which hidden state; -1 is the last, after the final norm.
+    #[arg(long, allow_negative_numbers = true)]
+    layer: Option<i64>,
+    /// Longest prompt in tokens; by default the model's own limit.
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<usize>,
+    /// What to do with longer ones: truncate, or skip.
+    #[arg(long)]
+    overlong: Option<String>,
+    /// Most tokens of one forward pass.
+    #[arg(long, value_name = "TOKENS")]
+    max_batch_tokens: Option<usize>,
+    /// Most states of one forward pass.
+    #[arg(long, value_name = "STATES")]
+    batch_size: Option<usize>,
+    /// How states go through the model: auto, shared-prefix, packed, padded, ...
+    #[arg(long)]
+    engine: Option<String>,
+    /// Threads of torch within one operation.
+    #[arg(long, value_name = "N")]
+    torch_threads: Option<usize>,
+    /// Run code that comes with the model.
+    #[arg(long)]
+    trust_remote_code: bool,
+}
+
+impl PythonArguments {
+    pub(crate) fn start(&self) -> Result<&'static Interpreter, EmbedError> {
+        Interpreter::start(self.python.as_deref())
+    }
+}
+
+impl ModelArguments {
+    pub(crate) fn load(
+        &self,
+        python: &'static Interpreter,
+        model_path: &str,
+    ) -> Result<PythonEncoder, EmbedError> {
+        let options = PythonEncoderOptions {
+            template: self.template.clone(),
+            dtype: self.dtype.clone(),
+            device: self.device.clone(),
+            pooling: self.pooling.clone(),
+            layer: self.layer,
+            max_length: self.max_length,
+            overlong: self.overlong.clone(),
+            max_batch_tokens: self.max_batch_tokens,
+            batch_size: self.batch_size,
+            engine: self.engine.clone(),
+            threads: self.torch_threads,
+            trust_remote_code: self.trust_remote_code,
+            ..PythonEncoderOptions::new(model_path)
+        };
+        PythonEncoder::load(python, &options)
+    }
+}

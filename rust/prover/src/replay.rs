@@ -1,0 +1,306 @@
+//! `ebm-prover replay`.
+
+use std::io::{self, IsTerminal, Write};
+use std::iter;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use ebm_encode::cache::{Checks, EmbeddingCache};
+use ebm_encode::encoder::{
+    CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CoalescerOptions, Encoder,
+};
+use ebm_encode::search::{RecordedSearch, read_searches};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::interrupt::Saved;
+use crate::model::{ModelArguments, PythonArguments};
+use crate::outcome::Outcome;
+use crate::text::one_line;
+
+/// States without a row that are shown.
+const SHOWN: usize = 5;
+
+/// Walk recorded searches as the searches did, with many theorems at once.
+///
+/// The children of each expanded node are one request; a search waits for its answer before it goes
+/// on. Rows come from the cache, from what was encoded before, or from the model.
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// Trajectory files (Parquet).
+    #[arg(long, value_name = "T.parquet", num_args = 1.., required = true)]
+    trajectories: Vec<PathBuf>,
+    /// The model's folder, or its hub id.
+    #[arg(long, value_name = "DIR_OR_HUB_ID")]
+    model_path: String,
+    /// A cache of the same encoder, to be asked first.
+    #[arg(long, value_name = "C.parquet")]
+    cache: Option<PathBuf>,
+    /// A cache file to which new rows are appended, crash-safe.
+    #[arg(long, value_name = "FILE.parquet")]
+    append_to: Option<PathBuf>,
+    /// Searches at the same time.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    threads: usize,
+    /// Replay only this many searches.
+    #[arg(long, value_name = "N")]
+    theorems: Option<usize>,
+    /// Memory for rows encoded at search time, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    memory: u64,
+    /// How long a batch waits for other searches, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 3)]
+    max_wait: u64,
+    /// Most states of one batch.
+    #[arg(long, value_name = "STATES", default_value_t = 256)]
+    max_batch: usize,
+    /// Go on though the cache was made by another encoder. The rows do not fit each other then.
+    #[arg(long)]
+    allow_other_identity: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    python: PythonArguments,
+    #[command(flatten)]
+    model: ModelArguments,
+}
+
+/// What the searches did, beside what the encoder counts.
+#[derive(Debug, Default)]
+struct Tally {
+    searches: AtomicUsize,
+    without_row: AtomicUsize,
+}
+
+impl Replay {
+    pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
+        let searches = self.searches()?;
+        let cache = match &self.cache {
+            Some(path) => Some(Arc::new(EmbeddingCache::open_with(path, Checks::Strict)?)),
+            None => None,
+        };
+        let encoder = self.model.load(self.python.start()?, &self.model_path)?;
+        let (python_time, described, digest) =
+            (encoder.time(), encoder.describe()?, encoder.identity().digest());
+        let encoder = Arc::new(CachedEncoder::new(encoder, cache, self.options())?);
+        saved.watch(&encoder);
+        let bar = bar(&searches);
+        let tally = Tally::default();
+        let start = Instant::now();
+        let walked = self.walk(&searches, &encoder, &tally, &bar);
+        let (wall, in_python) = (start.elapsed(), python_time.so_far());
+        bar.finish_and_clear();
+        walked?;
+        let statistics = encoder.statistics();
+        let encoder = Arc::into_inner(encoder).context("a search still holds the encoder")?;
+        let provenance = json!({ "made_by": "ebm-prover replay", "encoder": described });
+        let appended = encoder.finish(provenance)?;
+        let result = Result {
+            tally,
+            statistics,
+            wall,
+            in_python,
+            rows_in_file: appended.map(|report| report.rows),
+            digest,
+        };
+        if self.json {
+            writeln!(out, "{}", result.to_json())?;
+        } else {
+            result.print(self, out)?;
+        }
+        let all = result.tally.without_row.load(Ordering::Relaxed) == 0;
+        Ok(if all { Outcome::Good } else { Outcome::CheckFailed })
+    }
+
+    fn searches(&self) -> anyhow::Result<Vec<RecordedSearch>> {
+        if self.threads == 0 {
+            bail!("--threads must be at least 1");
+        }
+        let mut searches = Vec::new();
+        for path in &self.trajectories {
+            searches.extend(read_searches(path)?);
+        }
+        searches.truncate(self.theorems.unwrap_or(usize::MAX));
+        if searches.is_empty() {
+            bail!("--trajectories: there is no state to encode");
+        }
+        Ok(searches)
+    }
+
+    fn options(&self) -> CachedEncoderOptions {
+        CachedEncoderOptions {
+            coalescing: CoalescerOptions {
+                max_wait: Duration::from_millis(self.max_wait),
+                max_states: self.max_batch,
+                ..CoalescerOptions::default()
+            },
+            memory_bytes: self.memory << 20,
+            append_to: self.append_to.clone(),
+            allow_other_identity: self.allow_other_identity,
+        }
+    }
+
+    /// Threads take searches from a queue until there is none left.
+    fn walk(
+        &self,
+        searches: &[RecordedSearch],
+        encoder: &CachedEncoder,
+        tally: &Tally,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<()> {
+        let next = AtomicUsize::new(0);
+        let take = || searches.get(next.fetch_add(1, Ordering::Relaxed));
+        thread::scope(|scope| {
+            let walkers: Vec<_> = (0..self.threads)
+                .map(|_| {
+                    scope.spawn(|| {
+                        iter::from_fn(take).try_for_each(|s| walk_one(s, encoder, tally, bar))
+                    })
+                })
+                .collect();
+            for walker in walkers {
+                walker.join().map_err(|_| anyhow::anyhow!("a search panicked"))??;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn walk_one(
+    search: &RecordedSearch,
+    encoder: &CachedEncoder,
+    tally: &Tally,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    for request in &search.requests {
+        let states: Vec<&str> = request.iter().map(String::as_str).collect();
+        let answers = encoder.encode(&states)?;
+        for (state, answer) in states.iter().zip(answers) {
+            if let Err(report) = answer
+                && tally.without_row.fetch_add(1, Ordering::Relaxed) < SHOWN
+            {
+                let line = format!("no row: {report}: {}: {}", search.theorem, one_line(state));
+                bar.suspend(|| warn(&line));
+            }
+        }
+        bar.inc(states.len() as u64);
+    }
+    tally.searches.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+fn warn(line: &str) {
+    #[expect(clippy::print_stderr, reason = "beside the progress bar")]
+    {
+        eprintln!("ebm-prover: {line}");
+    }
+}
+
+fn bar(searches: &[RecordedSearch]) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:30} {human_pos}/{human_len} states, {per_sec}, {eta} left";
+    let states: usize = searches.iter().map(RecordedSearch::states).sum();
+    let style =
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(states as u64).with_style(style)
+}
+
+struct Result {
+    tally: Tally,
+    statistics: CachedEncoderStatistics,
+    wall: Duration,
+    in_python: Duration,
+    rows_in_file: Option<u64>,
+    digest: String,
+}
+
+impl Result {
+    fn python_share(&self) -> f64 {
+        self.in_python.as_secs_f64() / self.wall.as_secs_f64()
+    }
+
+    fn print(&self, replay: &Replay, out: &mut impl Write) -> io::Result<()> {
+        let s = &self.statistics;
+        let searches = self.tally.searches.load(Ordering::Relaxed);
+        let rate = s.states as f64 / self.wall.as_secs_f64();
+        let percent = |part: u64| 100.0 * part as f64 / s.states.max(1) as f64;
+        let known = s.cache_hits + s.memory_hits + s.coalesced;
+        writeln!(out, "searches   {searches}, {} at a time", replay.threads)?;
+        writeln!(
+            out,
+            "requests   {} of {:.1} states",
+            s.requests,
+            s.states as f64 / s.requests.max(1) as f64
+        )?;
+        writeln!(out, "states     {}, {rate:.0} per second", s.states)?;
+        writeln!(
+            out,
+            "hits       {known} ({:.1} %): {} in the cache, {} encoded before, {} being encoded for another",
+            percent(known),
+            s.cache_hits,
+            s.memory_hits,
+            s.coalesced
+        )?;
+        let calls = s.encoder.calls.max(1);
+        writeln!(
+            out,
+            "encoded    {} states, {} tokens, in {} calls of {:.1} states; {} calls served several searches",
+            s.encoder.encoded,
+            s.tokens,
+            s.encoder.calls,
+            s.encoder.encoded as f64 / calls as f64,
+            s.encoder.shared_batches
+        )?;
+        writeln!(out, "latency    {:.1?} median, {:.1?} p95, {:.1?} p99", s.p50, s.p95, s.p99)?;
+        writeln!(
+            out,
+            "time       {:.1?}, {:.1} % of it in Python",
+            self.wall,
+            100.0 * self.python_share()
+        )?;
+        writeln!(out, "encoder    {}", self.digest)?;
+        if let (Some(rows), Some(path)) = (self.rows_in_file, &replay.append_to) {
+            writeln!(out, "appended   {} now has {rows} rows", path.display())?;
+        }
+        let without = self.tally.without_row.load(Ordering::Relaxed);
+        if without > 0 {
+            writeln!(out, "no row     {without} states")?;
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let s = &self.statistics;
+        json!({
+            "searches": self.tally.searches.load(Ordering::Relaxed),
+            "requests": s.requests,
+            "states": s.states,
+            "cache_hits": s.cache_hits,
+            "memory_hits": s.memory_hits,
+            "coalesced": s.coalesced,
+            "encoded": s.encoder.encoded,
+            "tokens": s.tokens,
+            "calls": s.encoder.calls,
+            "shared_batches": s.encoder.shared_batches,
+            "without_row": self.tally.without_row.load(Ordering::Relaxed),
+            "seconds": self.wall.as_secs_f64(),
+            "states_per_second": s.states as f64 / self.wall.as_secs_f64(),
+            "latency_ms": {
+                "p50": s.p50.as_secs_f64() * 1e3,
+                "p95": s.p95.as_secs_f64() * 1e3,
+                "p99": s.p99.as_secs_f64() * 1e3,
+            },
+            "python_share": self.python_share(),
+            "encoder": self.digest,
+            "rows_in_file": self.rows_in_file,
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! States as people read them.
+
+/// A state on one line, cut to the width of a terminal.
+pub(crate) fn one_line(state: &str) -> String {
+    const WIDTH: usize = 90;
+    let line = state.lines().map(str::trim).collect::<Vec<_>>().join(" ⏎ ");
+    if line.chars().count() <= WIDTH {
+        return line;
+    }
+    line.chars().take(WIDTH).chain("…".chars()).collect()
+}
