@@ -16,8 +16,10 @@ __all__ = [
     "BadRow",
     "CacheSchema",
     "CacheWriter",
+    "CachedEncoder",
     "EmbeddingCache",
     "Identity",
+    "NoRow",
     "Trie",
     "__version__",
     "audit",
@@ -113,6 +115,72 @@ class EmbeddingCache:
     @property
     def path(self) -> PathLike[str]:
         """The file or folder."""
+
+@final
+class NoRow:
+    """Why a state has no row."""
+
+    @property
+    def kind(self) -> str:
+        """`bad`, `too_long`, `failed` (no token, no memory) or `error` (the encoder raised)."""
+    @property
+    def reason(self) -> str:
+        """The reason in words."""
+    @property
+    def traceback(self) -> str | None:
+        """Where the encoder raised."""
+
+@final
+class CachedEncoder:
+    """A cache in front of an encoder, for many threads.
+
+    Known states cost a lookup; others are encoded once, on one thread, in batches that serve many
+    callers. Rows are read-only views, never copies.
+
+    Args:
+        encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
+            `encode_into`.
+        cache: A cache of the same encoder; `IdentityMismatchError` names what differs.
+        max_wait: Seconds that a batch waits for other callers, where there were several of late.
+        max_states: Most states of a batch.
+        max_bytes: Most bytes of text in a batch.
+        queue: Most requests that wait; whoever asks then waits as well.
+        memory_bytes: Most bytes of encoded rows that are kept.
+        append_to: A cache file to which encoded rows are appended, crash-safe.
+        allow_other_identity: Go on though the cache was made by another encoder.
+    """
+
+    def __new__(
+        cls,
+        encoder: Any,
+        cache: EmbeddingCache | None = None,
+        *,
+        max_wait: float = 0.003,
+        max_states: int = 256,
+        max_bytes: int = 65536,
+        queue: int = 1024,
+        memory_bytes: int = 1073741824,
+        append_to: str | PathLike[str] | None = None,
+        allow_other_identity: bool = False,
+    ) -> Self: ...
+    def encode(
+        self, states: list[str], *, timeout: float | None = None
+    ) -> list[NDArray[np.float32] | NoRow]:
+        """The row of each state, float32 `[dim]`, or why there is none.
+
+        Raises `TimeoutError` if it takes longer than `timeout` seconds.
+        """
+    def get(self, state: str) -> NDArray[np.float32] | None:
+        """The row of a state that is known already."""
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start, and latencies of requests (`p50`, `p95`, `p99`) in seconds."""
+    def checkpoint(self) -> None:
+        """Saves what was encoded since the last time."""
+    def finish(self, provenance: dict[str, Any]) -> int | None:
+        """Ends the encoder and writes the file to append to; returns its rows, if there is one."""
+    @property
+    def dim(self) -> int:
+        """Length of every row."""
 
 @final
 class CacheWriter:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,14 +61,6 @@ def encode(
         if report.truncated or report.status != "ok"
     ]
     return lengths, special
-
-
-def flush() -> None:
-    """Writes out what is buffered; a host process ends without Python's own clean-up."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
 
 
 class _Handler(logging.Handler):

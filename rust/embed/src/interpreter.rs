@@ -74,14 +74,26 @@ impl Interpreter {
         Ok(attach(run)?)
     }
 
+    /// The interpreter of this process, if it was started.
+    #[must_use]
+    pub fn running() -> Option<&'static Self> {
+        RUNNING.get()
+    }
+
     /// Writes out what Python has buffered. Call it before the process ends: Python itself is not
-    /// finalised, since torch's threads do not survive that.
+    /// finalised, since torch's threads do not survive that, so its `atexit` functions do not run.
     ///
     /// # Errors
     /// What Python raises, of a closed pipe for example.
     pub fn flush(&self) -> Result<(), EmbedError> {
         self.attach(|py| {
-            py.import("ebm_encode.bridge")?.call_method0("flush")?;
+            let sys = py.import("sys")?;
+            for name in ["stdout", "stderr"] {
+                let stream = sys.getattr(name)?;
+                if !stream.is_none() {
+                    stream.call_method0("flush")?;
+                }
+            }
             Ok(())
         })
     }

@@ -14,7 +14,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ebm_encode_embed::EmbedError;
+use ebm_encode_embed::{EmbedError, Interpreter};
 use tracing_subscriber::EnvFilter;
 
 use crate::interrupt::Saved;
@@ -43,7 +43,12 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
-    match run(arguments.command) {
+    let result = run(arguments.command);
+    if let Some(python) = Interpreter::running() {
+        // Python does not end as it would by itself; a reader that has gone is no concern here.
+        let _ = python.flush();
+    }
+    match result {
         Ok(outcome) => outcome.into(),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! `EmbeddingCache`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ebm_encode::cache::{Checks, EmbeddingCache};
 use numpy::{PyArray1, PyArray2};
@@ -15,7 +16,7 @@ use crate::{json, views};
 
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
 pub(crate) struct PyEmbeddingCache {
-    pub(crate) cache: EmbeddingCache,
+    pub(crate) cache: Arc<EmbeddingCache>,
 }
 
 #[pymethods]
@@ -25,7 +26,7 @@ impl PyEmbeddingCache {
     fn open(py: Python<'_>, path: PathBuf, strict: bool) -> PyResult<Self> {
         let checks = if strict { Checks::Strict } else { Checks::Lenient };
         let cache = py.detach(|| EmbeddingCache::open_with(path, checks)).map_err(cache_error)?;
-        Ok(Self { cache })
+        Ok(Self { cache: Arc::new(cache) })
     }
 
     fn __len__(&self) -> usize {

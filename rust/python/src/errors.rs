@@ -25,6 +25,11 @@ pub(crate) fn argument_error(message: impl Into<String>) -> PyErr {
     named("ArgumentError", message.into())
 }
 
+/// An `EncodingError` with this message.
+pub(crate) fn encoding_error(message: impl Into<String>) -> PyErr {
+    named("EncodingError", message.into())
+}
+
 fn named(class: &str, message: String) -> PyErr {
     Python::attach(|py| {
         let class = py.import("ebm_encode.errors").and_then(|errors| errors.getattr(class));

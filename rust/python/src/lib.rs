@@ -5,6 +5,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 argument conversion")]
 
 mod cache;
+mod cached_encoder;
 mod checks;
 mod errors;
 mod identity;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::cache::PyEmbeddingCache;
+    #[pymodule_export]
+    use super::cached_encoder::{PyCachedEncoder, PyNoRow};
     #[pymodule_export]
     use super::checks::{PyBadRow, audit, check_rows, describe};
     #[pymodule_export]

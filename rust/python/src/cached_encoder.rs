@@ -1,0 +1,223 @@
+//! `CachedEncoder`.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ebm_encode::cache::EmbeddingCache;
+use ebm_encode::encoder::{
+    CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError, Row, RowReport,
+};
+use ebm_encode_embed::ObjectEncoder;
+use numpy::PyArray1;
+use pyo3::exceptions::PyTimeoutError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyDict;
+
+use crate::cache::PyEmbeddingCache;
+use crate::errors::{argument_error, cache_error, encoding_error};
+use crate::{json, views};
+
+/// Why there is no row.
+#[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
+pub(crate) struct PyNoRow {
+    report: RowReport,
+}
+
+#[pymethods]
+impl PyNoRow {
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.report {
+            RowReport::Bad { .. } => "bad",
+            RowReport::TooLong { .. } => "too_long",
+            RowReport::Error(_) => "error",
+            _ => "failed",
+        }
+    }
+
+    #[getter]
+    fn reason(&self) -> String {
+        self.report.to_string()
+    }
+
+    #[getter]
+    fn traceback(&self) -> Option<&str> {
+        match &self.report {
+            RowReport::Error(EncoderError::Failed { trace, .. }) => trace.as_deref(),
+            _ => None,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        format!("NoRow({}: {})", self.kind(), self.report)
+    }
+}
+
+/// Keeps a row that was encoded by reference; the base of its array.
+#[pyclass(frozen, name = "_Row", module = "ebm_encode._core")]
+pub(crate) struct PyRow {
+    pub(crate) row: Row,
+}
+
+#[pyclass(frozen, name = "CachedEncoder", module = "ebm_encode._core")]
+pub(crate) struct PyCachedEncoder {
+    /// Until it is finished.
+    encoder: Mutex<Option<Arc<CachedEncoder>>>,
+    /// Owns the memory of stored rows, which arrays refer to also when it is finished.
+    _cache: Option<Arc<EmbeddingCache>>,
+    dim: usize,
+}
+
+#[pymethods]
+impl PyCachedEncoder {
+    #[new]
+    #[pyo3(signature = (
+        encoder, cache = None, *, max_wait = 0.003, max_states = 256, max_bytes = 65_536,
+        queue = 1024, memory_bytes = 1_073_741_824, append_to = None, allow_other_identity = false
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
+    fn new(
+        encoder: &Bound<'_, PyAny>,
+        cache: Option<&Bound<'_, PyEmbeddingCache>>,
+        max_wait: f64,
+        max_states: usize,
+        max_bytes: usize,
+        queue: usize,
+        memory_bytes: u64,
+        append_to: Option<PathBuf>,
+        allow_other_identity: bool,
+    ) -> PyResult<Self> {
+        let max_wait = Duration::try_from_secs_f64(max_wait)
+            .map_err(|error| argument_error(format!("max_wait {max_wait}: {error}")))?;
+        let coalescing = CoalescerOptions { max_wait, max_states, max_bytes, queue };
+        let options =
+            CachedEncoderOptions { coalescing, memory_bytes, append_to, allow_other_identity };
+        let object = ObjectEncoder::new(encoder)?;
+        let cache = cache.map(|cache| Arc::clone(&cache.get().cache));
+        let own = cache.clone();
+        let made = encoder.py().detach(|| CachedEncoder::new(object, own, options));
+        let made = made.map_err(cache_error)?;
+        let dim = made.dim();
+        Ok(Self { encoder: Mutex::new(Some(Arc::new(made))), _cache: cache, dim })
+    }
+
+    #[pyo3(signature = (states, *, timeout = None))]
+    fn encode<'py>(
+        slf: &Bound<'py, Self>,
+        states: Vec<PyBackedStr>,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        let timeout = timeout.map(Duration::try_from_secs_f64).transpose();
+        let timeout = timeout.map_err(|error| argument_error(format!("timeout: {error}")))?;
+        let encoder = slf.get().open()?;
+        let answers = py.detach(|| {
+            let states: Vec<&str> = states.iter().map(|state| &**state).collect();
+            match timeout {
+                Some(time) => encoder.encode_within(&states, time),
+                None => encoder.encode(&states),
+            }
+        });
+        let answers = answers.map_err(|error| match error {
+            EncoderError::TimedOut(_) => PyTimeoutError::new_err(error.to_string()),
+            _ => encoding_error(error.to_string()),
+        })?;
+        let to_python = |answer| match answer {
+            Ok(row) => Self::view(slf, row).map(Bound::into_any),
+            Err(report) => Ok(Bound::new(py, PyNoRow { report })?.into_any()),
+        };
+        answers.into_iter().map(to_python).collect()
+    }
+
+    fn get<'py>(
+        slf: &Bound<'py, Self>,
+        state: &str,
+    ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
+        slf.get().open()?.get(state).map(|row| Self::view(slf, row)).transpose()
+    }
+
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = self.open()?.statistics();
+        let statistics = PyDict::new(py);
+        let counts = [
+            ("requests", s.requests),
+            ("states", s.states),
+            ("cache_hits", s.cache_hits),
+            ("memory_hits", s.memory_hits),
+            ("misses", s.misses),
+            ("coalesced", s.coalesced),
+            ("tokens", s.tokens),
+            ("calls", s.encoder.calls),
+            ("encoded", s.encoder.encoded),
+            ("shared_batches", s.encoder.shared_batches),
+        ];
+        for (name, count) in counts {
+            statistics.set_item(name, count)?;
+        }
+        for (name, time) in [("p50", s.p50), ("p95", s.p95), ("p99", s.p99)] {
+            statistics.set_item(name, time.as_secs_f64())?;
+        }
+        Ok(statistics)
+    }
+
+    fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
+        let encoder = self.open()?;
+        py.detach(|| encoder.checkpoint()).map_err(cache_error)
+    }
+
+    #[pyo3(signature = (provenance))]
+    fn finish(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
+        let provenance = json::from_python(provenance)?;
+        let encoder = self.take().ok_or_else(finished)?;
+        match Arc::try_unwrap(encoder) {
+            Ok(encoder) => {
+                let report = py.detach(|| encoder.finish(provenance)).map_err(cache_error)?;
+                Ok(report.map(|report| report.rows))
+            }
+            Err(encoder) => {
+                *self.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
+                Err(argument_error("another thread is using the encoder"))
+            }
+        }
+    }
+
+    #[getter]
+    const fn dim(&self) -> usize {
+        self.dim
+    }
+}
+
+impl Drop for PyCachedEncoder {
+    /// Its thread may be at work in Python, so this one must not wait for it attached.
+    fn drop(&mut self) {
+        let encoder = self.take();
+        let _ = Python::try_attach(|py| py.detach(|| drop(encoder)));
+    }
+}
+
+fn finished() -> PyErr {
+    argument_error("the encoder is finished")
+}
+
+impl PyCachedEncoder {
+    fn open(&self) -> PyResult<Arc<CachedEncoder>> {
+        let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        encoder.clone().ok_or_else(finished)
+    }
+
+    fn take(&self) -> Option<Arc<CachedEncoder>> {
+        self.encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn view<'py>(
+        slf: &Bound<'py, Self>,
+        row: CachedRow<'_>,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        match row {
+            CachedRow::Stored(values) => views::stored_view(slf, values),
+            CachedRow::Encoded(row) => views::encoded_view(&Bound::new(slf.py(), PyRow { row })?),
+        }
+    }
+}
