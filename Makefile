@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo-out
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help setup build demo test test-rust test-python lint format bench lock clean
+.PHONY: help setup build demo test test-rust test-bridge test-python lint format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,10 +32,13 @@ demo: build ## Make a small model, encode real proof states, audit the cache, op
 	$(BIN)/ebm-encode audit $(DEMO)/states.parquet
 	target/release/ebm-prover inspect $(DEMO)/states.parquet
 
-test: test-rust test-python ## Run all tests
+test: test-rust test-bridge test-python ## Run all tests
 
 test-rust: setup ## Test the pure crates; they need no Python
 	cargo test --locked
+
+test-bridge: build ## Test the Python encoder inside a Rust process
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-encode-embed --package ebm-prover
 
 test-python: build ## Test the package, and the two languages together
 	$(BIN)/python -m pytest

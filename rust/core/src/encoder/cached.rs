@@ -278,9 +278,31 @@ impl CachedEncoder {
     /// # Errors
     /// Whatever keeps the file from being written; what was checkpointed is not lost.
     pub fn finish(mut self, provenance: Value) -> CacheResult<Option<FinishReport>> {
-        self.coalescer = None; // waits for the encoder's thread
+        self.end();
         let writer = self.shared.writer().take();
         writer.map(|writer| writer.finish(provenance)).transpose()
+    }
+
+    /// Waits for the encoder's thread, and tells once what has been done.
+    fn end(&mut self) {
+        if self.coalescer.is_none() {
+            return;
+        }
+        let s = self.statistics();
+        tracing::info!(
+            requests = s.requests,
+            states = s.states,
+            cache_hits = s.cache_hits,
+            memory_hits = s.memory_hits,
+            coalesced = s.coalesced,
+            batches = s.encoder.calls,
+            tokens = s.tokens,
+            p50 = ?s.p50,
+            p95 = ?s.p95,
+            p99 = ?s.p99,
+            "cached encoder"
+        );
+        self.coalescer = None;
     }
 
     fn latencies(&self) -> MutexGuard<'_, Histogram<u64>> {
@@ -291,7 +313,7 @@ impl CachedEncoder {
 impl Drop for CachedEncoder {
     /// Saves what was encoded; the next one that appends to the same file takes it up.
     fn drop(&mut self) {
-        self.coalescer = None;
+        self.end();
         if let Some(mut writer) = self.shared.writer().take()
             && let Err(error) = writer.checkpoint()
         {

@@ -282,7 +282,10 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
             if self.callers > 1 {
                 self.counters.shared_batches.fetch_add(1, Ordering::Relaxed);
             }
+            let start = Instant::now();
             let answers = self.encode(&batch.states);
+            let (states, callers) = (batch.states.len(), self.callers);
+            tracing::debug!(states, callers, waiting = self.queue.len(), took = ?start.elapsed(), "batch");
             self.after.encoded(&batch.states, &answers);
             self.queue.answer(&batch, &answers);
         }
