@@ -63,17 +63,6 @@ impl Interpreter {
         &self.environment
     }
 
-    /// Runs something with the interpreter, on this thread.
-    ///
-    /// # Errors
-    /// The exception that Python raises.
-    pub(crate) fn attach<T>(
-        &self,
-        run: impl FnOnce(Python<'_>) -> PyResult<T>,
-    ) -> Result<T, EmbedError> {
-        Ok(attach(run)?)
-    }
-
     /// The interpreter of this process, if it was started.
     #[must_use]
     pub fn running() -> Option<&'static Self> {
@@ -86,7 +75,7 @@ impl Interpreter {
     /// # Errors
     /// What Python raises, of a closed pipe for example.
     pub fn flush(&self) -> Result<(), EmbedError> {
-        self.attach(|py| {
+        attach(|py| {
             let sys = py.import("sys")?;
             for name in ["stdout", "stderr"] {
                 let stream = sys.getattr(name)?;
@@ -95,7 +84,8 @@ impl Interpreter {
                 }
             }
             Ok(())
-        })
+        })?;
+        Ok(())
     }
 
     fn require_same(&'static self, other: &Environment) -> Result<&'static Self, EmbedError> {

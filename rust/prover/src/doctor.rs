@@ -137,7 +137,8 @@ fn print_timings(
             let (before, start) = (encoder.time().so_far(), Instant::now());
             encoder.encode_into(states, &mut rows)?;
             let whole = start.elapsed();
-            times.push((whole, whole.saturating_sub(encoder.time().so_far() - before)));
+            let in_python = encoder.time().so_far().saturating_sub(before);
+            times.push((whole, whole.saturating_sub(in_python)));
         }
         times.sort_unstable();
         let whole = times[CALLS / 2].0;
