@@ -53,7 +53,7 @@ fn the_children_of_a_node_are_one_request() {
         search("first", &[&["root"], &["left", "right"], &["below right"], &["below left"]]),
         search("second", &[&["other root"]]),
     ];
-    let unsigned = UInt64Array::from_iter(ROWS.iter().map(|row| row.3));
+    let unsigned: UInt64Array = ROWS.iter().map(|row| row.3).collect();
     let path = write(folder.path(), &ROWS, Arc::new(unsigned));
     assert_eq!(read_searches(&path).unwrap(), expected);
     let signed =

@@ -1,0 +1,24 @@
+"""A near-free encoder: what is measured with it is the road there and back."""
+
+import numpy as np
+
+from ebm_encode.encoder import Encoder, RowReport
+
+DIM = 4096
+_ROW = np.linspace(-1, 1, DIM, dtype=np.float32)
+
+
+def _encode_into(self, states, out):
+    del self
+    out[:] = _ROW
+    return [RowReport("ok", 1)] * len(states)
+
+
+def make_free():
+    """From here on encoders have `DIM` values and give all states the same row."""
+    Encoder.dim = DIM
+    Encoder.encode_into = _encode_into
+
+
+if __name__ == "__main__":  # run inside the Rust host
+    make_free()
