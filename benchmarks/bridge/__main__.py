@@ -4,8 +4,8 @@
 
 Per request of 1, 8, 32 and 64 states: (a) the bridge, (b) the Python encoder called from Python,
 (c) a FastAPI server on this machine that takes JSON and returns JSON; first with a near-free
-encoder of 4,096 values, so that only the road is measured, then with a small random model. Then 16
-callers at the same time with 8 states each on the small model. The three run in turns, round after
+encoder of 4,096 values, so that only the road is measured, then with two small random models, there
+also with 16 callers at the same time and 8 states each. The three run in turns, round after
 round; medians over the rounds are printed.
 """
 
@@ -46,22 +46,22 @@ def output(command):
 
 
 def one_round(model, states, *, free, calls, requests):
-    common = ["--states", states, "--calls", calls, "--sizes", *SIZES]
+    common = ["--states", states, "--sizes", *SIZES]
+    callers = ["--callers", CALLERS, "--requests", requests]
     bridge = [ROOT / "target/release/examples/bridge_road", "--model-path", model, *common]
-    bridge += ["--callers", CALLERS, "--requests", requests]
+    bridge += ["--calls", calls, *callers]
     result = output([*bridge, "--before", HERE / "free.py"] if free else bridge)
     only_free = ["--free"] if free else []
     direct = [sys.executable, HERE / "direct.py", "--model-path", model, *common, *only_free]
-    result |= output(direct)
+    result |= output([*direct, "--calls", calls])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = [sys.executable, HERE / "server.py", "--model-path", model, "--port", port, *only_free]
     with subprocess.Popen([str(part) for part in server]) as process:
-        client = [sys.executable, HERE / "client.py", "--port", port, *common]
-        client += ["--callers", CALLERS, "--requests", requests]
+        client = [sys.executable, HERE / "client.py", "--port", port, *common, *callers]
         try:
-            answered = output(client)
+            answered = output([*client, "--calls", max(calls // 5, 10)])
         finally:
             process.terminate()
     return result | {"http_us": answered["http_us"], "http_together": answered["together"]}
@@ -88,6 +88,15 @@ def show(name, rounds):
         )
 
 
+def show_callers(rounds):
+    rate = statistics.median(r["together"] for r in rounds)
+    print(f"{CALLERS} callers at the same time, 8 states each: {rate:.0f} states/s")
+    for name, kind in [("through HTTP", "http_together"), ("one after the other", "one_at_a_time")]:
+        ratio = statistics.median(r["together"] / r[kind] for r in rounds)
+        rate = statistics.median(r[kind] for r in rounds)
+        print(f"  {ratio:.2f} times the same {name} ({rate:.0f} states/s)")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -110,17 +119,13 @@ def main():
             for _ in range(arguments.rounds)
         ]
         show("the road alone, 4,096 values", rounds)
-        rounds = [
-            one_round(small, states, free=False, calls=20, requests=arguments.requests)
-            for _ in range(arguments.rounds)
-        ]
-        show("a small model, 384 values", rounds)
-        for name, kind in [("HTTP", "http_together"), ("one at a time", "one_at_a_time")]:
-            ratio = statistics.median(r["together"] / r[kind] for r in rounds)
-            rate = statistics.median(r[kind] for r in rounds)
-            print(f"{CALLERS} callers of 8 states: {ratio:.2f} times {name} ({rate:.0f} states/s)")
-        ours = statistics.median(r["together"] for r in rounds)
-        print(f"{CALLERS} callers of 8 states through the bridge: {ours:.0f} states/s")
+        for name, model in [("64 wide, 3 layers", tiny), ("384 wide, 6 layers", small)]:
+            rounds = [
+                one_round(model, states, free=False, calls=20, requests=arguments.requests)
+                for _ in range(arguments.rounds)
+            ]
+            show(f"a model {name}", rounds)
+            show_callers(rounds)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 //! The Python encoder on a thread of its own.
 
+use std::hint;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ebm_encode::cache::Identity;
-use ebm_encode::encoder::{Encoder, EncoderResult, RowReport};
+use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -14,6 +16,9 @@ use crate::interpreter::{Interpreter, attach};
 use crate::log;
 use crate::object::{ObjectEncoder, make};
 use crate::options::PythonEncoderOptions;
+
+/// How long a caller looks for its rows before it sleeps.
+const SPIN: Duration = Duration::from_micros(100);
 
 /// A model in the Python package `ebm_encode`, behind one thread that does all Python work.
 ///
@@ -57,7 +62,12 @@ impl PythonEncoder {
     ) -> Result<Self, EmbedError> {
         let thread = ThreadPoolBuilder::new()
             .num_threads(1)
-            .thread_name(|_| "ebm-encode-python".to_owned())
+            .spawn_handler(|worker| {
+                // Known to Python for its whole life, which costs less than to be introduced anew
+                // for each call; and detached for as long as it waits.
+                let live = || Python::attach(|py| py.detach(|| worker.run()));
+                thread::Builder::new().name("ebm-encode-python".to_owned()).spawn(live).map(drop)
+            })
             .build()
             .map_err(|error| EmbedError::Thread(error.to_string()))?;
         let encoder = thread.install(|| {
@@ -102,12 +112,26 @@ impl Encoder for PythonEncoder {
     }
 
     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
-        self.thread.install(|| {
-            let start = Instant::now();
-            let reports = self.encoder.encode_into(states, rows);
-            self.time.add(start.elapsed());
-            reports
-        })
+        let mut result = Err(EncoderError::Closed);
+        let done = AtomicBool::new(false);
+        self.thread.in_place_scope(|scope| {
+            scope.spawn(|_| {
+                let start = Instant::now();
+                result = self.encoder.encode_into(states, rows);
+                self.time.add(start.elapsed());
+                done.store(true, Ordering::Release);
+            });
+            spin_until(&done);
+        }); // which waits for what is not done yet
+        result
+    }
+}
+
+/// Looks again and again for a short while: to sleep and be woken takes longer than a short call.
+fn spin_until(done: &AtomicBool) {
+    let start = Instant::now();
+    while !done.load(Ordering::Acquire) && start.elapsed() < SPIN {
+        hint::spin_loop();
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::{Queue, Request};
 use super::row::{Encoded, Row};
+use super::spare::Spare;
 use super::{Encoder, EncoderError, EncoderResult, RowReport};
 use crate::cache::Identity;
 
@@ -102,6 +103,7 @@ impl Coalescer {
             callers: 1,
             after,
             counters: Arc::clone(&counters),
+            spare: Spare::default(),
         };
         let worker = thread::Builder::new()
             .name("ebm-encode".to_owned())
@@ -261,6 +263,7 @@ struct Worker<E, A> {
     callers: usize,
     after: A,
     counters: Arc<Counters>,
+    spare: Spare,
 }
 
 impl<E: Encoder, A: Aftermath> Worker<E, A> {
@@ -302,7 +305,7 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
     }
 
     /// One answer per state. Where a call fails as a whole, its halves are tried.
-    fn encode(&self, states: &[Arc<str>]) -> Vec<Encoded> {
+    fn encode(&mut self, states: &[Arc<str>]) -> Vec<Encoded> {
         match self.call(states) {
             Ok(answers) => answers,
             Err(error) if states.len() == 1 => {
@@ -315,13 +318,15 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
         }
     }
 
-    fn call(&self, states: &[Arc<str>]) -> EncoderResult<Vec<Encoded>> {
+    fn call(&mut self, states: &[Arc<str>]) -> EncoderResult<Vec<Encoded>> {
         let texts: Vec<&str> = states.iter().map(|state| &**state).collect();
         let dim = self.encoder.dim();
         // Written in place by the encoder, then shared: the values are never copied.
-        let mut memory: Arc<[f32]> = std::iter::repeat_n(f32::NAN, texts.len() * dim).collect();
+        let mut memory = self.spare.take(texts.len() * dim);
         let rows = Arc::get_mut(&mut memory)
+            .and_then(|values| values.get_mut(..texts.len() * dim))
             .ok_or_else(|| failed("MemoryError", "a new batch is shared already"))?;
+        rows.iter_mut().step_by(dim.max(1)).for_each(|first| *first = f32::NAN);
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
         self.counters.encoded.fetch_add(texts.len() as u64, Ordering::Relaxed);
         let called = catch_unwind(AssertUnwindSafe(|| self.encoder.encode_into(&texts, rows)));
@@ -331,10 +336,19 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
             return Err(failed("EncoderError", &message));
         }
         let answers = reports.into_iter().enumerate().map(|(index, report)| {
-            let row = report.is_ok().then(|| Row::new(&memory, index, dim));
-            Encoded { report, row }
+            if !report.is_ok() {
+                return Encoded { report, row: None };
+            }
+            let row = Row::new(&memory, index, dim);
+            if row.first().is_some_and(|first| first.is_nan()) {
+                let reason = "the encoder did not write this row".to_owned();
+                return Encoded { report: RowReport::Bad { reason }, row: None };
+            }
+            Encoded { report, row: Some(row) }
         });
-        Ok(answers.collect())
+        let answers = answers.collect();
+        self.spare.keep(memory);
+        Ok(answers)
     }
 }
 

@@ -12,6 +12,7 @@ mod fake;
 mod memory;
 mod queue;
 mod row;
+mod spare;
 
 pub use cached::{
     CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CachedRow,
