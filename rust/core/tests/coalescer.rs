@@ -3,12 +3,14 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
+use ebm_encode::cache::Identity;
 use ebm_encode::encoder::{
-    Coalescer, CoalescerOptions, Encoded, Encoder, EncoderError, FakeEncoder, RowReport,
+    Coalescer, CoalescerOptions, Encoded, Encoder, EncoderError, EncoderResult, FakeEncoder,
+    RowReport,
 };
 use flume::{Receiver, Sender};
 use support::{DIM, block_on, fake, held, identity};
@@ -211,4 +213,35 @@ fn tasks_await_their_rows() {
     assert_right(&states, &block_on(coalescer.encode(texts(&states))).unwrap());
     let pending = coalescer.submit(texts(&states)).unwrap();
     assert_right(&states, &block_on(pending.answer()).unwrap());
+}
+
+/// Says that all is well, and writes every other row.
+struct Forgetful;
+
+impl Encoder for Forgetful {
+    fn dim(&self) -> usize {
+        DIM
+    }
+
+    fn identity(&self) -> &Identity {
+        static IDENTITY: LazyLock<Identity> = LazyLock::new(identity);
+        &IDENTITY
+    }
+
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+        rows.chunks_mut(DIM).step_by(2).for_each(|row| row.fill(1.0));
+        Ok(vec![RowReport::Ok { tokens: 1, truncated: false }; states.len()])
+    }
+}
+
+#[test]
+fn a_row_that_was_not_written_is_not_handed_out() {
+    let coalescer = Coalescer::start(Forgetful, CoalescerOptions::default()).unwrap();
+    for _ in 0..3 {
+        // Also where the memory is that of an earlier batch, full of its rows.
+        let answers = coalescer.submit(texts(&["a", "b", "c", "d"])).unwrap().wait().unwrap();
+        let written: Vec<bool> = answers.iter().map(|answer| answer.row.is_some()).collect();
+        assert_eq!(written, [true, false, true, false]);
+        assert!(answers[1].report.to_string().contains("did not write this row"));
+    }
 }

@@ -67,7 +67,9 @@ mod tests {
     fn no_more_than_two_are_kept() {
         let mut spare = Spare::default();
         let batches = [10, 20, 30].map(|values| spare.take(values));
-        batches.into_iter().for_each(|batch| spare.keep(batch));
+        for batch in batches {
+            spare.keep(batch);
+        }
         assert_eq!(spare.batches.iter().map(|batch| batch.len()).collect::<Vec<_>>(), [20, 30]);
     }
 }
