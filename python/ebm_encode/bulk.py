@@ -1,7 +1,8 @@
 """The main job: unique states through an encoder into a cache, resumable at any point."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode._core import BadRow, CacheWriter
-from ebm_encode.encoder import Encoder, RowReport
+from ebm_encode.ahead import ahead
+from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import agrees, compare
 from ebm_encode.errors import EncodingError, VerificationError
 from ebm_encode.progress import EncodingProgress
@@ -40,6 +42,29 @@ class Outcome:
     written: bool = False
     quarantined: list[dict[str, Any]] = field(default_factory=list)
     verification: Verification | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """States that are tokenized and planned together.
+
+    Attributes:
+        states: The states.
+        saved: Which of them an earlier run has saved; if all, the rest is empty.
+        reports: What can be said of each before it is run.
+        usable: Which of them can be run.
+        tokens: The sequences of those.
+    """
+
+    states: list[str]
+    saved: list[bool]
+    reports: list[RowReport] = field(default_factory=list)
+    usable: list[int] = field(default_factory=list)
+    tokens: Tokens | None = None
+
+    def wants(self, indices: list[int]) -> bool:
+        """Whether any of these usable states is not saved."""
+        return not all(self.saved[self.usable[i]] for i in indices)
 
 
 class BulkRun:
@@ -79,12 +104,20 @@ class BulkRun:
         The order and the batches depend on the states alone, not on what is already saved, so that
         an interrupted and resumed run computes the very same rows as an uninterrupted one. Whatever
         ends this early, what was encoded is saved first.
+
+        The model works on a thread of its own, so that it waits neither for the tokenizer, which is
+        a chunk ahead, nor for rows to be checked and written, which is done here.
         """
         # By text, so that states that begin alike are in one chunk and share what they can.
         order = sorted(states)
         try:
-            for chunk in _chunks(order, _CHUNK_STATES):
-                self._encode_chunk(chunk, progress)
+            chunks = ahead(self._tokenized(order), "tokenize")
+            with closing(ahead(self._batches(chunks), "forward")) as batches:
+                for chunk, batch in batches:
+                    if batch is None:
+                        self._begin(chunk, progress)
+                    else:
+                        self._take(chunk, batch, progress)
         except VerificationError:
             raise  # what is stored is wrong, and marked so
         except BaseException:
@@ -128,37 +161,56 @@ class BulkRun:
             "quarantined": len(outcome.quarantined),
         }
 
-    def _encode_chunk(self, states: list[str], progress: EncodingProgress) -> None:
-        saved = self._writer.contains_many(states)
-        self.outcome.already_there += sum(saved)
-        progress.advance(sum(saved), _size(states, saved), 0)
-        if all(saved):
+    def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
+        for texts in _chunks(states, _CHUNK_STATES):
+            saved = self._writer.contains_many(texts)
+            if all(saved):
+                yield _Chunk(texts, saved)
+                continue
+            tokens = self._encoder.prompts.tokenize(texts)
+            reports = self._encoder.screen(tokens)
+            usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+            yield _Chunk(texts, saved, reports, usable, tokens.select(usable))
+
+    def _batches(
+        self, chunks: Generator[_Chunk, None, None]
+    ) -> Generator[tuple[_Chunk, Batch | None], None, None]:
+        """Each chunk without a batch first, and then with each of its batches."""
+        with closing(chunks):
+            for chunk in chunks:
+                yield chunk, None
+                if chunk.tokens is not None:
+                    for batch in self._encoder.run(chunk.tokens, wanted=chunk.wants):
+                        yield chunk, batch
+
+    def _begin(self, chunk: _Chunk, progress: EncodingProgress) -> None:
+        """Counts and lists what will not be encoded."""
+        self.outcome.already_there += sum(chunk.saved)
+        progress.advance(sum(chunk.saved), _size(chunk.states, chunk.saved), 0)
+        if chunk.tokens is None:
             return
-        tokens = self._encoder.prompts.tokenize(states)
-        reports = self._encoder.screen(tokens)
-        self._note_overlong(states, reports, saved)
-        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
-        selected = tokens.select(usable)
+        self._note_overlong(chunk.states, chunk.reports, chunk.saved)
         unusable = [
-            report.status != "ok" and not done for report, done in zip(reports, saved, strict=True)
+            report.status != "ok" and not done
+            for report, done in zip(chunk.reports, chunk.saved, strict=True)
         ]
-        progress.advance(sum(unusable), _size(states, unusable), 0)
+        progress.advance(sum(unusable), _size(chunk.states, unusable), 0)
 
-        def wanted(indices: list[int]) -> bool:
-            return not all(saved[usable[i]] for i in indices)
-
-        for batch in self._encoder.run(selected, wanted=wanted):
-            new = [k for k, i in enumerate(batch.indices) if not saved[usable[i]]]
-            indices = [batch.indices[k] for k in new]
-            texts = [states[usable[i]] for i in indices]
-            self._save(texts, batch.rows[new], selected.select(indices))
-            for i, reason in batch.failed.items():
-                text = states[usable[i]]
-                self._quarantine(text, "out_of_memory", reason, int(selected.full_lengths[i]))
-                progress.advance(1, len(text.encode()), 0)
-            done = sum(len(selected[i]) for i in indices)
-            progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
-            self.outcome.tokens += done
+    def _take(self, chunk: _Chunk, batch: Batch, progress: EncodingProgress) -> None:
+        """Saves a batch's rows."""
+        tokens = chunk.tokens
+        assert tokens is not None
+        new = [k for k, i in enumerate(batch.indices) if not chunk.saved[chunk.usable[i]]]
+        indices = [batch.indices[k] for k in new]
+        texts = [chunk.states[chunk.usable[i]] for i in indices]
+        self._save(texts, batch.rows[new], tokens.select(indices))
+        for i, reason in batch.failed.items():
+            text = chunk.states[chunk.usable[i]]
+            self._quarantine(text, "out_of_memory", reason, int(tokens.full_lengths[i]))
+            progress.advance(1, len(text.encode()), 0)
+        done = sum(len(tokens[i]) for i in indices)
+        progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
+        self.outcome.tokens += done
 
     def _note_adopted(self, states: list[str]) -> None:
         """Lists those rows of other caches whose prompts were cut."""
