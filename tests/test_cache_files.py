@@ -10,15 +10,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebm_encode import EmbeddingCache, _core
 from ebm_encode.errors import (
+    ArgumentError,
     BadRowsError,
     CacheFormatError,
     CacheNotFoundError,
     IdentityMismatchError,
+    UnknownStateError,
 )
 from support import PROVER
 
@@ -251,6 +254,33 @@ def test_a_file_that_pyarrow_writes_with_our_schema_is_ours(tmp_path, ours, rows
         [PROVER, "inspect", tmp_path / "theirs.parquet"], capture_output=True, text=True, check=True
     )
     assert f"encoder    {one.identity.digest}" in result.stdout
+
+
+def test_rows_are_gathered_into_the_callers_memory(ours):
+    cache = EmbeddingCache.open(ours)
+    wanted = [STATES[2], STATES[0], STATES[2]] * 200
+    expected = np.stack(cache.get_many(wanted))
+    assert (cache.gather(wanted) == expected).all()
+    batch = torch.zeros(len(wanted), cache.dim)
+    out = batch.numpy()
+    assert cache.gather(wanted, out) is out
+    assert (batch.numpy() == expected).all()
+    assert cache.gather([]).shape == (0, cache.dim)
+
+
+def test_gathering_writes_all_or_nothing(ours):
+    cache = EmbeddingCache.open(ours)
+    out = np.full((3, cache.dim), 7, np.float32)
+    with pytest.raises(UnknownStateError, match=r'no row of 2 of the states asked for: "x", "y"'):
+        cache.gather(["x", STATES[0], "y"], out)
+    assert (out == 7).all()
+    frozen = np.zeros((1, cache.dim), np.float32)
+    frozen.flags.writeable = False
+    for wrong in (out, frozen, np.zeros((cache.dim, 1), np.float32).T[:, ::-1]):
+        with pytest.raises(ArgumentError, match="out"):
+            cache.gather(STATES[:1], wrong)
+    with pytest.raises(TypeError):
+        cache.gather(STATES[:1], np.zeros((1, cache.dim)))
 
 
 def test_strict_opening_refuses_bad_rows_and_lenient_does_not(tmp_path, rows):

@@ -1,6 +1,9 @@
 """`CachedEncoder` in a Python host: rows by reference, callers together, failures by row."""
 
 import gc
+import signal
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -149,6 +152,27 @@ def test_it_can_be_let_go_while_it_is_at_work(stand):
     del encoder
     gc.collect()
     assert time.monotonic() - began < 60, "its thread could go on in the meantime"
+
+
+def test_an_encoder_that_keeps_the_array_ends_the_process(identity):
+    """Anything else could write into memory that is used for other things by then."""
+    code = f"""
+import numpy as np
+from ebm_encode._core import CachedEncoder, Identity
+from ebm_encode.encoder import RowReport
+class Keeping:
+    dim, identity = 8, Identity.from_json({identity().to_json()!r})
+    def encode_into(self, states, out):
+        out[:] = 1
+        self.kept = out[1:]
+        return [RowReport("ok", 1)] * len(states)
+CachedEncoder(Keeping()).encode(["a", "b"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == -signal.SIGABRT
+    assert "encode_into kept the array it was given" in result.stderr
 
 
 def test_what_is_encoded_is_appended(stand, tmp_path):

@@ -132,7 +132,7 @@ def test_what_replay_appends_is_a_cache(llama, tmp_path):
     [
         (["--trajectories", "none.parquet"], "none.parquet"),
         (["--trajectories", str(ROOT / "README.md")], "not a readable Parquet file"),
-        (["--trajectories", str(SEARCHES), "--threads", "0"], "--threads must be at least 1"),
+        (["--trajectories", str(SEARCHES), "--threads", "0"], "0 is not in 1..=1024"),
         (["--trajectories", str(SEARCHES), "--cache", "none.parquet"], "none.parquet"),
         (["--trajectories", str(SEARCHES), "--model-path", "/no/such/model"], "/no/such/model"),
         (["--trajectories", str(SEARCHES), "--dtype", "int8"], "dtype 'int8'"),

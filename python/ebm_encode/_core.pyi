@@ -95,6 +95,19 @@ class EmbeddingCache:
         """The row of a state, or `None`."""
     def get_many(self, states: list[str]) -> list[NDArray[np.float32] | None]:
         """The row of each state, or `None`."""
+    def gather(
+        self, states: list[str], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Copies the rows of states, in their order, into `out`, and returns it.
+
+        Args:
+            states: The states.
+            out: float32 `[len(states), dim]`, C order, writeable, for example the memory of a
+                pinned torch tensor (`tensor.numpy()`); a new array if not given.
+
+        Raises `UnknownStateError`, naming states that the cache does not have; nothing is written
+        then. Raises `ArgumentError` if `out` is of another shape or cannot be written.
+        """
     def states(self) -> list[str]:
         """All states, in file order."""
     def matrix(self) -> NDArray[np.float32]:
@@ -139,7 +152,7 @@ class CachedEncoder:
 
     Args:
         encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
-            `encode_into`.
+            `encode_into`. It must not keep the array it is given: that ends the process.
         cache: A cache of the same encoder; `IdentityMismatchError` names what differs.
         max_wait: Seconds that a batch waits for other callers, where there were several of late.
         max_states: Most states of a batch.

@@ -34,6 +34,10 @@ class CacheNotFoundError(EbmEncodeError, FileNotFoundError):
     """There is no cache at the path."""
 
 
+class UnknownStateError(EbmEncodeError, LookupError):
+    """A cache was asked for states that it does not have."""
+
+
 class CacheIOError(EbmEncodeError, OSError):
     """The operating system refused to read or write a cache (a full disk, a missing right)."""
 

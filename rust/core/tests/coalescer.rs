@@ -245,3 +245,13 @@ fn a_row_that_was_not_written_is_not_handed_out() {
         assert!(answers[1].report.to_string().contains("did not write this row"));
     }
 }
+
+#[test]
+fn waits_without_end_are_no_failure() {
+    let options = CoalescerOptions { max_wait: Duration::MAX, ..CoalescerOptions::default() };
+    let coalescer = Coalescer::start(fake(), options).unwrap();
+    for _ in 0..2 {
+        let pending = coalescer.submit(texts(&["a"])).unwrap();
+        assert_right(&["a"], &pending.wait_for(Duration::MAX).unwrap());
+    }
+}

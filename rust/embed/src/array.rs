@@ -38,7 +38,16 @@ fn require_returned(py: Python<'_>, array: &Bound<'_, PyArray2<f32>>) {
     // An exception that was handled may still be in a cycle with its frames.
     let _ = py.import("gc").and_then(|gc| gc.call_method0("collect"));
     if references(array) > 1 {
-        tracing::error!("Python kept an array over memory that is not its own; ending the process");
+        #[expect(
+            clippy::print_stderr,
+            reason = "the last words; nobody may be listening elsewhere"
+        )]
+        {
+            eprintln!(
+                "ebm-encode: encode_into kept the array it was given; the memory under it is about \
+                 to be used for other things, so the process ends here"
+            );
+        }
         std::process::abort();
     }
 }

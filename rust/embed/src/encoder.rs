@@ -20,6 +20,9 @@ use crate::options::PythonEncoderOptions;
 /// How long a caller looks for its rows before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// As much as a program's first thread has, for C code that recurses; Rust's threads have 2 MiB.
+const STACK: usize = 8 << 20;
+
 /// A model in the Python package `ebm_encode`, behind one thread that does all Python work.
 ///
 /// A call writes into the caller's memory and returns when that is done, so nothing is written for
@@ -66,7 +69,8 @@ impl PythonEncoder {
                 // Known to Python for its whole life, which costs less than to be introduced anew
                 // for each call; and detached for as long as it waits.
                 let live = || Python::attach(|py| py.detach(|| worker.run()));
-                thread::Builder::new().name("ebm-encode-python".to_owned()).spawn(live).map(drop)
+                let builder = thread::Builder::new().name("ebm-encode-python".to_owned());
+                builder.stack_size(STACK).spawn(live).map(drop)
             })
             .build()
             .map_err(|error| EmbedError::Thread(error.to_string()))?;

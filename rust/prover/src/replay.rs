@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use ebm_encode::cache::{Checks, EmbeddingCache};
 use ebm_encode::encoder::{
     CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CoalescerOptions, Encoder,
@@ -45,8 +45,8 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "FILE.parquet")]
     append_to: Option<PathBuf>,
     /// Searches at the same time.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    threads: usize,
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u16).range(1..=1024))]
+    threads: u16,
     /// Replay only this many searches.
     #[arg(long, value_name = "N")]
     theorems: Option<usize>,
@@ -119,9 +119,6 @@ impl Replay {
     }
 
     fn searches(&self) -> anyhow::Result<Vec<RecordedSearch>> {
-        if self.threads == 0 {
-            bail!("--threads must be at least 1");
-        }
         let mut searches = Vec::new();
         for path in &self.trajectories {
             searches.extend(read_searches(path)?);
@@ -140,7 +137,7 @@ impl Replay {
                 max_states: self.max_batch,
                 ..CoalescerOptions::default()
             },
-            memory_bytes: self.memory << 20,
+            memory_bytes: self.memory.saturating_mul(1 << 20),
             append_to: self.append_to.clone(),
             allow_other_identity: self.allow_other_identity,
         }
@@ -157,7 +154,7 @@ impl Replay {
         let next = AtomicUsize::new(0);
         let take = || searches.get(next.fetch_add(1, Ordering::Relaxed));
         thread::scope(|scope| {
-            let walkers: Vec<_> = (0..self.threads)
+            let walkers: Vec<_> = (0..usize::from(self.threads).min(searches.len()))
                 .map(|_| {
                     scope.spawn(|| {
                         iter::from_fn(take).try_for_each(|s| walk_one(s, encoder, tally, bar))

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ebm_encode::cache::{Checks, EmbeddingCache};
-use numpy::{PyArray1, PyArray2};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyList;
 
-use crate::errors::cache_error;
+use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
 use crate::{json, views};
 
@@ -58,6 +58,30 @@ impl PyEmbeddingCache {
         states: Vec<PyBackedStr>,
     ) -> PyResult<Vec<Option<Bound<'py, PyArray1<f32>>>>> {
         states.iter().map(|state| Self::get(slf, state)).collect()
+    }
+
+    #[pyo3(signature = (states, out = None))]
+    fn gather<'py>(
+        &self,
+        py: Python<'py>,
+        states: Vec<PyBackedStr>,
+        out: Option<Bound<'py, PyArray2<f32>>>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let shape = [states.len(), self.cache.dim()];
+        let out = out.unwrap_or_else(|| PyArray2::zeros(py, shape, false));
+        if out.shape() != shape {
+            let found = out.shape();
+            return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
+        }
+        {
+            let mut rows = out.try_readwrite().map_err(|_| {
+                argument_error("out cannot be written: read-only, or in use by another call")
+            })?;
+            let rows =
+                rows.as_slice_mut().map_err(|_| argument_error("out must be C-contiguous"))?;
+            py.detach(|| self.cache.gather(&states, rows)).map_err(cache_error)?;
+        }
+        Ok(out)
     }
 
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {

@@ -9,6 +9,7 @@ pub(crate) fn cache_error(error: CacheError) -> PyErr {
     let class = match &error {
         CacheError::NotFound { .. } => "CacheNotFoundError",
         CacheError::Io { .. } => "CacheIOError",
+        CacheError::Unknown { .. } => "UnknownStateError",
         CacheError::BadRows { .. } => "BadRowsError",
         CacheError::IdentityMismatch { .. } => "IdentityMismatchError",
         CacheError::Locked { .. } => "OutputLockedError",

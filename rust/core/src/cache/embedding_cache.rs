@@ -15,6 +15,8 @@ use super::state_index::StateIndex;
 
 /// Bad rows that a refusal shows in full.
 const EXAMPLES: usize = 3;
+/// Rows that one thread gathers at least; fewer are not worth another thread.
+const AT_ONCE: usize = 128;
 
 /// Whether opening a cache checks its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,6 +98,48 @@ impl EmbeddingCache {
     #[must_use]
     pub fn get_many<S: AsRef<str>>(&self, states: &[S]) -> Vec<Option<&[f32]>> {
         states.iter().map(|state| self.get(state.as_ref())).collect()
+    }
+
+    /// Copies the rows of several states, in their order, into memory of the caller
+    /// (`states.len() x dim`, row-major): a training batch.
+    ///
+    /// # Errors
+    /// [`CacheError::Unknown`], naming states that the cache does not have; then nothing is written.
+    /// [`CacheError::Argument`] if `rows` has another length.
+    pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
+        if states.len().checked_mul(self.dim) != Some(rows.len()) {
+            return Err(CacheError::Argument(format!(
+                "rows hold {} values, expected {} rows of {}",
+                rows.len(),
+                states.len(),
+                self.dim
+            )));
+        }
+        let found: Vec<Option<usize>> =
+            states.par_iter().with_min_len(AT_ONCE).map(|s| self.position(s.as_ref())).collect();
+        let missing: Vec<&str> = (states.iter().zip(&found))
+            .filter(|(_, place)| place.is_none())
+            .map(|(state, _)| state.as_ref())
+            .collect();
+        if !missing.is_empty() {
+            let preview =
+                |state: &&str| format!("{:?}", state.chars().take(60).collect::<String>());
+            return Err(CacheError::Unknown {
+                path: self.path.clone(),
+                count: missing.len(),
+                examples: missing.iter().take(EXAMPLES).map(preview).collect(),
+            });
+        }
+        if self.dim > 0 {
+            rows.par_chunks_mut(self.dim).with_min_len(AT_ONCE).zip(&found).for_each(
+                |(row, place)| {
+                    if let Some(place) = place {
+                        row.copy_from_slice(self.row(*place));
+                    }
+                },
+            );
+        }
+        Ok(())
     }
 
     /// The row number of a state.

@@ -48,6 +48,16 @@ pub enum CacheError {
         /// What is wrong with it.
         detail: String,
     },
+    /// States were asked for that the cache does not have.
+    #[error("{}: has no row of {count} of the states asked for: {}", path.display(), examples.join(", "))]
+    Unknown {
+        /// The cache.
+        path: PathBuf,
+        /// How many states.
+        count: usize,
+        /// The first few.
+        examples: Vec<String>,
+    },
     /// Rows that fail the row checks, found by a strict opening.
     #[error("{}: {count} bad rows of {rows}; the first: {}. `ebm-encode audit` lists them all", path.display(), examples.join("; "))]
     BadRows {

@@ -13,12 +13,15 @@ use super::spare::Spare;
 use super::{Encoder, EncoderError, EncoderResult, RowReport};
 use crate::cache::Identity;
 
+/// A batch waits no longer than this for more callers.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// How requests are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoalescerOptions {
     /// How long a batch waits for more callers, where there were several of late.
     ///
-    /// A caller that is alone never waits.
+    /// A caller that is alone never waits; an hour is the longest wait.
     pub max_wait: Duration,
     /// Most states of a batch.
     pub max_states: usize,
@@ -217,7 +220,8 @@ impl Pending {
     /// # Errors
     /// [`EncoderError::TimedOut`]; [`EncoderError::Closed`].
     pub fn wait_for(self, time: Duration) -> EncoderResult<Vec<Encoded>> {
-        self.answer.recv_timeout(time).map_err(|error| match error {
+        let Some(deadline) = Instant::now().checked_add(time) else { return self.wait() };
+        self.answer.recv_deadline(deadline).map_err(|error| match error {
             flume::RecvTimeoutError::Timeout => EncoderError::TimedOut(time),
             flume::RecvTimeoutError::Disconnected => EncoderError::Closed,
         })?
@@ -297,7 +301,7 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
     /// Takes up what waits; where there were several callers, waits a moment for them to come back.
     fn gather(&mut self) {
         self.incoming.try_iter().for_each(|request| self.queue.push(request));
-        let deadline = Instant::now() + self.options.max_wait;
+        let deadline = Instant::now() + self.options.max_wait.min(LONGEST_WAIT);
         while self.queue.len() < self.callers {
             let Ok(request) = self.incoming.recv_deadline(deadline) else { return };
             self.queue.push(request);
