@@ -145,7 +145,7 @@ impl CachedEncoder {
         let open = |path| OutputLock::acquire(path)?.open(identity, dim, WriterOptions::default());
         let writer = options.append_to.map(open).transpose()?;
         let memory = Memory::new(options.memory_bytes);
-        let longest = u64::try_from(LONGEST.as_micros()).unwrap_or(u64::MAX);
+        let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
         let latencies = Histogram::new_with_max(longest, 3)
             .map_err(|error| CacheError::Argument(error.to_string()))?;
         let shared = Arc::new(Shared {
@@ -238,8 +238,8 @@ impl CachedEncoder {
     }
 
     fn took(&self, start: Instant) {
-        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.latencies().saturating_record(micros);
+        let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.latencies().saturating_record(nanos);
     }
 
     /// What has been done so far.
@@ -248,7 +248,7 @@ impl CachedEncoder {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let encoder = self.coalescer.as_ref().map(Coalescer::statistics).unwrap_or_default();
         let latencies = self.latencies();
-        let quantile = |q| Duration::from_micros(latencies.value_at_quantile(q));
+        let quantile = |q| Duration::from_nanos(latencies.value_at_quantile(q));
         let misses = read(&self.counters.misses);
         CachedEncoderStatistics {
             requests: read(&self.counters.requests),
