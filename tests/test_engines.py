@@ -11,7 +11,7 @@ import torch
 import tiny_model
 from ebm_encode import Encoder, engines
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import attention, compare, varlen, windows
+from ebm_encode.engines import attention, compare, kernel, varlen, windows
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
@@ -82,6 +82,7 @@ def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
 
 def test_masks_that_are_not_kept_are_made_anew(make_model, mixed, monkeypatch):
     monkeypatch.setattr(attention, "_MOST_KEPT", 5000)
+    monkeypatch.setattr(kernel, "usable", lambda *_: False)
     folder = make_model("mistral")
     rows = Encoder.load(folder, engine="shared-prefix").encode(mixed)
     assert compare(rows, alone(folder, mixed))[0] <= 1e-5
@@ -296,6 +297,31 @@ def test_the_layout_for_the_kernel_of_a_gpu(make_model, mixed, monkeypatch, arch
     assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
     expected = {"mistral": {(23, 0)}, "llama4_text": set()}.get(architecture, {(-1, 0)})
     assert set(calls) >= expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "by_kernel"),
+    [
+        ("llama", True), ("mistral", True), ("gpt2", True), ("deepseek_v3", True),
+        ("gemma2", False), ("gpt_oss", False), ("llama4_text", False),
+    ],
+)  # fmt: skip
+def test_attention_by_the_core_and_by_torch_agree(
+    make_model, mixed, monkeypatch, architecture, by_kernel
+):
+    encoder = Encoder.load(make_model(architecture))
+    calls = []
+    usable = kernel.usable
+
+    def told(*arguments):
+        calls.append(usable(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(kernel, "usable", told)
+    rows = encoder.encode(mixed)
+    assert any(calls) == by_kernel
+    monkeypatch.setattr(kernel, "usable", lambda *_: False)
+    assert compare(encoder.encode(mixed), rows)[0] <= 1e-5
 
 
 def test_the_summary_and_the_provenance_name_the_engine(run_cli, llama, tmp_path):

@@ -1,11 +1,11 @@
 """Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
 
     python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--rounds 3]
-        [--stretch shared] [--start 0.33] [--contenders ours,alone,...] [--vllm-python PYTHON]
+        [--stretch shared] [--start 0.5] [--contenders ours,alone,...] [--vllm-python PYTHON]
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
-order of their texts, with the sharing that they naturally have; `--stretch unrelated` takes states
-of which no two begin alike. The model has seeded random weights; its tokenizer is trained on the
+order of their texts, with the sharing that they naturally have, in each round from another part of
+the whole; `--stretch unrelated` takes states of which no two begin alike. The model has seeded random weights; its tokenizer is trained on the
 states.
 
 Every contender runs in a process of its own, in turns, round after round, so that noise of the
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
 import tiny_model
 
 _TOLERANCE = 1e-4
-_LONGEST = 1024
+_LONGEST = 2048
 _OURS = "ours"
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=1000)
     parser.add_argument("--stretch", choices=["shared", "unrelated"], default="shared")
     parser.add_argument(
-        "--start", type=float, default=1 / 3, help="where the stretch begins, from 0 to 1"
+        "--start", type=float, help="where the stretch of every round begins, from 0 to 1"
     )
     parser.add_argument("--vocabulary", type=int, default=8192, help="size of the tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
@@ -107,12 +107,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         everything = real_states(options.trajectories)
-        states = choose(everything, options.stretch, options.states, options.start)
         make_model(work / "model", options.size, everything, options.vocabulary)
-        (work / "states.json").write_text(json.dumps(states))
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(options.rounds):
             reports = {}
+            spread = (number + 1) / (options.rounds + 1)
+            start = spread if options.start is None else options.start
+            states = choose(everything, options.stretch, options.states, start)
+            (work / "states.json").write_text(json.dumps(states))
+            (work / "truth.npy").unlink(missing_ok=True)
             for name in names:
                 if number and options.slow_once and name.startswith("classic"):
                     continue
@@ -155,16 +158,16 @@ def describe(report: dict[str, Any]) -> str:
     return f"{report['states'] / report['seconds']:.1f} states/s"
 
 
-def sharing(rounds: list[dict[str, dict[str, Any]]]) -> float:
-    """Tokens per distinct prefix, the same for all contenders."""
-    reports = (report for each in rounds for report in each.values())
-    return next((r["tokens"] / r["nodes"] for r in reports if "nodes" in r), float("nan"))
+def sharing(rounds: list[dict[str, dict[str, Any]]]) -> str:
+    """Tokens per distinct prefix in each round, the same for all contenders."""
+    reports = (next((r for r in each.values() if "nodes" in r), None) for each in rounds)
+    return ", ".join(f"{r['tokens'] / r['nodes']:.2f}" if r else "?" for r in reports)
 
 
 def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any) -> None:
     print(
         f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch},"
-        f" {sharing(rounds):.2f} tokens per distinct prefix),"
+        f" tokens per distinct prefix {sharing(rounds)}),"
         f" {options.rounds} rounds, float32, torch {torch.__version__} on"
         f" {torch.get_num_threads()} threads, transformers {transformers.__version__},"
         f" Python {platform.python_version()}"

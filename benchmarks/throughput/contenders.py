@@ -20,7 +20,7 @@ import numpy as np
 # Width, layers, and width of the feed-forward part, in the proportions of Llama.
 SIZES = {"small": (384, 6, 1024), "medium": (768, 12, 2048), "large": (1536, 16, 4096)}
 BATCH = 32
-LONGEST = 1024
+LONGEST = 2048
 
 Encode = Callable[[list[str]], np.ndarray]
 

@@ -20,6 +20,7 @@ __all__ = [
     "EmbeddingCache",
     "Identity",
     "NoRow",
+    "PathAttention",
     "Trie",
     "__version__",
     "audit",
@@ -298,6 +299,39 @@ def plan_windows(
 
 def count_nodes(ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> int:
     """Number of distinct non-empty prefixes of all sequences."""
+
+@final
+class PathAttention:
+    """Threads that compute attention of a window's nodes over their paths, in float32 on a CPU."""
+
+    def __new__(cls, threads: int) -> Self: ...
+    def attend(
+        self,
+        query: NDArray[np.float32],
+        key: NDArray[np.float32],
+        value: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        kept: NDArray[np.int64],
+        output: NDArray[np.float32],
+        *,
+        scale: float,
+        reach: int | None = None,
+    ) -> None:
+        """Writes `softmax(scale * Q K^T) V` along paths.
+
+        Args:
+            query: `[H, N, D]`, any strides.
+            key: `[G, N, D]`; `G` divides `H`, and neighbouring query heads share one.
+            value: `[G, N, E]`.
+            starts: First node of each run of new nodes, and `N`, `[R + 1]`; no run is empty.
+            kept: Depth of each run's first node, `[R]`.
+            output: `[N, H, E]`, written.
+            scale: What scores are multiplied with.
+            reach: No query sees a key that many positions before it, or more.
+
+        Raises:
+            ArgumentError: If the arrays do not fit each other, or the runs are no depth-first walk.
+        """
 
 @final
 class Trie:

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ebm_encode.engines import varlen
+from ebm_encode.engines import kernel, varlen
 
 NAME = "ebm_encode_paths"
 """Under this name transformers finds the attention and mask functions of this module."""
@@ -64,6 +66,12 @@ class Paths:
 
     runs: list[Run]
     longest: int
+
+    @cached_property
+    def walk(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First node of each run, and the number of nodes, `[R + 1]`; its depth, `[R]`."""
+        starts = [*(run.start for run in self.runs), self.runs[-1].stop]
+        return np.array(starts, np.int64), np.array([run.kept for run in self.runs], np.int64)
 
 
 @dataclass
@@ -193,13 +201,15 @@ def path_attention(
     plain = softcap is None and s_aux is None
     if plain and varlen.usable(query, key, value, attention_mask):
         return varlen.attend(query, key, value, attention_mask, scaling), None
+    if plain and kernel.usable(query, key, value, attention_mask):
+        return kernel.attend(query, key, value, attention_mask, scaling), None
     heads, nodes = query.shape[1], query.shape[2]
     groups = heads // key.shape[1]
     keys = key.new_empty((1, heads, paths.longest, key.shape[3]))
     values = value.new_empty((1, heads, paths.longest, value.shape[3]))
     output = value.new_empty((1, nodes, heads, value.shape[3]))
     # In float32 on a CPU, products by hand are up to twice as fast for the short runs of a trie. In
-    # 16 bit torch's function is: it does not round the scores.
+    # 16 bit torch's function is nearer to the truth: it does not round the scores.
     fused = plain and not (query.device.type == "cpu" and query.dtype == torch.float32)
     for run in paths.runs:
         keys[:, :, run.depths] = _for_all_heads(key[:, :, run.nodes], groups)

@@ -15,6 +15,7 @@
 //! # Ok::<(), ebm_encode::cache::CacheError>(())
 //! ```
 
+pub mod attention;
 pub mod cache;
 pub mod encoder;
 pub mod packing;

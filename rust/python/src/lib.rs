@@ -4,6 +4,7 @@
 // PyO3 hands arguments over by value.
 #![allow(clippy::needless_pass_by_value, reason = "PyO3 argument conversion")]
 
+mod attention;
 mod cache;
 mod cached_encoder;
 mod checks;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::attention::PyPathAttention;
     #[pymodule_export]
     use super::cache::PyEmbeddingCache;
     #[pymodule_export]
