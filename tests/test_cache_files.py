@@ -47,6 +47,27 @@ def test_pyarrow_polars_and_duckdb_read_our_file(ours, rows):
     assert (np.array([row for _, row in fetched], np.float32) == expected).all()
 
 
+def test_every_page_has_a_checksum_that_others_check_too(tmp_path, write_cache, rows):
+    count = 1500  # two row groups, several pages
+    states, expected = [f"⊢ {i} = {i}" for i in range(count)], rows(count)
+    path = write_cache(tmp_path / "a.parquet", states, expected)
+    table = pq.read_table(path, page_checksum_verification=True)
+    assert table.column(0).to_pylist() == states
+    assert (np.stack(table.column(1).to_numpy()) == expected).all()
+    metadata, good = pq.read_metadata(path), path.read_bytes()
+    for group in range(metadata.num_row_groups):
+        for column in range(2):
+            chunk = metadata.row_group(group).column(column)
+            damaged = bytearray(good)
+            damaged[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(OSError, match="CRC"):
+                pq.read_table(path, page_checksum_verification=True)
+            with pytest.raises(CacheFormatError, match=f"row group {group}: .*CRC") as refused:
+                EmbeddingCache.open(path, strict=False)
+            assert str(path) in str(refused.value)
+
+
 def test_the_footer_is_one_json_value_and_flat_keys(ours):
     metadata = pq.read_metadata(ours).metadata
     whole = json.loads(metadata[_core.METADATA_KEY.encode()])

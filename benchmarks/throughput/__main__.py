@@ -5,8 +5,8 @@
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
 order of their texts, with the sharing that they naturally have, in each round from another part of
-the whole; `--stretch unrelated` takes states of which no two begin alike. The model has seeded random weights; its tokenizer is trained on the
-states.
+the whole; `--stretch unrelated` takes states of which no two begin alike. The model has seeded
+random weights; its tokenizer is trained on the states.
 
 Every contender runs in a process of its own, in turns, round after round, so that noise of the
 machine hits all alike; a ratio compares two contenders of the same round, and medians are printed.

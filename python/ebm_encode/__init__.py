@@ -1,6 +1,6 @@
 """Checked embeddings of proof states.
 
-The readers load without torch; `Encoder` brings it in on first use.
+The readers load without torch; `Encoder` and `EmbeddingDataset` bring it in on first use.
 """
 
 from importlib import metadata
@@ -11,9 +11,17 @@ from ebm_encode._core import EmbeddingCache, Identity
 from ebm_encode.errors import EbmEncodeError
 
 if TYPE_CHECKING:
+    from ebm_encode.dataset import EmbeddingDataset
     from ebm_encode.encoder import Encoder
 
-__all__ = ["EbmEncodeError", "EmbeddingCache", "Encoder", "Identity", "__version__"]
+__all__ = [
+    "EbmEncodeError",
+    "EmbeddingCache",
+    "EmbeddingDataset",
+    "Encoder",
+    "Identity",
+    "__version__",
+]
 
 __version__ = _core.__version__
 
@@ -24,9 +32,13 @@ if metadata.version("ebm-encode") != __version__:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Encoder`, and with it torch, when it is first asked for."""
+    """Imports what needs torch when it is first asked for."""
     if name == "Encoder":
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
 
         return Encoder
+    if name == "EmbeddingDataset":
+        from ebm_encode.dataset import EmbeddingDataset  # noqa: PLC0415
+
+        return EmbeddingDataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "audit",
     "check_rows",
+    "compact",
     "count_nodes",
     "describe",
     "plan_padded",
@@ -108,6 +109,19 @@ class EmbeddingCache:
 
         Raises `UnknownStateError`, naming states that the cache does not have; nothing is written
         then. Raises `ArgumentError` if `out` is of another shape or cannot be written.
+        """
+    def positions(self, states: list[str]) -> NDArray[np.int64]:
+        """The row numbers of states; raises `UnknownStateError`, naming those it does not have."""
+    def gather_rows(
+        self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Copies the rows with these numbers, in this order, into `out`, and returns it.
+
+        Args:
+            rows: Row numbers, int64 `[n]`, as `positions` gives them.
+            out: float32 `[n, dim]`, as for `gather`.
+
+        Raises `ArgumentError` if there is no such row, or as `gather` does.
         """
     def states(self) -> list[str]:
         """All states, in file order."""
@@ -198,7 +212,9 @@ class CachedEncoder:
 
 @final
 class CacheWriter:
-    """Writes one cache file: locks the output, checks, checkpoints, resumes, merges.
+    """Writes one cache file, or a new part of a folder that exists.
+
+    Locks the output, checks, checkpoints, resumes, merges.
 
     `CacheWriter(output)` takes the lock (`OutputLockedError`); `open` says what will be written.
     """
@@ -272,6 +288,12 @@ def check_rows(
 
 def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
     """Checks every row of a cache, in one pass; the report as a dictionary."""
+
+def compact(folder: str | PathLike[str]) -> tuple[int, list[tuple[str, BadRow]], bool]:
+    """Makes one part of all parts of a folder; returns what `CacheWriter.finish` does.
+
+    Raises `ArgumentError` for a file, and for parts of an unknown encoder.
+    """
 
 def describe(path: str | PathLike[str]) -> list[dict[str, Any]]:
     """What each file of a cache says about itself, without reading rows."""

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 from ebm_encode import __version__
 from ebm_encode.cli.audit import audit
+from ebm_encode.cli.compact import compact
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.plan import plan
@@ -44,7 +45,7 @@ app = cyclopts.App(
 
     The embedding of a state is the mean over its tokens of a causal language model's last hidden
     state. `encode` makes a cache of them and `plan` says what that would cost;
-    `inspect` shows what a cache is, `audit` checks its rows.
+    `inspect` shows what a cache is, `audit` checks its rows, `compact` makes one part of many.
     """,
     version=__version__,
     console=_Output(),
@@ -57,6 +58,7 @@ app.command(encode)
 app.command(plan)
 app.command(inspect)
 app.command(audit)
+app.command(compact)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,8 +71,8 @@ def encode(
     Args:
         model_path: A Hugging Face causal model: its folder, or its hub id.
         trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
-        output: The cache to write, a Parquet file. Rows of the same encoder that it
-            has already are kept.
+        output: The cache to write: a Parquet file, or a folder that exists, which gets a new part
+            for the new rows. Rows of the same encoder that it has already are kept.
         batch_size: Most states in one forward pass.
         max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit
             that matters.
@@ -102,8 +102,10 @@ def encode(
     started = datetime.now(UTC)
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
-    if output.suffix != ".parquet":
-        raise ArgumentError(f"--output {output}: expected a file name ending in .parquet")
+    if output.suffix != ".parquet" and not output.is_dir():
+        raise ArgumentError(
+            f"--output {output}: expected a file name ending in .parquet, or a folder that exists"
+        )
     Template.load(template)  # before anything that takes long
     states = read_states(trajectories, column)
     output = Path(os.path.realpath(output)) if output.is_symlink() else output

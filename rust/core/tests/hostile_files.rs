@@ -69,6 +69,26 @@ fn a_file_cut_anywhere_is_an_error() {
     }
 }
 
+/// Checksums of the pages, a digest of our metadata, and what the reader knows of our writer's layout
+/// leave no bit that changes what is read.
+#[test]
+fn a_flipped_bit_is_refused_or_changes_nothing() {
+    quiet_decoder_panics();
+    let open = |bytes: Vec<u8>| EmbeddingCache::from_bytes("f", bytes.into(), Checks::Lenient);
+    let truth = open(seed().to_vec()).unwrap();
+    for position in 0..seed().len() {
+        for bit in 0..8 {
+            let mut bytes = seed().to_vec();
+            bytes[position] ^= 1 << bit;
+            let Ok(found) = open(bytes) else { continue };
+            let same = found.iter().eq(truth.iter())
+                && found.identity() == truth.identity()
+                && found.provenance() == truth.provenance();
+            assert!(same, "bit {bit} of byte {position} of {}", seed().len());
+        }
+    }
+}
+
 #[test]
 fn every_byte_may_be_flipped() {
     quiet_decoder_panics();

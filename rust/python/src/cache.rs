@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebm_encode::cache::{Checks, EmbeddingCache};
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
+use ebm_encode::cache::{CacheResult, Checks, EmbeddingCache};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -67,21 +67,31 @@ impl PyEmbeddingCache {
         states: Vec<PyBackedStr>,
         out: Option<Bound<'py, PyArray2<f32>>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let shape = [states.len(), self.cache.dim()];
-        let out = out.unwrap_or_else(|| PyArray2::zeros(py, shape, false));
-        if out.shape() != shape {
-            let found = out.shape();
-            return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
-        }
-        {
-            let mut rows = out.try_readwrite().map_err(|_| {
-                argument_error("out cannot be written: read-only, or in use by another call")
-            })?;
-            let rows =
-                rows.as_slice_mut().map_err(|_| argument_error("out must be C-contiguous"))?;
-            py.detach(|| self.cache.gather(&states, rows)).map_err(cache_error)?;
-        }
-        Ok(out)
+        self.fill(py, states.len(), out, |rows| self.cache.gather(&states, rows))
+    }
+
+    fn positions<'py>(
+        &self,
+        py: Python<'py>,
+        states: Vec<PyBackedStr>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let positions = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
+        let positions = positions.into_iter().map(usize::cast_signed).map(|place| place as i64);
+        Ok(PyArray1::from_iter(py, positions))
+    }
+
+    #[pyo3(signature = (rows, out = None))]
+    fn gather_rows<'py>(
+        &self,
+        py: Python<'py>,
+        rows: PyReadonlyArray1<'py, i64>,
+        out: Option<Bound<'py, PyArray2<f32>>>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let index = |row: &i64| {
+            usize::try_from(*row).map_err(|_| argument_error(format!("row {row}: is negative")))
+        };
+        let rows: Vec<usize> = rows.as_array().iter().map(index).collect::<PyResult<_>>()?;
+        self.fill(py, rows.len(), out, |out| self.cache.gather_rows(&rows, out))
     }
 
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -126,5 +136,32 @@ impl PyEmbeddingCache {
     fn __repr__(&self) -> String {
         let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
         format!("EmbeddingCache({path}, {rows} rows of {dim})")
+    }
+}
+
+impl PyEmbeddingCache {
+    /// Writes `count` rows into the caller's array, or one of their own.
+    fn fill<'py>(
+        &self,
+        py: Python<'py>,
+        count: usize,
+        out: Option<Bound<'py, PyArray2<f32>>>,
+        write: impl FnOnce(&mut [f32]) -> CacheResult<()> + Send,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let shape = [count, self.cache.dim()];
+        let out = out.unwrap_or_else(|| PyArray2::zeros(py, shape, false));
+        if out.shape() != shape {
+            let found = out.shape();
+            return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
+        }
+        {
+            let mut rows = out.try_readwrite().map_err(|_| {
+                argument_error("out cannot be written: read-only, or in use by another call")
+            })?;
+            let rows =
+                rows.as_slice_mut().map_err(|_| argument_error("out must be C-contiguous"))?;
+            py.detach(|| write(rows)).map_err(cache_error)?;
+        }
+        Ok(out)
     }
 }

@@ -9,6 +9,7 @@ use pyo3::pybacked::PyBackedStr;
 
 use crate::errors::{argument_error, cache_error};
 use crate::json;
+use crate::writer::{Finished, finished};
 
 #[pyclass(frozen, get_all, name = "BadRow", module = "ebm_encode._core")]
 #[derive(Clone)]
@@ -81,6 +82,11 @@ pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<
     let report = py.detach(|| cache::audit(path, examples)).map_err(cache_error)?;
     let report = serde_json::to_value(report).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &report)
+}
+
+#[pyfunction]
+pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
+    Ok(finished(py.detach(|| cache::compact(folder)).map_err(cache_error)?))
 }
 
 #[pyfunction]

@@ -27,7 +27,7 @@ mod _core {
     #[pymodule_export]
     use super::cached_encoder::{PyCachedEncoder, PyNoRow};
     #[pymodule_export]
-    use super::checks::{PyBadRow, audit, check_rows, describe};
+    use super::checks::{PyBadRow, audit, check_rows, compact, describe};
     #[pymodule_export]
     use super::identity::PyIdentity;
     #[pymodule_export]

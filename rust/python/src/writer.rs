@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ebm_encode::cache::{CacheWriter, OutputLock, StateKey, Verdict, WriterOptions};
+use ebm_encode::cache::{CacheWriter, FinishReport, OutputLock, StateKey, Verdict, WriterOptions};
 use numpy::{PyArray1, PyArray2, PyReadonlyArray2};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -24,6 +24,14 @@ enum Stage {
 
 /// States and why their rows are bad.
 type BadStates = Vec<(String, PyBadRow)>;
+/// Rows, states left out, and whether the output was written.
+pub(crate) type Finished = (u64, BadStates, bool);
+
+/// What a writer reports in the end.
+pub(crate) fn finished(report: FinishReport) -> Finished {
+    let left_out = report.left_out.into_iter().map(|(state, reason)| (state, reason.into()));
+    (report.rows, left_out.collect(), report.written)
+}
 
 #[pyclass(frozen, name = "CacheWriter", module = "ebm_encode._core")]
 pub(crate) struct PyCacheWriter {
@@ -83,7 +91,12 @@ impl PyCacheWriter {
         let Stage::Locked(lock) = self.take() else {
             return Err(argument_error("the writer was opened before"));
         };
-        let options = WriterOptions { checkpoint_rows, checkpoint_interval, overwrite };
+        let options = WriterOptions {
+            checkpoint_rows,
+            checkpoint_interval,
+            overwrite,
+            ..WriterOptions::default()
+        };
         let identity = identity.identity.clone();
         let writer = py.detach(|| lock.open(identity, dim, options)).map_err(cache_error)?;
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Open(Box::new(writer));
@@ -165,17 +178,10 @@ impl PyCacheWriter {
         self.with(py, CacheWriter::checkpoint)?.map_err(cache_error)
     }
 
-    fn finish<'py>(
-        &self,
-        py: Python<'py>,
-        provenance: &Bound<'py, PyDict>,
-    ) -> PyResult<(u64, BadStates, bool)> {
+    fn finish<'py>(&self, py: Python<'py>, provenance: &Bound<'py, PyDict>) -> PyResult<Finished> {
         let provenance = json::from_python(provenance)?;
         let writer = self.take_open()?;
-        let report = py.detach(|| writer.finish(provenance)).map_err(cache_error)?;
-        let left_out =
-            report.left_out.into_iter().map(|(state, reason)| (state, reason.into())).collect();
-        Ok((report.rows, left_out, report.written))
+        Ok(finished(py.detach(|| writer.finish(provenance)).map_err(cache_error)?))
     }
 
     fn reject(&self, py: Python<'_>, reason: &str) -> PyResult<()> {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::embedding_cache::{cache_files, common_kind, preview, same_tokens};
+use super::embedding_cache::preview;
 use super::error::CacheResult;
 use super::footer::StateKey;
+use super::manifest::Manifest;
+use super::parts::{common_kind, open_files, same_tokens};
 use super::row_check::{BadRow, Outlier, RowChecker};
 use super::row_file::RowFile;
 
@@ -70,7 +72,12 @@ impl AuditReport {
 /// Any [`super::CacheError`] that keeps the cache from being read at all; bad rows are no error here.
 pub fn audit(path: impl AsRef<Path>, examples: usize) -> CacheResult<AuditReport> {
     let path = path.as_ref();
-    let files = cache_files(path)?.iter().map(RowFile::open).collect::<CacheResult<Vec<_>>>()?;
+    let files = open_files(path)?;
+    if path.is_dir()
+        && let Some(manifest) = Manifest::read(path)?
+    {
+        manifest.verify(path)?;
+    }
     let (dim, _) = common_kind(&files)?;
     let mut checker = RowChecker::with_same_tokens(dim, same_tokens(&files)?);
     let mut found = Findings { limit: examples, ..Findings::default() };

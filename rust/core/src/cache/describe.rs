@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use super::embedding_cache::cache_files;
 use super::error::CacheResult;
 use super::footer::Footer;
+use super::parts::open_files;
 use super::row_file::RowFile;
 
 /// One file of a cache, from its metadata alone.
@@ -34,11 +34,11 @@ pub struct FileDescription {
 /// # Errors
 /// Any [`super::CacheError`] that keeps the metadata from being read.
 pub fn describe(path: impl AsRef<Path>) -> CacheResult<Vec<FileDescription>> {
-    cache_files(path.as_ref())?.into_iter().map(describe_file).collect()
+    open_files(path.as_ref())?.iter().map(describe_file).collect()
 }
 
-fn describe_file(path: PathBuf) -> CacheResult<FileDescription> {
-    let file = RowFile::open(&path)?;
+fn describe_file(file: &RowFile) -> CacheResult<FileDescription> {
+    let path = file.path().to_owned();
     let bytes = path.metadata().map_err(|error| super::CacheError::io(&path, "stat", error))?.len();
     Ok(FileDescription {
         bytes,

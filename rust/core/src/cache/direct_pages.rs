@@ -226,7 +226,7 @@ mod tests {
         let path = folder.path().join("a.parquet");
         let mut writer = FileWriter::create(&path, dim).unwrap();
         let states = StringArray::from_iter_values((0..rows).map(|i| i.to_string()));
-        writer.append(states, values.clone()).unwrap();
+        writer.append(&states, &values).unwrap();
         let identity = r#"{"weights": "", "config": "", "tokenizer": "", "template": "",
             "special_tokens": "", "pooling": "", "layer": -1, "dtype": "", "quantization": "",
             "max_length": null, "truncation": ""}"#;

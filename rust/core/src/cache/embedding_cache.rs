@@ -6,9 +6,11 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::buffer::Buffer;
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
-use super::identity::{Identity, differences};
+use super::identity::Identity;
+use super::parts::{common_kind, open_files, require_same, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
@@ -35,7 +37,7 @@ pub enum Checks {
 pub struct EmbeddingCache {
     path: PathBuf,
     dim: usize,
-    values: Vec<f32>,
+    values: Buffer,
     index: StateIndex,
     identity: Option<Identity>,
     provenance: Vec<Value>,
@@ -57,9 +59,7 @@ impl EmbeddingCache {
     /// As for [`EmbeddingCache::open`], less the bad rows if `checks` is [`Checks::Lenient`].
     pub fn open_with(path: impl AsRef<Path>, checks: Checks) -> CacheResult<Self> {
         let path = path.as_ref();
-        let files =
-            cache_files(path)?.iter().map(RowFile::open).collect::<CacheResult<Vec<_>>>()?;
-        Self::from_files(path, &files, checks)
+        Self::from_files(path, &open_files(path)?, checks)
     }
 
     /// Opens a cache file held in memory; `name` stands for its path in errors.
@@ -107,39 +107,60 @@ impl EmbeddingCache {
     /// [`CacheError::Unknown`], naming states that the cache does not have; then nothing is written.
     /// [`CacheError::Argument`] if `rows` has another length.
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
-        if states.len().checked_mul(self.dim) != Some(rows.len()) {
-            return Err(CacheError::Argument(format!(
-                "rows hold {} values, expected {} rows of {}",
-                rows.len(),
-                states.len(),
-                self.dim
-            )));
-        }
+        self.require_room(states.len(), rows)?;
+        self.gather_rows(&self.positions(states)?, rows)
+    }
+
+    /// The row numbers of several states, in their order.
+    ///
+    /// # Errors
+    /// [`CacheError::Unknown`], naming states that the cache does not have.
+    pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
         let found: Vec<Option<usize>> =
             states.par_iter().with_min_len(AT_ONCE).map(|s| self.position(s.as_ref())).collect();
         let missing: Vec<&str> = (states.iter().zip(&found))
             .filter(|(_, place)| place.is_none())
             .map(|(state, _)| state.as_ref())
             .collect();
-        if !missing.is_empty() {
-            let preview =
-                |state: &&str| format!("{:?}", state.chars().take(60).collect::<String>());
-            return Err(CacheError::Unknown {
-                path: self.path.clone(),
-                count: missing.len(),
-                examples: missing.iter().take(EXAMPLES).map(preview).collect(),
-            });
+        if missing.is_empty() {
+            return Ok(found.into_iter().flatten().collect());
+        }
+        let preview = |state: &&str| format!("{:?}", state.chars().take(60).collect::<String>());
+        Err(CacheError::Unknown {
+            path: self.path.clone(),
+            count: missing.len(),
+            examples: missing.iter().take(EXAMPLES).map(preview).collect(),
+        })
+    }
+
+    /// Copies the rows with these numbers, in this order, into memory of the caller
+    /// (`numbers.len() x dim`, row-major).
+    ///
+    /// # Errors
+    /// [`CacheError::Argument`] if there is no such row, or `rows` has another length; then nothing
+    /// is written.
+    pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
+        self.require_room(numbers.len(), rows)?;
+        if let Some(number) = numbers.iter().find(|number| **number >= self.len()) {
+            let message = format!("row {number}: the cache has {} rows", self.len());
+            return Err(CacheError::Argument(message));
         }
         if self.dim > 0 {
-            rows.par_chunks_mut(self.dim).with_min_len(AT_ONCE).zip(&found).for_each(
-                |(row, place)| {
-                    if let Some(place) = place {
-                        row.copy_from_slice(self.row(*place));
-                    }
-                },
-            );
+            rows.par_chunks_mut(self.dim)
+                .with_min_len(AT_ONCE)
+                .zip(numbers)
+                .for_each(|(row, number)| row.copy_from_slice(self.row(*number)));
         }
         Ok(())
+    }
+
+    fn require_room(&self, count: usize, rows: &[f32]) -> CacheResult<()> {
+        if count.checked_mul(self.dim) == Some(rows.len()) {
+            return Ok(());
+        }
+        let (found, dim) = (rows.len(), self.dim);
+        let message = format!("rows hold {found} values, expected {count} rows of {dim}");
+        Err(CacheError::Argument(message))
     }
 
     /// The row number of a state.
@@ -250,59 +271,6 @@ impl EmbeddingCache {
     }
 }
 
-/// The Parquet files of a cache: the file itself, or the files of a folder by name.
-pub(super) fn cache_files(path: &Path) -> CacheResult<Vec<PathBuf>> {
-    let metadata = path.metadata().map_err(|error| CacheError::io(path, "open", error))?;
-    if !metadata.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = path.read_dir().map_err(|error| CacheError::io(path, "list", error))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let file = entry.map_err(|error| CacheError::io(path, "list", error))?.path();
-        if file.extension().is_some_and(|extension| extension == "parquet") && file.is_file() {
-            files.push(file);
-        }
-    }
-    if files.is_empty() {
-        let detail = "the folder holds no *.parquet file".to_owned();
-        return Err(CacheError::NotFound { path: path.to_owned(), detail });
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// Refuses two things made by different encoders.
-pub(super) fn require_same(
-    path: &Path,
-    here: Option<&Identity>,
-    there: Option<&Identity>,
-    other: &str,
-) -> CacheResult<()> {
-    let differences = differences(here, there);
-    if differences.is_empty() {
-        return Ok(());
-    }
-    Err(CacheError::IdentityMismatch {
-        path: path.to_owned(),
-        other: other.to_owned(),
-        differences,
-    })
-}
-
-/// The states with the same tokens that the files' footers tell of.
-pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
-    let mut same_tokens = SameTokens::default();
-    for file in files {
-        if let Some(footer) = file.footer() {
-            same_tokens
-                .add_footer(footer)
-                .map_err(|detail| CacheError::format(file.path(), detail))?;
-        }
-    }
-    Ok(same_tokens)
-}
-
 /// A state's first line, cut short, for messages.
 pub(super) fn preview(state: &str) -> String {
     const LONGEST: usize = 60;
@@ -312,40 +280,14 @@ pub(super) fn preview(state: &str) -> String {
     format!("{cut:?}{more}")
 }
 
-/// The dimension and identity that all files share.
-pub(super) fn common_kind(files: &[RowFile]) -> CacheResult<(usize, Option<Identity>)> {
-    let identity_of = |file: &RowFile| file.footer().map(|footer| footer.identity.clone());
-    // A file without rows and without our footer says nothing of its dimension.
-    let dim = files.iter().map(RowFile::dim).find(|dim| *dim > 0).unwrap_or(0);
-    let Some(first) = files.first() else { return Ok((dim, None)) };
-    let identity = identity_of(first);
-    for file in files {
-        if file.num_rows() > 0 && file.dim() != dim {
-            let found = file.dim();
-            let detail = format!("rows have {found} values, those of other shards {dim}");
-            return Err(CacheError::format(file.path(), detail));
-        }
-        let other = identity_of(file);
-        if identity != other {
-            require_same(
-                file.path(),
-                other.as_ref(),
-                identity.as_ref(),
-                &first.path().display().to_string(),
-            )?;
-        }
-    }
-    Ok((dim, identity))
-}
-
 /// All rows of the files in one buffer, and the states of each row group.
 fn read_files(
     path: &Path,
     files: &[RowFile],
     dim: usize,
-) -> CacheResult<(Vec<f32>, Vec<Vec<String>>)> {
+) -> CacheResult<(Buffer, Vec<Vec<String>>)> {
     let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
-    let mut values = zeroed(path, rows, dim)?;
+    let mut values = Buffer::zeroed(path, rows, dim)?;
     let mut groups = Vec::new();
     let mut rest = values.as_mut_slice();
     for file in files {
@@ -378,16 +320,4 @@ fn read_group(file: &RowFile, group: usize, target: &mut [f32]) -> CacheResult<V
         Ok(())
     })?;
     Ok(states)
-}
-
-/// A zeroed buffer of `rows x dim`, or an error where a file claims more than memory can hold.
-fn zeroed(path: &Path, rows: usize, dim: usize) -> CacheResult<Vec<f32>> {
-    let count = rows.checked_mul(dim);
-    // Asked for first in a way that can fail: a damaged footer may claim any number of rows.
-    let fits = |count: usize| Vec::<f32>::new().try_reserve_exact(count).is_ok();
-    let count = count.filter(|count| fits(*count)).ok_or_else(|| {
-        let detail = format!("claims {rows} rows of {dim} values, more than memory can hold");
-        CacheError::format(path, detail)
-    })?;
-    Ok(vec![0.0; count])
 }

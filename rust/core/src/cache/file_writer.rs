@@ -1,58 +1,81 @@
-//! One cache file, written row group by row group.
+//! One cache file, written row group by row group, every page with a checksum.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::{Array, ArrayRef, Float32Array, ListArray, RecordBatch, StringArray};
-use arrow_buffer::OffsetBuffer;
-use arrow_schema::{DataType, SchemaRef};
-use parquet::arrow::ArrowWriter;
+use arrow_array::{Array, StringArray};
+use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::column::writer::{ColumnCloseResult, ColumnWriter, get_column_writer};
+use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 
+use super::checked_pages::Chunk;
 use super::error::{CacheError, CacheResult};
 use super::footer::Footer;
 use super::schema::{EMBEDDING_COLUMN, ROW_GROUP_ROWS, cache_schema};
+
+/// Rows given to the encoder of levels and values at a time.
+const AT_ONCE: usize = 64;
+/// Which software wrote a file, as its footer says: this, a space and the version.
+pub(super) const CREATED_BY: &str = "ebm-encode";
 
 /// Writes one file; what it holds is a cache only once [`FileWriter::close`] returned.
 pub(super) struct FileWriter {
     path: PathBuf,
     file: File,
-    schema: SchemaRef,
-    writer: ArrowWriter<File>,
+    writer: SerializedFileWriter<File>,
+    schema: SchemaDescriptor,
+    properties: WriterPropertiesPtr,
+    group: Option<RowGroup>,
+    levels: Levels,
     dim: usize,
     rows: u64,
 }
 
 impl FileWriter {
     pub(super) fn create(path: &Path, dim: usize) -> CacheResult<Self> {
-        let create = |error| CacheError::io(path, "create", error);
-        let file = File::create(path).map_err(create)?;
-        let schema = cache_schema();
-        let writer = file.try_clone().map_err(create).and_then(|file| {
-            ArrowWriter::try_new(file, schema.clone(), Some(properties()))
-                .map_err(|error| write_error(path, error))
-        })?;
-        Ok(Self { path: path.to_owned(), file, schema, writer, dim, rows: 0 })
+        let file = File::create(path).map_err(|error| CacheError::io(path, "create", error))?;
+        let wrong = |error| write_error(path, error);
+        let arrow = cache_schema();
+        let schema = ArrowSchemaConverter::new().convert(&arrow).map_err(wrong)?;
+        let mut properties = properties();
+        add_encoded_arrow_schema_to_metadata(&arrow, &mut properties);
+        let properties = Arc::new(properties);
+        let clone = file.try_clone().map_err(|error| CacheError::io(path, "create", error))?;
+        let root = schema.root_schema_ptr();
+        let writer = SerializedFileWriter::new(clone, root, properties.clone()).map_err(wrong)?;
+        let (path, levels) = (path.to_owned(), Levels::new(dim));
+        Ok(Self { path, file, writer, schema, properties, group: None, levels, dim, rows: 0 })
     }
 
     /// Appends rows (`values` is `states.len() x dim`, row-major).
-    pub(super) fn append(&mut self, states: StringArray, values: Vec<f32>) -> CacheResult<()> {
+    pub(super) fn append(&mut self, states: &StringArray, values: &[f32]) -> CacheResult<()> {
         let rows = states.len();
-        let DataType::List(element) = self.schema.field(1).data_type() else {
-            unreachable!("the cache schema's column 1 is a list")
-        };
-        let offsets = OffsetBuffer::from_repeated_length(self.dim, rows);
-        let values: ArrayRef = Arc::new(Float32Array::from(values));
-        let lists = ListArray::try_new(element.clone(), offsets, values, None);
-        let batch = lists.and_then(|lists| {
-            RecordBatch::try_new(self.schema.clone(), vec![Arc::new(states), Arc::new(lists)])
-        });
-        let batch = batch.map_err(|error| CacheError::Argument(error.to_string()))?;
-        self.writer.write(&batch).map_err(|error| write_error(&self.path, error))?;
+        if rows.checked_mul(self.dim) != Some(values.len()) || states.null_count() > 0 {
+            let (dim, found) = (self.dim, values.len());
+            let message = format!("{rows} states of {dim} values each, but {found} values");
+            return Err(CacheError::Argument(message));
+        }
+        let mut done = 0;
+        while done < rows {
+            let group =
+                self.group.get_or_insert_with(|| RowGroup::new(&self.schema, &self.properties));
+            let count = (rows - done).min(ROW_GROUP_ROWS - group.rows);
+            let own = done..done + count;
+            let texts = own.clone().map(|row| states.value(row));
+            group
+                .append(texts, &values[own.start * self.dim..own.end * self.dim], &self.levels)
+                .map_err(|error| write_error(&self.path, error))?;
+            done += count;
+            if group.rows == ROW_GROUP_ROWS {
+                self.end_group()?;
+            }
+        }
         self.rows += rows as u64;
         Ok(())
     }
@@ -64,6 +87,7 @@ impl FileWriter {
 
     /// Writes the footer and waits until the file is on the disk.
     pub(super) fn close(mut self, footer: &Footer) -> CacheResult<()> {
+        self.end_group()?;
         let entries = footer.to_metadata();
         let entries = entries.map_err(|error| CacheError::Argument(error.to_string()))?;
         for entry in entries {
@@ -71,6 +95,89 @@ impl FileWriter {
         }
         self.writer.close().map_err(|error| write_error(&self.path, error))?;
         self.file.sync_all().map_err(|error| CacheError::io(&self.path, "write", error))
+    }
+
+    fn end_group(&mut self) -> CacheResult<()> {
+        let Some(group) = self.group.take() else { return Ok(()) };
+        let wrong = |error| write_error(&self.path, error);
+        let mut row_group = self.writer.next_row_group().map_err(wrong)?;
+        for column in group.columns {
+            let (bytes, closed) = column.close().map_err(wrong)?;
+            row_group.append_column(&bytes, closed).map_err(wrong)?;
+        }
+        row_group.close().map_err(wrong)?;
+        Ok(())
+    }
+}
+
+/// The levels of rows in which no value is missing, [`AT_ONCE`] rows of them.
+struct Levels {
+    definition: Vec<i16>,
+    repetition: Vec<i16>,
+}
+
+impl Levels {
+    fn new(dim: usize) -> Self {
+        let count = AT_ONCE * dim;
+        let repetition = (0..count).map(|i| i16::from(i % dim != 0)).collect();
+        Self { definition: vec![1; count], repetition }
+    }
+}
+
+/// A row group under way: its columns are encoded in memory.
+struct RowGroup {
+    columns: [Column; 2],
+    rows: usize,
+}
+
+struct Column {
+    writer: ColumnWriter<'static>,
+    chunk: Chunk,
+}
+
+impl RowGroup {
+    fn new(schema: &SchemaDescriptor, properties: &WriterPropertiesPtr) -> Self {
+        let columns = [0, 1].map(|i| {
+            let chunk = Chunk::default();
+            let pages = Box::new(chunk.clone());
+            let writer = get_column_writer(schema.column(i), properties.clone(), pages);
+            Column { writer, chunk }
+        });
+        Self { columns, rows: 0 }
+    }
+
+    fn append<'a>(
+        &mut self,
+        states: impl Iterator<Item = &'a str>,
+        values: &[f32],
+        levels: &Levels,
+    ) -> Result<(), ParquetError> {
+        let [text, lists] = &mut self.columns;
+        let (ColumnWriter::ByteArrayColumnWriter(text), ColumnWriter::FloatColumnWriter(lists)) =
+            (&mut text.writer, &mut lists.writer)
+        else {
+            unreachable!("the cache schema's columns are text and lists of float32")
+        };
+        let states: Vec<ByteArray> = states.map(ByteArray::from).collect();
+        text.write_batch(&states, None, None)?;
+        for values in values.chunks(levels.definition.len().max(1)) {
+            let definition = &levels.definition[..values.len()];
+            let repetition = &levels.repetition[..values.len()];
+            lists.write_batch(values, Some(definition), Some(repetition))?;
+        }
+        self.rows += states.len();
+        Ok(())
+    }
+}
+
+impl Column {
+    fn close(self) -> Result<(bytes::Bytes, ColumnCloseResult), ParquetError> {
+        let closed = match self.writer {
+            ColumnWriter::ByteArrayColumnWriter(writer) => writer.close()?,
+            ColumnWriter::FloatColumnWriter(writer) => writer.close()?,
+            _ => unreachable!("the cache schema's columns are text and lists of float32"),
+        };
+        Ok((self.chunk.take(), closed))
     }
 }
 
@@ -82,7 +189,7 @@ fn properties() -> WriterProperties {
         "element".to_owned(),
     ]);
     WriterProperties::builder()
-        .set_created_by(concat!("ebm-encode ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(format!("{CREATED_BY} {}", env!("CARGO_PKG_VERSION")))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)

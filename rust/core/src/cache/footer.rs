@@ -59,6 +59,10 @@ impl Footer {
         let entry = metadata.into_iter().flatten().find(|entry| entry.key == METADATA_KEY);
         let Some(entry) = entry else { return Ok(None) };
         let json = entry.value.as_deref().unwrap_or_default();
+        let digest = metadata.into_iter().flatten().find(|entry| entry.key == digest_key());
+        if digest.is_some_and(|digest| digest.value.as_deref() != Some(&digest_of(json))) {
+            return Err(format!("damaged: the footer's {METADATA_KEY:?} is not what was written"));
+        }
         let fail = |error| format!("footer key {METADATA_KEY:?} does not hold our JSON: {error}");
         let value: Value = serde_json::from_str(json).map_err(fail)?;
         let version = value.get("format_version").and_then(Value::as_u64);
@@ -83,12 +87,29 @@ impl Footer {
             ("rows", self.rows.to_string()),
             ("identity_digest", self.identity.digest()),
         ];
-        let whole = KeyValue::new(METADATA_KEY.to_owned(), serde_json::to_string(self)?);
+        let json = serde_json::to_string(self)?;
+        let digest = KeyValue::new(digest_key(), digest_of(&json));
+        let whole = KeyValue::new(METADATA_KEY.to_owned(), json);
         let flat = flat
             .into_iter()
             .map(|(name, value)| KeyValue::new(format!("{METADATA_KEY}.{name}"), value));
-        Ok(std::iter::once(whole).chain(flat).collect())
+        Ok([whole, digest].into_iter().chain(flat).collect())
     }
+}
+
+/// Where the digest of the JSON value stands: no page checksum covers a file's metadata.
+fn digest_key() -> String {
+    format!("{METADATA_KEY}.digest")
+}
+
+/// Whether a file's metadata holds our keys: one flipped bit may hide them from its reader.
+pub(super) fn mentions_ours(metadata: &[u8]) -> bool {
+    let key = digest_key();
+    metadata.windows(key.len()).any(|window| window == key.as_bytes())
+}
+
+fn digest_of(json: &str) -> String {
+    blake3::hash(json.as_bytes()).to_hex().to_string()
 }
 
 /// Which states are known to have the same tokens, gathered from the footers of several files.

@@ -1,6 +1,9 @@
 //! The embedding cache: its schema, the identity of its encoder, its readers, writer and checks.
 
 mod audit;
+mod buffer;
+mod checked_pages;
+mod compact;
 mod describe;
 mod direct_pages;
 mod embedding_cache;
@@ -9,8 +12,10 @@ mod file_writer;
 mod footer;
 mod identity;
 mod lock;
+mod manifest;
 mod neighbours;
 mod norms;
+mod parts;
 mod row_check;
 mod row_file;
 mod schema;
@@ -20,11 +25,13 @@ mod work_folder;
 mod writer;
 
 pub use audit::{AuditReport, BadRowExample, NormSummary, audit};
+pub use compact::compact;
 pub use describe::{FileDescription, describe};
 pub use embedding_cache::{Checks, EmbeddingCache};
 pub use error::{CacheError, CacheResult};
 pub use footer::{Footer, StateKey};
 pub use identity::{FieldDifference, Identity, differences};
+pub use manifest::{MANIFEST, Manifest, Part};
 pub use neighbours::Neighbour;
 pub use row_check::{BadRow, Outlier, RowChecker, check_rows};
 pub use row_file::RowFile;

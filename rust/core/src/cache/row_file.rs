@@ -20,10 +20,13 @@ use parquet::arrow::arrow_reader::{
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
 use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, Length};
 
 use super::direct_pages;
 use super::error::{CacheError, CacheResult};
-use super::footer::Footer;
+use super::file_writer::CREATED_BY;
+use super::footer::{self, Footer};
+use super::schema::METADATA_KEY;
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
 const BATCH_ROWS: usize = 1024;
@@ -37,6 +40,8 @@ pub struct RowFile {
     bytes: Option<Bytes>,
     metadata: ArrowReaderMetadata,
     footer: Option<Footer>,
+    /// Whether our writer wrote it, so that it has our writer's layout.
+    ours: bool,
     group_rows: Vec<usize>,
     dim: usize,
 }
@@ -88,10 +93,30 @@ impl RowFile {
             .iter()
             .map(|group| rows(group.num_rows()))
             .collect::<Result<_, _>>()?;
+        if footer.is_none() && footer::mentions_ours(&metadata_bytes(path, bytes.as_ref())?) {
+            let detail = format!("damaged: its metadata has lost {METADATA_KEY:?}");
+            return Err(CacheError::format(path, detail));
+        }
+        let ours =
+            parquet.file_metadata().created_by().is_some_and(|by| by.starts_with(CREATED_BY));
         let path = path.to_owned();
-        let mut file = Self { path, bytes, metadata, footer, group_rows, dim: 0 };
+        let mut file = Self { path, bytes, metadata, footer, ours, group_rows, dim: 0 };
+        file.require_own_rows()?;
         file.dim = file.find_dim()?;
         Ok(file)
+    }
+
+    /// A file of our writer says itself how many rows it has; other software may have kept our
+    /// footer and taken rows out.
+    fn require_own_rows(&self) -> CacheResult<()> {
+        match &self.footer {
+            Some(footer) if self.ours && footer.rows != self.num_rows() as u64 => {
+                let (found, expected) = (self.num_rows(), footer.rows);
+                let detail = format!("damaged: has {found} rows, its footer says {expected}");
+                Err(CacheError::format(&self.path, detail))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The file's path, or the name given for it.
@@ -139,8 +164,9 @@ impl RowFile {
     ) -> CacheResult<()> {
         let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
         let mut read = 0_usize;
-        for batch in guard(&self.path, || self.reader(&[group], &BOTH, None))? {
-            let rows = self.decode(batch, first + read as u64)?;
+        let located = |error| in_group(group, error);
+        for batch in guard(&self.path, || self.reader(&[group], &BOTH, None)).map_err(located)? {
+            let rows = self.decode(&batch.map_err(located)?, first + read as u64)?;
             read += rows.states.len();
             visit(rows)?;
         }
@@ -149,7 +175,7 @@ impl RowFile {
 
     /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
     pub(super) fn copy_group(&self, group: usize, target: &mut [f32]) -> CacheResult<bool> {
-        guard(&self.path, || {
+        let copied = guard(&self.path, || {
             let metadata = self.metadata.metadata().row_group(group);
             let copied = match &self.bytes {
                 Some(bytes) => direct_pages::read_group(bytes.clone(), metadata, self.dim, target),
@@ -158,15 +184,24 @@ impl RowFile {
                 }
             };
             copied.map_err(|error| damaged(&self.path, &error))
-        })
+        });
+        match copied {
+            // Another reading of pages that our writer did not make so would be a guess.
+            Ok(false) if self.ours && !target.is_empty() => {
+                let detail = "damaged Parquet file: not laid out as its writer does";
+                Err(in_group(group, CacheError::format(&self.path, detail)))
+            }
+            copied => copied.map_err(|error| in_group(group, error)),
+        }
     }
 
     /// The states of one row group.
     pub(super) fn group_states(&self, group: usize) -> CacheResult<Vec<String>> {
         let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
         let mut states: Vec<String> = Vec::new();
-        for batch in guard(&self.path, || self.reader(&[group], &[0], None))? {
-            let column = batch?.column(0).as_string::<i32>().clone();
+        let located = |error| in_group(group, error);
+        for batch in guard(&self.path, || self.reader(&[group], &[0], None)).map_err(located)? {
+            let column = batch.map_err(located)?.column(0).as_string::<i32>().clone();
             self.refuse_null("state", column.nulls(), first + states.len() as u64)?;
             states.extend(column.iter().flatten().map(str::to_owned));
         }
@@ -190,7 +225,7 @@ impl RowFile {
         let mut states = Vec::new();
         let mut values = Vec::new();
         for batch in guard(&self.path, || self.reader(&groups, &BOTH, Some(selection)))? {
-            let rows = self.decode(batch, 0)?;
+            let rows = self.decode(&batch?, 0)?;
             states.extend(rows.states.iter().flatten().map(str::to_owned));
             values.extend(rows.values);
         }
@@ -220,7 +255,7 @@ impl RowFile {
         Ok(Guarded { path: &self.path, reader: Some(reader) })
     }
 
-    fn build<R: parquet::file::reader::ChunkReader + 'static>(
+    fn build<R: ChunkReader + 'static>(
         &self,
         input: R,
         groups: &[usize],
@@ -254,8 +289,8 @@ impl RowFile {
             .map_err(|_| CacheError::row(&self.path, 0, "a list of negative length"))
     }
 
-    fn decode(&self, batch: CacheResult<RecordBatch>, first: u64) -> CacheResult<Rows> {
-        let (states, lists) = self.columns_of(&batch?, first)?;
+    fn decode(&self, batch: &RecordBatch, first: u64) -> CacheResult<Rows> {
+        let (states, lists) = self.columns_of(batch, first)?;
         if let Some(row) = lists.offsets().lengths().position(|length| length != self.dim) {
             let (found, dim) = (lists.value_length(row), self.dim);
             let detail = format!("embedding has {found} values, expected {dim}");
@@ -340,6 +375,37 @@ fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T
             .unwrap_or("the decoder gave up");
         Err(CacheError::format(path, format!("damaged Parquet file: {reason}")))
     })
+}
+
+/// The bytes of a file's metadata: those that its last eight tell the length of.
+fn metadata_bytes(path: &Path, bytes: Option<&Bytes>) -> CacheResult<Bytes> {
+    const TAIL: u64 = 8;
+    let read = |start: u64, length: u64| {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        match bytes {
+            Some(bytes) => bytes.get_bytes(start, length),
+            None => open_file(path)?.get_bytes(start, length),
+        }
+        .map_err(|error| not_parquet(path, &error))
+    };
+    let size = match bytes {
+        Some(bytes) => bytes.len() as u64,
+        None => Length::len(&open_file(path)?),
+    };
+    let tail = read(size.saturating_sub(TAIL), TAIL.min(size))?;
+    let length = tail.first_chunk::<4>().map_or(0, |length| u64::from(u32::from_le_bytes(*length)));
+    let start = size.saturating_sub(TAIL).saturating_sub(length);
+    read(start, size.saturating_sub(TAIL).min(length))
+}
+
+/// Says in which row group a file is damaged.
+fn in_group(group: usize, error: CacheError) -> CacheError {
+    match error {
+        CacheError::Format { path, detail } => {
+            CacheError::Format { path, detail: format!("row group {group}: {detail}") }
+        }
+        error => error,
+    }
 }
 
 fn open_file(path: &Path) -> CacheResult<File> {

@@ -21,9 +21,6 @@ pub(super) struct WorkFolder {
 impl WorkFolder {
     /// Makes the folder beside `output` and locks it.
     pub(super) fn lock(output: &Path) -> CacheResult<Self> {
-        if output.is_dir() {
-            return Err(CacheError::format(output, "is a folder, expected a file name to write"));
-        }
         let mut name = output.as_os_str().to_owned();
         name.push(".partial");
         let path = PathBuf::from(name);

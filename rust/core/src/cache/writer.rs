@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use arrow_array::StringArray;
 use serde_json::Value;
 
-use super::embedding_cache::{cache_files, same_tokens};
 use super::error::{CacheError, CacheResult};
 use super::file_writer::FileWriter;
 use super::footer::{Footer, StateKey};
 use super::identity::Identity;
+use super::parts::{open_files, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
@@ -34,12 +34,14 @@ pub struct WriterOptions {
     pub checkpoint_interval: Duration,
     /// Replace an existing output, whatever its identity, instead of adding to it.
     pub overwrite: bool,
+    /// Write all parts of a folder as one, even if no row is new.
+    pub compact: bool,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
         let checkpoint_interval = Duration::from_secs(60);
-        Self { checkpoint_rows: 2000, checkpoint_interval, overwrite: false }
+        Self { checkpoint_rows: 2000, checkpoint_interval, overwrite: false, compact: false }
     }
 }
 
@@ -110,7 +112,7 @@ struct Source {
     first: u64,
 }
 
-/// Writes one cache file. See the module's documentation for what it promises.
+/// Writes one cache: a file, or a new part of a folder that exists. See the module's documentation for what it promises.
 #[derive(Debug)]
 pub struct CacheWriter {
     output: PathBuf,
@@ -121,6 +123,8 @@ pub struct CacheWriter {
     sources: Vec<Source>,
     /// Rows of the former output, which come before all others.
     former: u64,
+    /// Files of the former output, which come before all other sources.
+    former_sources: usize,
     /// Rows of all sources and then those pending, good or bad.
     total: u64,
     /// The row that counts for each state.
@@ -191,8 +195,7 @@ impl CacheWriter {
     /// # Errors
     /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.
     pub fn adopt(&mut self, cache: impl AsRef<Path>, wanted: &[&str]) -> CacheResult<u64> {
-        let files = cache_files(cache.as_ref())?;
-        let files = files.iter().map(RowFile::open).collect::<CacheResult<Vec<_>>>()?;
+        let files = open_files(cache.as_ref())?;
         files.iter().try_for_each(|file| self.require(file))?;
         for (left, right) in same_tokens(&files)?.key_pairs() {
             self.checker.allow_equal(left, right);
@@ -265,7 +268,7 @@ impl CacheWriter {
         write_atomically(self.folder.path(), &shard, |temporary| {
             let mut file = FileWriter::create(temporary, self.dim)?;
             let states = StringArray::from_iter_values(&self.pending_states);
-            file.append(states, self.pending_values.clone())?;
+            file.append(&states, &self.pending_values)?;
             let footer = self.footer(file.rows(), Value::Null);
             file.close(&footer)
         })?;
@@ -288,10 +291,14 @@ impl CacheWriter {
         }
         let rows = self.current.len() as u64;
         let changed = rows != self.former || self.total != self.former;
-        let written = changed || self.options.overwrite || !self.output.exists();
-        if written {
+        let parts = self.output.is_dir();
+        let missing = if parts { self.former_sources == 0 } else { !self.output.exists() };
+        let written = changed || self.options.overwrite || self.options.compact || missing;
+        if written && parts {
+            self.add_part(provenance)?;
+        } else if written {
             write_atomically(self.folder.path(), &self.output, |path| {
-                self.merge(path, provenance)
+                self.merge(&self.sources, path, provenance)
             })?;
         }
         self.folder.remove()?;

@@ -1,4 +1,5 @@
-//! All sources of a writer into one file: of each state the row that counts.
+//! All sources of a writer into one file, or into a new part of a folder: of each state the row that
+//! counts.
 
 use std::path::Path;
 
@@ -10,20 +11,56 @@ use super::{CacheWriter, Source};
 use crate::cache::error::CacheResult;
 use crate::cache::file_writer::FileWriter;
 use crate::cache::footer::StateKey;
-use crate::cache::row_file::Rows;
+use crate::cache::manifest::{Manifest, Part};
+use crate::cache::row_file::{RowFile, Rows};
+use crate::cache::work_folder::write_atomically;
 
 impl CacheWriter {
-    pub(super) fn merge(&self, path: &Path, provenance: Value) -> CacheResult<()> {
+    /// Writes the rows that count of some sources as one file.
+    pub(super) fn merge(
+        &self,
+        sources: &[Source],
+        path: &Path,
+        provenance: Value,
+    ) -> CacheResult<()> {
         let mut merged = FileWriter::create(path, self.dim)?;
-        for Source { file, first } in &self.sources {
+        for Source { file, first } in sources {
             let mut number = *first;
             file.for_each(|rows| {
                 let (states, values) = self.counting(rows, &mut number);
-                merged.append(states, values)
+                merged.append(&states, &values)
             })?;
         }
         let footer = self.footer(merged.rows(), provenance);
         merged.close(&footer)
+    }
+
+    /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
+    /// that no longer count; then names the parts in the manifest, and removes those it no longer
+    /// names.
+    pub(super) fn add_part(&self, provenance: Value) -> CacheResult<()> {
+        let folder = &self.output;
+        let former = Manifest::read(folder)?;
+        let mut manifest = Manifest::new(self.identity.clone(), self.dim);
+        let still = self.current.values().filter(|number| **number < self.former).count() as u64;
+        let keep = !self.options.compact && !self.options.overwrite && still == self.former;
+        let new = if keep {
+            let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
+            manifest.parts = match &former {
+                Some(former) => former.parts.clone(),
+                None => files.map(Part::of).collect::<CacheResult<_>>()?,
+            };
+            &self.sources[self.former_sources..]
+        } else {
+            &self.sources[..]
+        };
+        // A name that no part has had: the former manifest must stay true until it is replaced.
+        let name = former.as_ref().unwrap_or(&manifest).next_name();
+        let path = folder.join(name);
+        write_atomically(self.folder.path(), &path, |path| self.merge(new, path, provenance))?;
+        manifest.parts.push(Part::of(&RowFile::open(&path)?)?);
+        manifest.write(folder)?;
+        manifest.remove_strangers(folder)
     }
 
     /// Those of a source's rows that count for their state.

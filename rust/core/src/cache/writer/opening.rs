@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::{CacheWriter, OutputLock, Source, WriterOptions};
-use crate::cache::embedding_cache::{require_same, same_tokens};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
+use crate::cache::manifest::Manifest;
+use crate::cache::parts::{open_files, parquet_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
 use crate::cache::row_file::RowFile;
 use crate::cache::work_folder::remove;
@@ -35,6 +36,7 @@ impl CacheWriter {
             options,
             sources: Vec::new(),
             former: 0,
+            former_sources: 0,
             total: 0,
             current: HashMap::new(),
             checker: RowChecker::new(dim),
@@ -49,11 +51,13 @@ impl CacheWriter {
 
     /// Takes up the former output and the shards of an interrupted run.
     fn take_up(&mut self) -> CacheResult<()> {
-        if self.output.exists() && !self.options.overwrite {
-            let file = RowFile::open(&self.output)?;
-            self.require(&file)?;
-            self.add_source(file)?;
+        if !self.options.overwrite {
+            for file in self.former_files()? {
+                self.require(&file)?;
+                self.add_source(file)?;
+            }
             self.former = self.total;
+            self.former_sources = self.sources.len();
         }
         for path in self.folder.shards()? {
             match RowFile::open(&path).and_then(|file| self.add_shard(file)) {
@@ -66,6 +70,21 @@ impl CacheWriter {
             }
         }
         Ok(())
+    }
+
+    /// What the output consists of so far.
+    fn former_files(&self) -> CacheResult<Vec<RowFile>> {
+        if !self.output.exists() {
+            return Ok(Vec::new());
+        }
+        if self.output.is_dir() {
+            if let Some(manifest) = Manifest::read(&self.output)? {
+                manifest.remove_strangers(&self.output)?;
+            } else if parquet_files(&self.output)?.is_empty() {
+                return Ok(Vec::new());
+            }
+        }
+        open_files(&self.output)
     }
 
     fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {

@@ -1,0 +1,49 @@
+"""`ebm-encode compact`: the many parts of a cache into one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ebm_encode import _core
+
+log = logging.getLogger(__name__)
+
+
+def compact(
+    cache: Path,
+    *,
+    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+) -> int:
+    """Make one part of all parts of a cache's folder.
+
+    Each run that adds rows to a folder leaves a part of its own. Compacting reads all, checks every
+    row, and writes the one row that counts for each state. Readers see the former parts or the new
+    one, at any instant. Exits with 1 if rows were left out for being bad; they are named.
+
+    Args:
+        cache: A folder with the parts of a cache.
+        json_output: Print JSON.
+    """
+    before = len(_core.describe(cache))
+    rows, left_out, written = _core.compact(cache)
+    for state, reason in left_out:
+        log.warning(
+            "left out: %s: %s", state.splitlines()[0][:60] if state else "''", reason.reason
+        )
+    if json_output:
+        report = {
+            "path": str(cache),
+            "rows": rows,
+            "parts_before": before,
+            "written": written,
+            "left_out": [{"state": state, "reason": bad.reason} for state, bad in left_out],
+        }
+        print(json.dumps(report, ensure_ascii=False))  # noqa: T201
+    elif written:
+        print(f"{cache}: {rows:,} rows, {before:,} parts made one")  # noqa: T201
+    else:
+        print(f"{cache}: {rows:,} rows in one part; nothing to do")  # noqa: T201
+    return 1 if left_out else 0

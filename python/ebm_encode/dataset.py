@@ -1,0 +1,119 @@
+"""A cache as training data for torch: a map-style dataset, and shuffled batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ebm_encode._core import EmbeddingCache
+from ebm_encode.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Some rows of a dataset.
+
+    Attributes:
+        indices: Which items of the dataset, int64 `[n]`.
+        rows: Their rows, float32 `[n, dim]`.
+    """
+
+    indices: torch.Tensor
+    rows: torch.Tensor
+
+    def pin_memory(self) -> "RowBatch":
+        """The same in pinned memory; a `DataLoader` with `pin_memory=True` calls it."""
+        return RowBatch(self.indices.pin_memory(), self.rows.pin_memory())
+
+
+class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is not typed here
+    """Rows of a cache, one per state, in the order of the states.
+
+    With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
+    rows were copied once, by the core's threads. Workers are of no use; the rows are in memory.
+
+    Args:
+        cache: The cache.
+        states: States that all have a row; by default all of the cache's.
+
+    Raises:
+        UnknownStateError: If the cache lacks states; names some.
+    """
+
+    def __init__(self, cache: EmbeddingCache, states: Sequence[str] | None = None) -> None:
+        if isinstance(states, str):
+            raise ArgumentError("states is one string, expected a sequence of strings")
+        self._cache = cache
+        self._rows = (
+            np.arange(len(cache), dtype=np.int64)
+            if states is None
+            else cache.positions(list(states))
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """A copy of one row, float32 `[dim]`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        return self._gather(self._rows[[index]], pin_memory=False)[0]
+
+    def __getitems__(self, indices: list[int]) -> RowBatch:
+        """A batch in one copy; a `DataLoader` calls this with the indices of a batch."""
+        return self.batch(np.asarray(indices, dtype=np.int64))
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """Leaves a batch as it is: `DataLoader(..., collate_fn=dataset.collate)`."""
+        return batch
+
+    def batch(self, indices: Any, *, pin_memory: bool = False) -> RowBatch:
+        """The rows of some items.
+
+        Args:
+            indices: int64 `[n]`, numpy or torch.
+            pin_memory: Whether the rows are written straight into page-locked memory, from which an
+                accelerator takes them without waiting.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        rows = self._gather(self._rows[chosen], pin_memory=pin_memory)
+        return RowBatch(torch.from_numpy(chosen), rows)
+
+    def shuffled_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+    ) -> Iterator[RowBatch]:
+        """All items once, in an order that seed and epoch fix.
+
+        Args:
+            batch_size: Rows of a batch.
+            seed: Seed of the order.
+            epoch: Number of the pass over the data; each has another order.
+            drop_last: Whether to leave out a last batch that is not full.
+            pin_memory: Whether rows are written into page-locked memory.
+
+        Raises:
+            ArgumentError: If `batch_size` is less than 1.
+        """
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size {batch_size}: must be at least 1")
+        order = np.random.default_rng([seed, epoch]).permutation(len(self))
+        stop = len(order) - len(order) % batch_size if drop_last else len(order)
+        return (
+            self.batch(order[start : start + batch_size], pin_memory=pin_memory)
+            for start in range(0, stop, batch_size)
+        )
+
+    def _gather(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, pin_memory: bool) -> Any:
+        out = torch.empty((len(rows), self._cache.dim), pin_memory=pin_memory)
+        self._cache.gather_rows(rows, out.numpy())
+        return out

@@ -1,0 +1,37 @@
+//! Many parts into one.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::error::{CacheError, CacheResult};
+use super::parts::{common_kind, open_files};
+use super::writer::{FinishReport, OutputLock, WriterOptions};
+
+/// Writes all parts of a cache's folder as one, of each state the row that counts.
+///
+/// Readers see the former parts or the new one. Bad rows are left out, and named in the report. The
+/// provenance of each part is kept, under `parts`.
+///
+/// # Errors
+/// [`CacheError::Argument`] for a file, and for parts of an unknown encoder; whatever keeps the parts
+/// from being read, or the new one from being written.
+pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
+    let folder = folder.as_ref();
+    // Locked first, so that nobody adds a part between the look and the writing.
+    let lock = OutputLock::acquire(folder)?;
+    let files = open_files(folder)?;
+    let refuse = |why| Err(CacheError::Argument(format!("{}: {why}", folder.display())));
+    if !folder.is_dir() {
+        return refuse("is a file; only a folder has parts to make one of");
+    }
+    let (dim, identity) = common_kind(&files)?;
+    let Some(identity) = identity else {
+        return refuse("made by other software, so its encoder is unknown");
+    };
+    let provenance: Vec<_> =
+        files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+    let compact = files.len() > 1;
+    let options = WriterOptions { compact, ..WriterOptions::default() };
+    lock.open(identity, dim, options)?.finish(json!({ "parts": provenance }))
+}

@@ -1,0 +1,174 @@
+//! What a cache of many parts consists of: one JSON file in its folder, replaced in one step.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Component, Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{CacheError, CacheResult};
+use super::identity::Identity;
+use super::row_file::RowFile;
+use super::schema::FORMAT_VERSION;
+use super::work_folder::write_atomically;
+
+/// The file's name.
+pub const MANIFEST: &str = "manifest.json";
+
+/// The parts of a cache in their order; of a state's rows the last counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this file and of the parts' layout.
+    pub format_version: u32,
+    /// Length of every row.
+    pub dim: usize,
+    /// The encoder that made the rows of all parts.
+    pub identity: Identity,
+    /// The parts.
+    pub parts: Vec<Part>,
+}
+
+/// One part of a cache: a file that is a cache by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name in the folder.
+    pub file: String,
+    /// Number of its rows.
+    pub rows: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 digest of its bytes, in hex.
+    pub blake3: String,
+}
+
+impl Manifest {
+    /// A manifest without parts.
+    pub(super) fn new(identity: Identity, dim: usize) -> Self {
+        Self { format_version: FORMAT_VERSION, dim, identity, parts: Vec::new() }
+    }
+
+    /// Reads a folder's manifest; `None` where it has none.
+    pub(super) fn read(folder: &Path) -> CacheResult<Option<Self>> {
+        let path = folder.join(MANIFEST);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CacheError::io(&path, "read", error)),
+        };
+        let wrong = |detail: String| CacheError::format(&path, detail);
+        let manifest: Self =
+            serde_json::from_str(&text).map_err(|error| wrong(format!("damaged: {error}")))?;
+        if manifest.format_version > FORMAT_VERSION {
+            let found = manifest.format_version;
+            return Err(wrong(format!(
+                "written in format version {found}, this build reads up to {FORMAT_VERSION}; \
+                 update ebm-encode"
+            )));
+        }
+        for (i, part) in manifest.parts.iter().enumerate() {
+            let mut steps = Path::new(&part.file).components();
+            if !matches!((steps.next(), steps.next()), (Some(Component::Normal(_)), None)) {
+                return Err(wrong(format!("part {:?} is not a file of the folder", part.file)));
+            }
+            if manifest.parts[..i].iter().any(|earlier| earlier.file == part.file) {
+                return Err(wrong(format!("names part {:?} twice", part.file)));
+            }
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Writes the manifest in the place of the former one.
+    pub(super) fn write(&self, folder: &Path) -> CacheResult<()> {
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|error| CacheError::Argument(error.to_string()))?;
+        write_atomically(folder, &folder.join(MANIFEST), |path| {
+            File::create(path)
+                .and_then(|mut file| {
+                    file.write_all(&json)?;
+                    file.sync_all()
+                })
+                .map_err(|error| CacheError::io(path, "write", error))
+        })
+    }
+
+    /// Opens the parts, each of the size and kind that the manifest says.
+    pub(super) fn open(&self, folder: &Path) -> CacheResult<Vec<RowFile>> {
+        self.parts.iter().map(|part| self.open_part(folder, part)).collect()
+    }
+
+    fn open_part(&self, folder: &Path, part: &Part) -> CacheResult<RowFile> {
+        let path = folder.join(&part.file);
+        let disagrees = |what: &str, found: u64, expected: u64| {
+            let detail = format!("has {found} {what}, {MANIFEST} says {expected}");
+            CacheError::format(&path, detail)
+        };
+        let bytes = size(&path)?;
+        if bytes != part.bytes {
+            return Err(disagrees("bytes", bytes, part.bytes));
+        }
+        let file = RowFile::open(&path)?;
+        let rows = file.num_rows() as u64;
+        if rows != part.rows {
+            return Err(disagrees("rows", rows, part.rows));
+        }
+        if file.dim() != self.dim {
+            return Err(disagrees("values a row", file.dim() as u64, self.dim as u64));
+        }
+        let here = file.footer().map(|footer| &footer.identity);
+        super::parts::require_same(&path, here, Some(&self.identity), MANIFEST)?;
+        Ok(file)
+    }
+
+    /// Holds the bytes of all parts against their digests.
+    pub(super) fn verify(&self, folder: &Path) -> CacheResult<()> {
+        for part in &self.parts {
+            let path = folder.join(&part.file);
+            if digest(&path)? != part.blake3 {
+                let detail = format!("damaged: not the bytes of which {MANIFEST} has the digest");
+                return Err(CacheError::format(&path, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// A name for a new part.
+    pub(super) fn next_name(&self) -> String {
+        let number =
+            |part: &Part| part.file.strip_prefix("part-")?.strip_suffix(".parquet")?.parse().ok();
+        let last: Option<u64> = self.parts.iter().filter_map(number).max();
+        format!("part-{:09}.parquet", last.map_or(0, |last| last.saturating_add(1)))
+    }
+
+    /// Removes files that an interrupted writer left: named like parts, but none of them.
+    pub(super) fn remove_strangers(&self, folder: &Path) -> CacheResult<()> {
+        for path in super::parts::parquet_files(folder)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let known = self.parts.iter().any(|part| part.file == name);
+            if name.starts_with("part-") && !known {
+                super::work_folder::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    /// Describes a file that was written.
+    pub(super) fn of(file: &RowFile) -> CacheResult<Self> {
+        let path = file.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (rows, bytes) = (file.num_rows() as u64, size(path)?);
+        Ok(Self { file: name, rows, bytes, blake3: digest(path)? })
+    }
+}
+
+fn size(path: &Path) -> CacheResult<u64> {
+    Ok(path.metadata().map_err(|error| CacheError::io(path, "open", error))?.len())
+}
+
+fn digest(path: &Path) -> CacheResult<String> {
+    let mut hasher = blake3::Hasher::new();
+    let read = |error| CacheError::io(path, "read", error);
+    hasher.update_reader(File::open(path).map_err(read)?).map_err(read)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

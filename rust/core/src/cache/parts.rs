@@ -1,0 +1,107 @@
+//! The files that a cache consists of.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{CacheError, CacheResult};
+use super::footer::SameTokens;
+use super::identity::{Identity, differences};
+use super::manifest::Manifest;
+use super::row_file::RowFile;
+
+/// Times that a folder is read anew because a writer put other parts in the place of its own.
+const ATTEMPTS: usize = 5;
+
+/// Opens the files of a cache: the file itself, the parts that a folder's manifest names, or the
+/// Parquet files of a folder by name.
+pub(super) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
+    let metadata = path.metadata().map_err(|error| CacheError::io(path, "open", error))?;
+    if !metadata.is_dir() {
+        return Ok(vec![RowFile::open(path)?]);
+    }
+    for attempt in 1.. {
+        let Some(manifest) = Manifest::read(path)? else { break };
+        match manifest.open(path) {
+            // A writer may have replaced manifest and parts between our two looks.
+            Err(CacheError::NotFound { .. })
+                if attempt < ATTEMPTS && Manifest::read(path)?.as_ref() != Some(&manifest) => {}
+            opened => return opened,
+        }
+    }
+    let files = parquet_files(path)?;
+    if files.is_empty() {
+        let detail = "the folder holds no *.parquet file".to_owned();
+        return Err(CacheError::NotFound { path: path.to_owned(), detail });
+    }
+    files.iter().map(RowFile::open).collect()
+}
+
+/// The Parquet files of a folder by name.
+pub(super) fn parquet_files(folder: &Path) -> CacheResult<Vec<PathBuf>> {
+    let list = |error| CacheError::io(folder, "list", error);
+    let mut files = Vec::new();
+    for entry in folder.read_dir().map_err(list)? {
+        let file = entry.map_err(list)?.path();
+        if file.extension().is_some_and(|extension| extension == "parquet") && file.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Refuses two things made by different encoders.
+pub(super) fn require_same(
+    path: &Path,
+    here: Option<&Identity>,
+    there: Option<&Identity>,
+    other: &str,
+) -> CacheResult<()> {
+    let differences = differences(here, there);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(CacheError::IdentityMismatch {
+        path: path.to_owned(),
+        other: other.to_owned(),
+        differences,
+    })
+}
+
+/// The states with the same tokens that the files' footers tell of.
+pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
+    let mut same_tokens = SameTokens::default();
+    for file in files {
+        if let Some(footer) = file.footer() {
+            same_tokens
+                .add_footer(footer)
+                .map_err(|detail| CacheError::format(file.path(), detail))?;
+        }
+    }
+    Ok(same_tokens)
+}
+
+/// The dimension and identity that all files share.
+pub(super) fn common_kind(files: &[RowFile]) -> CacheResult<(usize, Option<Identity>)> {
+    let identity_of = |file: &RowFile| file.footer().map(|footer| footer.identity.clone());
+    // A file without rows and without our footer says nothing of its dimension.
+    let dim = files.iter().map(RowFile::dim).find(|dim| *dim > 0).unwrap_or(0);
+    let Some(first) = files.first() else { return Ok((dim, None)) };
+    let identity = identity_of(first);
+    for file in files {
+        if file.num_rows() > 0 && file.dim() != dim {
+            let found = file.dim();
+            let detail = format!("rows have {found} values, those of other shards {dim}");
+            return Err(CacheError::format(file.path(), detail));
+        }
+        let other = identity_of(file);
+        if identity != other {
+            require_same(
+                file.path(),
+                other.as_ref(),
+                identity.as_ref(),
+                &first.path().display().to_string(),
+            )?;
+        }
+    }
+    Ok((dim, identity))
+}
