@@ -7,8 +7,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ebm_encode import _core
-from ebm_encode._core import EmbeddingCache, Identity
+from ebm_encode._core import EmbeddingCache, Identity, MappedCache
 from ebm_encode.errors import EbmEncodeError
+from ebm_encode.opening import open_cache
 
 if TYPE_CHECKING:
     from ebm_encode.dataset import EmbeddingDataset
@@ -20,7 +21,9 @@ __all__ = [
     "EmbeddingDataset",
     "Encoder",
     "Identity",
+    "MappedCache",
     "__version__",
+    "open_cache",
 ]
 
 __version__ = _core.__version__

@@ -19,6 +19,7 @@ __all__ = [
     "CachedEncoder",
     "EmbeddingCache",
     "Identity",
+    "MappedCache",
     "NoRow",
     "PathAttention",
     "Trie",
@@ -30,6 +31,7 @@ __all__ = [
     "describe",
     "plan_padded",
     "plan_windows",
+    "prefers_mapped",
 ]
 
 METADATA_KEY: Final[str]
@@ -323,6 +325,54 @@ def count_nodes(ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> int:
     """Number of distinct non-empty prefixes of all sequences."""
 
 @final
+class MappedCache:
+    """A cache that stays in its files; rows are copied out of the system's page cache.
+
+    Many processes share one copy of the rows, and opening reads the states alone. A page's checksum
+    and rows are checked when a row of it is first asked for. Only files with pages as our writer
+    makes them can be mapped; others raise `CacheFormatError`.
+    """
+
+    @staticmethod
+    def open(path: str | PathLike[str]) -> MappedCache:
+        """Opens a cache file, or a folder of them."""
+    def __len__(self) -> int: ...
+    def __contains__(self, state: str, /) -> bool: ...
+    def __getitem__(self, state: str, /) -> NDArray[np.float32]:
+        """A copy of a state's row, float32 `[dim]`; raises `KeyError` if there is none."""
+    def get(self, state: str) -> NDArray[np.float32] | None:
+        """A copy of a state's row, or `None`."""
+    def positions(self, states: list[str]) -> NDArray[np.int64]:
+        """As `EmbeddingCache.positions`."""
+    def gather(
+        self, states: list[str], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """As `EmbeddingCache.gather`; a page that fails its checks raises, too.
+
+        Then it is `CacheFormatError` or `BadRowsError`, and `out` is of no use.
+        """
+    def gather_rows(
+        self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """As `EmbeddingCache.gather_rows`; a page that fails its checks raises, as for `gather`."""
+    def states(self) -> list[str]:
+        """All states, in file order."""
+    def require_identity(self, identity: Identity, name: str) -> None:
+        """As `EmbeddingCache.require_identity`."""
+    @property
+    def dim(self) -> int:
+        """Length of every row."""
+    @property
+    def identity(self) -> Identity | None:
+        """The encoder that made the rows; `None` (unknown) where other software wrote the file."""
+    @property
+    def provenance(self) -> list[Any]:
+        """The provenance of each file that has one."""
+    @property
+    def path(self) -> PathLike[str]:
+        """The file or folder that was opened."""
+
+@final
 class PathAttention:
     """Threads that compute attention of a window's nodes over their paths, in float32 on a CPU."""
 
@@ -388,3 +438,6 @@ class Trie:
     @property
     def leaves(self) -> NDArray[np.int64]:
         """Last node of each sequence, -1 for an empty one, `[S]`."""
+
+def prefers_mapped(path: str | PathLike[str]) -> bool:
+    """Whether a cache's rows take more than half of the memory that is free, and can be mapped."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ebm_encode._core import EmbeddingCache
+from ebm_encode._core import EmbeddingCache, MappedCache
 from ebm_encode.errors import ArgumentError
 
 
@@ -36,14 +36,16 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
     rows were copied once, by the core's threads. Workers are of no use; the rows are in memory.
 
     Args:
-        cache: The cache.
+        cache: The cache, in memory or mapped.
         states: States that all have a row; by default all of the cache's.
 
     Raises:
         UnknownStateError: If the cache lacks states; names some.
     """
 
-    def __init__(self, cache: EmbeddingCache, states: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, cache: EmbeddingCache | MappedCache, states: Sequence[str] | None = None
+    ) -> None:
         if isinstance(states, str):
             raise ArgumentError("states is one string, expected a sequence of strings")
         self._cache = cache

@@ -67,7 +67,8 @@ impl PyEmbeddingCache {
         states: Vec<PyBackedStr>,
         out: Option<Bound<'py, PyArray2<f32>>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        self.fill(py, states.len(), out, |rows| self.cache.gather(&states, rows))
+        let shape = [states.len(), self.cache.dim()];
+        fill(py, shape, out, |rows| self.cache.gather(&states, rows))
     }
 
     fn positions<'py>(
@@ -75,9 +76,8 @@ impl PyEmbeddingCache {
         py: Python<'py>,
         states: Vec<PyBackedStr>,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        let positions = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
-        let positions = positions.into_iter().map(usize::cast_signed).map(|place| place as i64);
-        Ok(PyArray1::from_iter(py, positions))
+        let rows = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
+        Ok(positions(py, rows))
     }
 
     #[pyo3(signature = (rows, out = None))]
@@ -87,11 +87,9 @@ impl PyEmbeddingCache {
         rows: PyReadonlyArray1<'py, i64>,
         out: Option<Bound<'py, PyArray2<f32>>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let index = |row: &i64| {
-            usize::try_from(*row).map_err(|_| argument_error(format!("row {row}: is negative")))
-        };
-        let rows: Vec<usize> = rows.as_array().iter().map(index).collect::<PyResult<_>>()?;
-        self.fill(py, rows.len(), out, |out| self.cache.gather_rows(&rows, out))
+        let rows = numbers(&rows)?;
+        let shape = [rows.len(), self.cache.dim()];
+        fill(py, shape, out, |out| self.cache.gather_rows(&rows, out))
     }
 
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -139,29 +137,39 @@ impl PyEmbeddingCache {
     }
 }
 
-impl PyEmbeddingCache {
-    /// Writes `count` rows into the caller's array, or one of their own.
-    fn fill<'py>(
-        &self,
-        py: Python<'py>,
-        count: usize,
-        out: Option<Bound<'py, PyArray2<f32>>>,
-        write: impl FnOnce(&mut [f32]) -> CacheResult<()> + Send,
-    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let shape = [count, self.cache.dim()];
-        let out = out.unwrap_or_else(|| PyArray2::zeros(py, shape, false));
-        if out.shape() != shape {
-            let found = out.shape();
-            return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
-        }
-        {
-            let mut rows = out.try_readwrite().map_err(|_| {
-                argument_error("out cannot be written: read-only, or in use by another call")
-            })?;
-            let rows =
-                rows.as_slice_mut().map_err(|_| argument_error("out must be C-contiguous"))?;
-            py.detach(|| write(rows)).map_err(cache_error)?;
-        }
-        Ok(out)
+/// Writes `count` rows into the caller's array, or one of their own.
+pub(crate) fn fill<'py>(
+    py: Python<'py>,
+    [count, dim]: [usize; 2],
+    out: Option<Bound<'py, PyArray2<f32>>>,
+    write: impl FnOnce(&mut [f32]) -> CacheResult<()> + Send,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let shape = [count, dim];
+    let out = out.unwrap_or_else(|| PyArray2::zeros(py, shape, false));
+    if out.shape() != shape {
+        let found = out.shape();
+        return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
     }
+    {
+        let mut rows = out.try_readwrite().map_err(|_| {
+            argument_error("out cannot be written: read-only, or in use by another call")
+        })?;
+        let rows = rows.as_slice_mut().map_err(|_| argument_error("out must be C-contiguous"))?;
+        py.detach(|| write(rows)).map_err(cache_error)?;
+    }
+    Ok(out)
+}
+
+/// Row numbers as Python has them.
+pub(crate) fn numbers(rows: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<usize>> {
+    let index = |row: &i64| {
+        usize::try_from(*row).map_err(|_| argument_error(format!("row {row}: is negative")))
+    };
+    rows.as_array().iter().map(index).collect()
+}
+
+/// Row numbers for Python.
+#[expect(clippy::cast_possible_wrap, reason = "row numbers fit: rows have more than one byte")]
+pub(crate) fn positions(py: Python<'_>, rows: Vec<usize>) -> Bound<'_, PyArray1<i64>> {
+    PyArray1::from_iter(py, rows.into_iter().map(|row| row as i64))
 }

@@ -11,6 +11,7 @@ mod checks;
 mod errors;
 mod identity;
 mod json;
+mod mapped_cache;
 mod packing;
 mod schema;
 mod views;
@@ -30,6 +31,8 @@ mod _core {
     use super::checks::{PyBadRow, audit, check_rows, compact, describe};
     #[pymodule_export]
     use super::identity::PyIdentity;
+    #[pymodule_export]
+    use super::mapped_cache::{PyMappedCache, prefers_mapped};
     #[pymodule_export]
     use super::packing::{PyTrie, count_nodes, plan_padded, plan_windows};
     #[pymodule_export]

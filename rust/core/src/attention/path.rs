@@ -105,7 +105,10 @@ impl Lane<'_> {
     /// Writes the outputs of a stretch's nodes, `[n, E]`.
     pub(super) fn attend(&self, stretch: &Stretch, mut output: ArrayViewMut2<'_, f32>) {
         // Keys stand in columns, the order in which the products read them.
-        let mut keys = Array2::zeros((self.key.ncols(), stretch.longest));
+        // Rows an odd number of cache lines apart: at a power of two all would share a few places of
+        // the cache.
+        let stride = stretch.longest.next_multiple_of(LANES) | LANES;
+        let mut keys = Array2::zeros((self.key.ncols(), stride));
         let mut values = Array2::zeros((stretch.longest, self.value.ncols()));
         for (depth, node) in stretch.path.iter().enumerate() {
             keys.column_mut(depth).assign(&self.key.row(*node));

@@ -9,13 +9,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use parquet::basic::{Encoding, Type};
+use bytes::{Buf, Bytes};
+use parquet::basic::{Compression, Encoding, Type};
 use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
+
+use super::page_header::PageHeader;
 
 /// The leaf column of the embeddings: column 0 is a single leaf, and lists have one.
 const LEAF: usize = 1;
@@ -52,13 +54,76 @@ pub(super) fn read_group<R: ChunkReader + 'static>(
         {
             return Ok(false);
         }
-        let slots = &mut target[filled..filled + count];
-        for (slot, value) in slots.iter_mut().zip(page.values.as_chunks::<4>().0) {
-            *slot = f32::from_le_bytes(*value);
-        }
+        copy_values(&page.values, &mut target[filled..filled + count]);
         filled += count;
     }
     Ok(filled == target.len())
+}
+
+/// A page of whole rows in a mapped file: its levels are checked, its values and checksum are not.
+pub(super) struct PlainPage {
+    /// Number of values.
+    pub(super) count: usize,
+    /// Four bytes each, little endian.
+    pub(super) values: Bytes,
+    /// All bytes that the checksum is made of.
+    pub(super) whole: Bytes,
+    pub(super) checksum: Option<u32>,
+}
+
+/// The pages of a row group's embeddings in a mapped file; `None` if they are not of the simple kind
+/// or hold other than whole rows.
+pub(super) fn map_group(
+    file: &Bytes,
+    group: &RowGroupMetaData,
+    dim: usize,
+) -> Option<Vec<PlainPage>> {
+    let column = group.columns().get(LEAF)?;
+    let descriptor = column.column_descr();
+    let max_definition = u8::try_from(descriptor.max_def_level()).ok()?;
+    let simple = column.column_type() == Type::FLOAT
+        && column.compression() == Compression::UNCOMPRESSED
+        && column.dictionary_page_offset().is_none()
+        && descriptor.max_rep_level() == 1
+        && dim > 0;
+    if !simple {
+        return None;
+    }
+    let start = usize::try_from(column.data_page_offset()).ok()?;
+    let size = usize::try_from(column.compressed_size()).ok()?;
+    let end = start.checked_add(size).filter(|end| *end <= file.len())?;
+    let mut rest = file.slice(start..end);
+    let mut pages = Vec::new();
+    while !rest.is_empty() {
+        let header = PageHeader::read(&rest)?;
+        rest.advance(header.length);
+        let whole = take(&mut rest, header.size)?;
+        let [values, definition, repetition] = header.encodings;
+        let plain = [Encoding::PLAIN as i32, Encoding::RLE as i32, Encoding::RLE as i32];
+        if [values, definition, repetition] != plain {
+            return None;
+        }
+        let mut bytes = whole.clone();
+        let repetition = take_with_length(&mut bytes)?;
+        let definition = take_with_length(&mut bytes)?;
+        let count = header.values as usize;
+        if !count.is_multiple_of(dim)
+            || bytes.len() != count.checked_mul(size_of::<f32>())?
+            || !all_equal(&definition, max_definition, count)
+            || !rows_begin_every(dim, 0, &repetition, count)
+        {
+            return None;
+        }
+        pages.push(PlainPage { count, values: bytes, whole, checksum: header.checksum });
+    }
+    Some(pages)
+}
+
+/// Floats from their bytes, little endian.
+pub(super) fn copy_values(bytes: &[u8], values: &mut [f32]) {
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *value = f32::from_le_bytes(*bytes);
+    }
 }
 
 /// A data page in PLAIN encoding, taken apart.

@@ -16,9 +16,9 @@ use super::row_file::RowFile;
 use super::state_index::StateIndex;
 
 /// Bad rows that a refusal shows in full.
-const EXAMPLES: usize = 3;
+pub(super) const EXAMPLES: usize = 3;
 /// Rows that one thread gathers at least; fewer are not worth another thread.
-const AT_ONCE: usize = 128;
+pub(super) const AT_ONCE: usize = 128;
 
 /// Whether opening a cache checks its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,7 +107,7 @@ impl EmbeddingCache {
     /// [`CacheError::Unknown`], naming states that the cache does not have; then nothing is written.
     /// [`CacheError::Argument`] if `rows` has another length.
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
-        self.require_room(states.len(), rows)?;
+        require_room(states.len(), self.dim, rows)?;
         self.gather_rows(&self.positions(states)?, rows)
     }
 
@@ -116,21 +116,7 @@ impl EmbeddingCache {
     /// # Errors
     /// [`CacheError::Unknown`], naming states that the cache does not have.
     pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
-        let found: Vec<Option<usize>> =
-            states.par_iter().with_min_len(AT_ONCE).map(|s| self.position(s.as_ref())).collect();
-        let missing: Vec<&str> = (states.iter().zip(&found))
-            .filter(|(_, place)| place.is_none())
-            .map(|(state, _)| state.as_ref())
-            .collect();
-        if missing.is_empty() {
-            return Ok(found.into_iter().flatten().collect());
-        }
-        let preview = |state: &&str| format!("{:?}", state.chars().take(60).collect::<String>());
-        Err(CacheError::Unknown {
-            path: self.path.clone(),
-            count: missing.len(),
-            examples: missing.iter().take(EXAMPLES).map(preview).collect(),
-        })
+        self.index.positions(states, &self.path)
     }
 
     /// Copies the rows with these numbers, in this order, into memory of the caller
@@ -140,11 +126,8 @@ impl EmbeddingCache {
     /// [`CacheError::Argument`] if there is no such row, or `rows` has another length; then nothing
     /// is written.
     pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
-        self.require_room(numbers.len(), rows)?;
-        if let Some(number) = numbers.iter().find(|number| **number >= self.len()) {
-            let message = format!("row {number}: the cache has {} rows", self.len());
-            return Err(CacheError::Argument(message));
-        }
+        require_room(numbers.len(), self.dim, rows)?;
+        self.index.require_rows(numbers)?;
         if self.dim > 0 {
             rows.par_chunks_mut(self.dim)
                 .with_min_len(AT_ONCE)
@@ -152,15 +135,6 @@ impl EmbeddingCache {
                 .for_each(|(row, number)| row.copy_from_slice(self.row(*number)));
         }
         Ok(())
-    }
-
-    fn require_room(&self, count: usize, rows: &[f32]) -> CacheResult<()> {
-        if count.checked_mul(self.dim) == Some(rows.len()) {
-            return Ok(());
-        }
-        let (found, dim) = (rows.len(), self.dim);
-        let message = format!("rows hold {found} values, expected {count} rows of {dim}");
-        Err(CacheError::Argument(message))
     }
 
     /// The row number of a state.
@@ -269,6 +243,16 @@ impl EmbeddingCache {
             examples,
         })
     }
+}
+
+/// Refuses memory of another size than so many rows.
+pub(super) fn require_room(count: usize, dim: usize, rows: &[f32]) -> CacheResult<()> {
+    if count.checked_mul(dim) == Some(rows.len()) {
+        return Ok(());
+    }
+    let found = rows.len();
+    let message = format!("rows hold {found} values, expected {count} rows of {dim}");
+    Err(CacheError::Argument(message))
 }
 
 /// A state's first line, cut short, for messages.

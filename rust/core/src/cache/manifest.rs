@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, CacheResult};
 use super::identity::Identity;
+use super::parts::{OpenFile, parquet_files, require_same};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
-use super::work_folder::write_atomically;
+use super::work_folder::{remove, write_atomically};
 
 /// The file's name.
 pub const MANIFEST: &str = "manifest.json";
@@ -92,11 +93,11 @@ impl Manifest {
     }
 
     /// Opens the parts, each of the size and kind that the manifest says.
-    pub(super) fn open(&self, folder: &Path) -> CacheResult<Vec<RowFile>> {
-        self.parts.iter().map(|part| self.open_part(folder, part)).collect()
+    pub(super) fn open(&self, folder: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
+        self.parts.iter().map(|part| self.open_part(folder, part, open)).collect()
     }
 
-    fn open_part(&self, folder: &Path, part: &Part) -> CacheResult<RowFile> {
+    fn open_part(&self, folder: &Path, part: &Part, open: OpenFile) -> CacheResult<RowFile> {
         let path = folder.join(&part.file);
         let disagrees = |what: &str, found: u64, expected: u64| {
             let detail = format!("has {found} {what}, {MANIFEST} says {expected}");
@@ -106,7 +107,7 @@ impl Manifest {
         if bytes != part.bytes {
             return Err(disagrees("bytes", bytes, part.bytes));
         }
-        let file = RowFile::open(&path)?;
+        let file = open(&path)?;
         let rows = file.num_rows() as u64;
         if rows != part.rows {
             return Err(disagrees("rows", rows, part.rows));
@@ -115,7 +116,7 @@ impl Manifest {
             return Err(disagrees("values a row", file.dim() as u64, self.dim as u64));
         }
         let here = file.footer().map(|footer| &footer.identity);
-        super::parts::require_same(&path, here, Some(&self.identity), MANIFEST)?;
+        require_same(&path, here, Some(&self.identity), MANIFEST)?;
         Ok(file)
     }
 
@@ -141,11 +142,11 @@ impl Manifest {
 
     /// Removes files that an interrupted writer left: named like parts, but none of them.
     pub(super) fn remove_strangers(&self, folder: &Path) -> CacheResult<()> {
-        for path in super::parts::parquet_files(folder)? {
+        for path in parquet_files(folder)? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let known = self.parts.iter().any(|part| part.file == name);
             if name.starts_with("part-") && !known {
-                super::work_folder::remove(&path)?;
+                remove(&path)?;
             }
         }
         Ok(())

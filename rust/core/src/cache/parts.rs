@@ -14,13 +14,25 @@ const ATTEMPTS: usize = 5;
 /// Opens the files of a cache: the file itself, the parts that a folder's manifest names, or the
 /// Parquet files of a folder by name.
 pub(super) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
+    open_files_by(path, |path| RowFile::open(path))
+}
+
+/// The same, each file as memory.
+pub(super) fn open_mapped_files(path: &Path) -> CacheResult<Vec<RowFile>> {
+    open_files_by(path, RowFile::open_mapped)
+}
+
+/// A way to open one file.
+pub(super) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
+
+fn open_files_by(path: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
     let metadata = path.metadata().map_err(|error| CacheError::io(path, "open", error))?;
     if !metadata.is_dir() {
-        return Ok(vec![RowFile::open(path)?]);
+        return Ok(vec![open(path)?]);
     }
     for attempt in 1.. {
         let Some(manifest) = Manifest::read(path)? else { break };
-        match manifest.open(path) {
+        match manifest.open(path, open) {
             // A writer may have replaced manifest and parts between our two looks.
             Err(CacheError::NotFound { .. })
                 if attempt < ATTEMPTS && Manifest::read(path)?.as_ref() != Some(&manifest) => {}
@@ -32,7 +44,7 @@ pub(super) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
         let detail = "the folder holds no *.parquet file".to_owned();
         return Err(CacheError::NotFound { path: path.to_owned(), detail });
     }
-    files.iter().map(RowFile::open).collect()
+    files.iter().map(|file| open(file)).collect()
 }
 
 /// The Parquet files of a folder by name.

@@ -22,10 +22,11 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::direct_pages;
+use super::direct_pages::{self, PlainPage};
 use super::error::{CacheError, CacheResult};
 use super::file_writer::CREATED_BY;
 use super::footer::{self, Footer};
+use super::mapping;
 use super::schema::METADATA_KEY;
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
@@ -69,6 +70,11 @@ impl RowFile {
     /// [`CacheError::Format`] as for [`RowFile::open`].
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes) -> CacheResult<Self> {
         Self::load(name.as_ref(), Some(bytes))
+    }
+
+    /// Opens a file on disk as memory.
+    pub(super) fn open_mapped(path: &Path) -> CacheResult<Self> {
+        Self::load(path, Some(mapping::map(path, &open_file(path)?)?))
     }
 
     fn load(path: &Path, bytes: Option<Bytes>) -> CacheResult<Self> {
@@ -193,6 +199,26 @@ impl RowFile {
             }
             copied => copied.map_err(|error| in_group(group, error)),
         }
+    }
+
+    /// Whether our writer wrote the file.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// The pages of a row group's embeddings, if the file is mapped and holds them as they are in
+    /// memory.
+    pub(super) fn plain_pages(&self, group: usize) -> CacheResult<Vec<PlainPage>> {
+        let metadata = self.metadata.metadata().row_group(group);
+        let pages = self
+            .bytes
+            .as_ref()
+            .and_then(|bytes| direct_pages::map_group(bytes, metadata, self.dim));
+        let wrong = if self.ours { "damaged" } else { "cannot be mapped; open it in memory" };
+        pages.ok_or_else(|| {
+            let detail = format!("{wrong}: its pages do not hold whole rows as they are in memory");
+            in_group(group, CacheError::format(&self.path, detail))
+        })
     }
 
     /// The states of one row group.

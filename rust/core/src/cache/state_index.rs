@@ -1,8 +1,13 @@
 //! Texts to row numbers: every text stored once, end to end, and a hash table of row numbers.
 
 use std::hash::BuildHasher;
+use std::path::Path;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
+use rayon::prelude::*;
+
+use super::embedding_cache::{AT_ONCE, EXAMPLES};
+use super::error::{CacheError, CacheResult};
 
 /// The states of a cache in file order, and where each stands.
 #[derive(Debug, Default)]
@@ -35,6 +40,43 @@ impl StateIndex {
     pub(super) fn get(&self, state: &str) -> Option<usize> {
         let hash = self.hasher.hash_one(state);
         self.rows.find(hash, |&row| self.text(row) == state).copied()
+    }
+
+    /// The rows of several states.
+    ///
+    /// # Errors
+    /// [`CacheError::Unknown`], naming some that the cache at `path` does not have.
+    pub(super) fn positions<S: AsRef<str> + Sync>(
+        &self,
+        states: &[S],
+        path: &Path,
+    ) -> CacheResult<Vec<usize>> {
+        let found: Vec<Option<usize>> =
+            states.par_iter().with_min_len(AT_ONCE).map(|s| self.get(s.as_ref())).collect();
+        let missing: Vec<&str> = (states.iter().zip(&found))
+            .filter(|(_, place)| place.is_none())
+            .map(|(state, _)| state.as_ref())
+            .collect();
+        if missing.is_empty() {
+            return Ok(found.into_iter().flatten().collect());
+        }
+        let preview = |state: &&str| format!("{:?}", state.chars().take(60).collect::<String>());
+        Err(CacheError::Unknown {
+            path: path.to_owned(),
+            count: missing.len(),
+            examples: missing.iter().take(EXAMPLES).map(preview).collect(),
+        })
+    }
+
+    /// Refuses numbers of rows that there are not.
+    pub(super) fn require_rows(&self, numbers: &[usize]) -> CacheResult<()> {
+        match numbers.iter().find(|number| **number >= self.len()) {
+            Some(number) => {
+                let message = format!("row {number}: the cache has {} rows", self.len());
+                Err(CacheError::Argument(message))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(super) fn text(&self, row: usize) -> &str {

@@ -1,0 +1,292 @@
+//! A cache that stays in its files: rows are copied out of the system's page cache when asked for.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::direct_pages::{self, PlainPage};
+use super::embedding_cache::{AT_ONCE, EXAMPLES, preview, require_room};
+use super::error::{CacheError, CacheResult};
+use super::footer::{SameTokens, StateKey};
+use super::identity::Identity;
+use super::parts::{common_kind, open_mapped_files, require_same, same_tokens};
+use super::row_check::RowChecker;
+use super::row_file::RowFile;
+use super::state_index::StateIndex;
+
+/// A cache whose rows are read by address from mapped files.
+///
+/// Many processes share one copy of the rows, and opening reads the states alone. A page is checked
+/// when a row of it is first asked for: its checksum, and the row checks among the page's own rows.
+/// What only shows among all rows, equal rows far apart and norms, is left to
+/// [`EmbeddingCache`](super::EmbeddingCache) and the audit.
+pub struct MappedCache {
+    path: PathBuf,
+    dim: usize,
+    index: StateIndex,
+    pages: Vec<Page>,
+    identity: Option<Identity>,
+    provenance: Vec<Value>,
+    same_tokens: SameTokens,
+}
+
+/// Some rows as they stand in a file.
+struct Page {
+    file: PathBuf,
+    group: usize,
+    /// Number of the first row in the cache.
+    first: usize,
+    bytes: PlainPage,
+    checked: AtomicBool,
+}
+
+impl fmt::Debug for MappedCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, rows, dim) = (self.path.display(), self.len(), self.dim);
+        write!(f, "MappedCache({path}, {rows} rows of {dim})")
+    }
+}
+
+impl MappedCache {
+    /// Opens a cache file, or a folder of them.
+    ///
+    /// # Errors
+    /// Any [`CacheError`] that says why the path is not a cache, and [`CacheError::Format`] where its
+    /// pages do not hold rows as they are in memory, as those of our writer do; such a cache can be
+    /// opened in memory.
+    pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
+        let path = path.as_ref();
+        Self::from_files(path, &open_mapped_files(path)?)
+    }
+
+    pub(super) fn from_files(path: &Path, files: &[RowFile]) -> CacheResult<Self> {
+        let (dim, identity) = common_kind(files)?;
+        let groups: Vec<(&RowFile, usize)> = files
+            .iter()
+            .flat_map(|file| (0..file.group_rows().len()).map(move |group| (file, group)))
+            .collect();
+        let texts = groups.par_iter().map(|(file, group)| file.group_states(*group));
+        let texts = texts.collect::<CacheResult<Vec<_>>>()?;
+        let mut index = StateIndex::with_capacity(texts.iter().map(Vec::len).sum());
+        let mut pages = Vec::new();
+        for ((file, group), texts) in groups.into_iter().zip(texts) {
+            let mut first = index.len();
+            for bytes in file.plain_pages(group)? {
+                let rows = bytes.count / dim.max(1);
+                let (file, checked) = (file.path().to_owned(), AtomicBool::new(false));
+                pages.push(Page { file, group, first, bytes, checked });
+                first += rows;
+            }
+            for text in &texts {
+                index.push(text);
+            }
+            if first != index.len() {
+                let detail = format!("row group {group}: has {first} rows, not {}", index.len());
+                return Err(CacheError::format(file.path(), detail));
+            }
+        }
+        let provenance =
+            files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+        let (path, same_tokens) = (path.to_owned(), same_tokens(files)?);
+        Ok(Self { path, dim, index, pages, identity, provenance, same_tokens })
+    }
+
+    /// Copies the row of a state into memory of the caller (`dim` values); returns whether there is
+    /// one.
+    ///
+    /// # Errors
+    /// As for [`MappedCache::gather_rows`].
+    pub fn read(&self, state: &str, row: &mut [f32]) -> CacheResult<bool> {
+        match self.position(state) {
+            Some(number) => self.gather_rows(&[number], row).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Copies the rows of several states, in their order, into memory of the caller
+    /// (`states.len() x dim`, row-major).
+    ///
+    /// # Errors
+    /// [`CacheError::Unknown`], naming states that the cache does not have; and as for
+    /// [`MappedCache::gather_rows`].
+    pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
+        require_room(states.len(), self.dim, rows)?;
+        self.gather_rows(&self.positions(states)?, rows)
+    }
+
+    /// Copies the rows with these numbers, in this order, into memory of the caller
+    /// (`numbers.len() x dim`, row-major).
+    ///
+    /// # Errors
+    /// [`CacheError::Argument`] if there is no such row, or `rows` has another length;
+    /// [`CacheError::Format`] and [`CacheError::BadRows`] where a page fails its checks. What was
+    /// written then is of no use.
+    pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
+        require_room(numbers.len(), self.dim, rows)?;
+        self.index.require_rows(numbers)?;
+        if self.dim == 0 {
+            return Ok(());
+        }
+        rows.par_chunks_mut(self.dim)
+            .with_min_len(AT_ONCE)
+            .zip(numbers)
+            .try_for_each(|(row, number)| self.copy(*number, row))
+    }
+
+    /// The row numbers of several states, in their order.
+    ///
+    /// # Errors
+    /// [`CacheError::Unknown`], naming states that the cache does not have.
+    pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
+        self.index.positions(states, &self.path)
+    }
+
+    /// The row number of a state.
+    #[must_use]
+    pub fn position(&self, state: &str) -> Option<usize> {
+        self.index.get(state)
+    }
+
+    /// The state of the row with this number.
+    ///
+    /// # Panics
+    /// If `row >= len`, like indexing a slice.
+    #[must_use]
+    pub fn state(&self, row: usize) -> &str {
+        self.index.text(row)
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether the cache has no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Length of every row.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The encoder that made the rows; `None` (unknown) where other software wrote the file.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The provenance of each file that has one.
+    #[must_use]
+    pub fn provenance(&self) -> &[Value] {
+        &self.provenance
+    }
+
+    /// The file or folder that was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Refuses to go on unless this cache was made by an encoder of the given identity.
+    ///
+    /// # Errors
+    /// [`CacheError::IdentityMismatch`], naming the fields that differ; an unknown identity differs.
+    pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
+        require_same(&self.path, self.identity(), Some(other), name)
+    }
+
+    fn copy(&self, number: usize, row: &mut [f32]) -> CacheResult<()> {
+        let page = &self.pages[self.pages.partition_point(|page| page.first <= number) - 1];
+        // Two threads may check a page both; they find the same.
+        if !page.checked.load(Ordering::Acquire) {
+            self.check(page)?;
+            page.checked.store(true, Ordering::Release);
+        }
+        let start = (number - page.first) * self.dim * size_of::<f32>();
+        let bytes = &page.bytes.values[start..start + size_of_val(row)];
+        direct_pages::copy_values(bytes, row);
+        Ok(())
+    }
+
+    /// The checksum of a page, and the row checks among its rows.
+    fn check(&self, page: &Page) -> CacheResult<()> {
+        if !page.bytes.is_whole() {
+            let detail = format!("row group {}: damaged: page checksum mismatch (CRC)", page.group);
+            return Err(CacheError::format(&page.file, detail));
+        }
+        let mut values = vec![0.0; page.bytes.count];
+        direct_pages::copy_values(&page.bytes.values, &mut values);
+        let rows = page.first..page.first + page.bytes.count / self.dim;
+        let keys: Vec<StateKey> = rows.clone().map(|row| StateKey::of(self.state(row))).collect();
+        let mut checker = RowChecker::with_same_tokens(self.dim, self.same_tokens.clone());
+        let verdicts = checker.check(&keys, &values).into_iter().zip(rows);
+        let bad: Vec<_> =
+            verdicts.filter_map(|(verdict, row)| Some((row, verdict.err()?))).collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let examples = bad.iter().take(EXAMPLES);
+        let examples = examples
+            .map(|(row, reason)| format!("row {row} ({}): {reason}", preview(self.state(*row))));
+        Err(CacheError::BadRows {
+            path: self.path.clone(),
+            count: bad.len(),
+            rows: page.bytes.count / self.dim,
+            examples: examples.collect(),
+        })
+    }
+}
+
+/// Where a cache's rows are to be while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OpenMode {
+    /// In memory if they take at most half of what is free, or if that cannot be told; else mapped.
+    #[default]
+    Auto,
+    /// In one buffer of this process: rows are lent as `&[f32]`.
+    InMemory,
+    /// In the files, shared with other processes: rows are copied out.
+    Mapped,
+}
+
+impl OpenMode {
+    /// What `Auto` means for a cache, from its metadata and the memory that is free now.
+    ///
+    /// # Errors
+    /// Any [`CacheError`] that says why the path is not a cache.
+    pub fn resolve(self, path: impl AsRef<Path>) -> CacheResult<Self> {
+        if self != Self::Auto {
+            return Ok(self);
+        }
+        let files = super::parts::open_files(path.as_ref())?;
+        let sizes = files.iter().map(|file| file.num_rows().saturating_mul(file.dim()));
+        let bytes = sizes.fold(0_usize, usize::saturating_add).saturating_mul(size_of::<f32>());
+        let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 2);
+        // Pages that other software wrote may not be readable by address.
+        let mappable = || files.iter().all(RowFile::is_ours);
+        Ok(if fits || !mappable() { Self::InMemory } else { Self::Mapped })
+    }
+}
+
+/// Bytes that this process may still use, where the system tells.
+fn free_memory() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let free = system.available_memory();
+    Some(system.cgroup_limits().map_or(free, |limits| limits.free_memory.min(free)))
+}
+
+impl PlainPage {
+    /// Whether the bytes are those that the checksum was made of; pages without one are taken.
+    fn is_whole(&self) -> bool {
+        self.checksum.is_none_or(|checksum| crc32fast::hash(&self.whole) == checksum)
+    }
+}

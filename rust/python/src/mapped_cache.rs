@@ -1,0 +1,126 @@
+//! `MappedCache`.
+
+use std::path::PathBuf;
+
+use ebm_encode::cache::{MappedCache, OpenMode};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyList;
+
+use crate::cache::{fill, numbers, positions};
+use crate::errors::cache_error;
+use crate::identity::PyIdentity;
+use crate::json;
+
+/// Whether `auto` would map the cache rather than hold it in memory.
+#[pyfunction]
+pub(crate) fn prefers_mapped(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
+    let mode = py.detach(|| OpenMode::Auto.resolve(path)).map_err(cache_error)?;
+    Ok(mode == OpenMode::Mapped)
+}
+
+#[pyclass(frozen, name = "MappedCache", module = "ebm_encode._core")]
+pub(crate) struct PyMappedCache {
+    cache: MappedCache,
+}
+
+#[pymethods]
+impl PyMappedCache {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        Ok(Self { cache: py.detach(|| MappedCache::open(path)).map_err(cache_error)? })
+    }
+
+    fn __len__(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn __contains__(&self, state: &str) -> bool {
+        self.cache.position(state).is_some()
+    }
+
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        state: &str,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        self.get(py, state)?.ok_or_else(|| PyKeyError::new_err(state.to_owned()))
+    }
+
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        state: &str,
+    ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
+        let Some(row) = self.cache.position(state) else { return Ok(None) };
+        let shape = [1, self.cache.dim()];
+        let rows = fill(py, shape, None, |out| self.cache.gather_rows(&[row], out))?;
+        rows.reshape([self.cache.dim()]).map(Some)
+    }
+
+    fn positions<'py>(
+        &self,
+        py: Python<'py>,
+        states: Vec<PyBackedStr>,
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let rows = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
+        Ok(positions(py, rows))
+    }
+
+    #[pyo3(signature = (states, out = None))]
+    fn gather<'py>(
+        &self,
+        py: Python<'py>,
+        states: Vec<PyBackedStr>,
+        out: Option<Bound<'py, PyArray2<f32>>>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let shape = [states.len(), self.cache.dim()];
+        fill(py, shape, out, |rows| self.cache.gather(&states, rows))
+    }
+
+    #[pyo3(signature = (rows, out = None))]
+    fn gather_rows<'py>(
+        &self,
+        py: Python<'py>,
+        rows: PyReadonlyArray1<'py, i64>,
+        out: Option<Bound<'py, PyArray2<f32>>>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let rows = numbers(&rows)?;
+        let shape = [rows.len(), self.cache.dim()];
+        fill(py, shape, out, |out| self.cache.gather_rows(&rows, out))
+    }
+
+    fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, (0..self.cache.len()).map(|row| self.cache.state(row)))
+    }
+
+    fn require_identity(&self, identity: &PyIdentity, name: &str) -> PyResult<()> {
+        self.cache.require_identity(&identity.identity, name).map_err(cache_error)
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.cache.dim()
+    }
+
+    #[getter]
+    fn identity(&self) -> Option<PyIdentity> {
+        self.cache.identity().cloned().map(PyIdentity::from)
+    }
+
+    #[getter]
+    fn provenance<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.cache.provenance().iter().map(|value| json::to_python(py, value)).collect()
+    }
+
+    #[getter]
+    fn path(&self) -> PathBuf {
+        self.cache.path().to_owned()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("{:?}", self.cache)
+    }
+}
