@@ -58,6 +58,7 @@ def test_every_page_has_a_checksum_that_others_check_too(tmp_path, write_cache, 
     for group in range(metadata.num_row_groups):
         for column in range(2):
             chunk = metadata.row_group(group).column(column)
+            assert chunk.has_offset_index
             damaged = bytearray(good)
             damaged[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
             path.write_bytes(damaged)

@@ -42,7 +42,8 @@ fn a_finished_cache_holds_every_row_and_says_who_made_it() {
     assert_eq!(cache.provenance(), [provenance()]);
     assert_eq!(cache.iter().map(|(state, _)| state.to_owned()).collect::<Vec<_>>(), states);
     assert!(cache.get("no such state").is_none());
-    assert_eq!(describe(&output).unwrap()[0].row_groups, 5, "row groups of 1,024");
+    let groups = describe(&output).unwrap()[0].row_groups;
+    assert!((5..=9).contains(&groups), "row groups of 512 to 1,024 rows, not {groups}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no work folder is left");
 }
 

@@ -17,6 +17,7 @@ use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 use super::checked_pages::Chunk;
 use super::error::{CacheError, CacheResult};
 use super::footer::Footer;
+use super::row_file::RowFile;
 use super::schema::{EMBEDDING_COLUMN, ROW_GROUP_ROWS, cache_schema};
 
 /// Rows given to the encoder of levels and values at a time.
@@ -78,6 +79,29 @@ impl FileWriter {
         }
         self.rows += rows as u64;
         Ok(())
+    }
+
+    /// Appends a row group of another file of this writer, bytes for bytes; returns whether it could.
+    ///
+    /// Small groups are not taken: their rows are better put together with others. A group under way
+    /// here is ended, unless it is small itself.
+    pub(super) fn copy_group(&mut self, source: &RowFile, group: usize) -> CacheResult<bool> {
+        const SMALL: usize = ROW_GROUP_ROWS / 2;
+        let rows = source.group_rows()[group];
+        let here = self.group.as_ref().map_or(0, |group| group.rows);
+        let Some(columns) = source.encoded_columns(group) else { return Ok(false) };
+        if !(SMALL..=ROW_GROUP_ROWS).contains(&rows) || (1..SMALL).contains(&here) {
+            return Ok(false);
+        }
+        self.end_group()?;
+        let wrong = |error| write_error(&self.path, error);
+        let mut row_group = self.writer.next_row_group().map_err(wrong)?;
+        for column in columns {
+            row_group.append_column(source.input(), column).map_err(wrong)?;
+        }
+        row_group.close().map_err(wrong)?;
+        self.rows += rows as u64;
+        Ok(true)
     }
 
     /// Rows appended so far.

@@ -11,6 +11,7 @@ mod error;
 mod file_writer;
 mod footer;
 mod identity;
+mod input;
 mod lock;
 mod manifest;
 mod mapped_cache;

@@ -9,12 +9,17 @@ use super::manifest::Manifest;
 use super::row_file::RowFile;
 
 /// Times that a folder is read anew because a writer put other parts in the place of its own.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 100;
 
 /// Opens the files of a cache: the file itself, the parts that a folder's manifest names, or the
 /// Parquet files of a folder by name.
 pub(super) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
     open_files_by(path, |path| RowFile::open(path))
+}
+
+/// The same, the row groups of which may be copied as they are.
+pub(super) fn open_source_files(path: &Path) -> CacheResult<Vec<RowFile>> {
+    open_files_by(path, RowFile::open_source)
 }
 
 /// The same, each file as memory.

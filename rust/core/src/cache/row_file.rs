@@ -4,7 +4,6 @@
 //! schema that writers embed in the footer is set aside on purpose: what it calls `large_list`,
 //! `fixed_size_list`, `large_utf8`, string views or dictionaries is the same Parquet underneath.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -19,13 +18,16 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
+use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::PageIndexPolicy;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::direct_pages::{self, PlainPage};
 use super::error::{CacheError, CacheResult};
 use super::file_writer::CREATED_BY;
 use super::footer::{self, Footer};
+use super::input::Input;
 use super::mapping;
 use super::schema::METADATA_KEY;
 
@@ -38,7 +40,7 @@ const BOTH: [usize; 2] = [0, 1];
 #[derive(Debug)]
 pub struct RowFile {
     path: PathBuf,
-    bytes: Option<Bytes>,
+    input: Input,
     metadata: ArrowReaderMetadata,
     footer: Option<Footer>,
     /// Whether our writer wrote it, so that it has our writer's layout.
@@ -61,7 +63,13 @@ impl RowFile {
     /// [`CacheError::NotFound`], [`CacheError::Io`], or [`CacheError::Format`] for a file that is
     /// not Parquet, is damaged, or has other columns.
     pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
-        Self::load(path.as_ref(), None)
+        let path = path.as_ref();
+        Self::load(path, Input::open(path)?, PageIndexPolicy::Skip)
+    }
+
+    /// Opens a file whose row groups may be copied as they are.
+    pub(super) fn open_source(path: &Path) -> CacheResult<Self> {
+        Self::load(path, Input::open(path)?, PageIndexPolicy::Optional)
     }
 
     /// Opens a file held in memory; `name` stands for its path in errors.
@@ -69,22 +77,24 @@ impl RowFile {
     /// # Errors
     /// [`CacheError::Format`] as for [`RowFile::open`].
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes) -> CacheResult<Self> {
-        Self::load(name.as_ref(), Some(bytes))
+        Self::load(name.as_ref(), Input::Bytes(bytes), PageIndexPolicy::Skip)
     }
 
     /// Opens a file on disk as memory.
     pub(super) fn open_mapped(path: &Path) -> CacheResult<Self> {
-        Self::load(path, Some(mapping::map(path, &open_file(path)?)?))
+        let input = match Input::open(path)? {
+            Input::File(file, _) => Input::Bytes(mapping::map(path, &file)?),
+            bytes @ Input::Bytes(_) => bytes,
+        };
+        Self::load(path, input, PageIndexPolicy::Skip)
     }
 
-    fn load(path: &Path, bytes: Option<Bytes>) -> CacheResult<Self> {
-        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = guard(path, || match &bytes {
-            Some(bytes) => {
-                ArrowReaderMetadata::load(bytes, options).map_err(|e| not_parquet(path, &e))
-            }
-            None => ArrowReaderMetadata::load(&open_file(path)?, options)
-                .map_err(|e| not_parquet(path, &e)),
+    fn load(path: &Path, input: Input, pages: PageIndexPolicy) -> CacheResult<Self> {
+        let options = ArrowReaderOptions::new()
+            .with_skip_arrow_metadata(true)
+            .with_offset_index_policy(pages);
+        let metadata = guard(path, || {
+            ArrowReaderMetadata::load(&input, options).map_err(|e| not_parquet(path, &e))
         })?;
         check_columns(path, &metadata)?;
         let parquet = metadata.metadata();
@@ -99,14 +109,14 @@ impl RowFile {
             .iter()
             .map(|group| rows(group.num_rows()))
             .collect::<Result<_, _>>()?;
-        if footer.is_none() && footer::mentions_ours(&metadata_bytes(path, bytes.as_ref())?) {
+        if footer.is_none() && footer::mentions_ours(&metadata_bytes(path, &input)?) {
             let detail = format!("damaged: its metadata has lost {METADATA_KEY:?}");
             return Err(CacheError::format(path, detail));
         }
         let ours =
             parquet.file_metadata().created_by().is_some_and(|by| by.starts_with(CREATED_BY));
         let path = path.to_owned();
-        let mut file = Self { path, bytes, metadata, footer, ours, group_rows, dim: 0 };
+        let mut file = Self { path, input, metadata, footer, ours, group_rows, dim: 0 };
         file.require_own_rows()?;
         file.dim = file.find_dim()?;
         Ok(file)
@@ -183,12 +193,8 @@ impl RowFile {
     pub(super) fn copy_group(&self, group: usize, target: &mut [f32]) -> CacheResult<bool> {
         let copied = guard(&self.path, || {
             let metadata = self.metadata.metadata().row_group(group);
-            let copied = match &self.bytes {
-                Some(bytes) => direct_pages::read_group(bytes.clone(), metadata, self.dim, target),
-                None => {
-                    direct_pages::read_group(open_file(&self.path)?, metadata, self.dim, target)
-                }
-            };
+            let input = self.input.clone();
+            let copied = direct_pages::read_group(input, metadata, self.dim, target);
             copied.map_err(|error| damaged(&self.path, &error))
         });
         match copied {
@@ -206,14 +212,41 @@ impl RowFile {
         self.ours
     }
 
+    /// The file's bytes.
+    pub(super) fn input(&self) -> &Input {
+        &self.input
+    }
+
+    /// The columns of a row group as they stand in the file, to be copied into another; `None` where
+    /// our writer did not write them, or their pages' places were not read.
+    pub(super) fn encoded_columns(&self, group: usize) -> Option<[ColumnCloseResult; 2]> {
+        let metadata = self.metadata.metadata();
+        let pages = metadata.page_index()?;
+        let (chunks, rows) = (metadata.row_group(group).columns(), self.group_rows[group] as u64);
+        if !self.ours || chunks.len() != 2 {
+            return None;
+        }
+        let column = |i: usize| {
+            Some(ColumnCloseResult {
+                bytes_written: u64::try_from(chunks[i].compressed_size()).ok()?,
+                rows_written: rows,
+                metadata: chunks[i].clone(),
+                bloom_filter: None,
+                column_index: None,
+                offset_index: Some(pages.offset_index(group, i)?.clone()),
+            })
+        };
+        Some([column(0)?, column(1)?])
+    }
+
     /// The pages of a row group's embeddings, if the file is mapped and holds them as they are in
     /// memory.
     pub(super) fn plain_pages(&self, group: usize) -> CacheResult<Vec<PlainPage>> {
         let metadata = self.metadata.metadata().row_group(group);
-        let pages = self
-            .bytes
-            .as_ref()
-            .and_then(|bytes| direct_pages::map_group(bytes, metadata, self.dim));
+        let pages = match &self.input {
+            Input::Bytes(bytes) => direct_pages::map_group(bytes, metadata, self.dim),
+            Input::File(..) => None,
+        };
         let wrong = if self.ours { "damaged" } else { "cannot be mapped; open it in memory" };
         pages.ok_or_else(|| {
             let detail = format!("{wrong}: its pages do not hold whole rows as they are in memory");
@@ -273,23 +306,9 @@ impl RowFile {
         columns: &[usize],
         selection: Option<RowSelection>,
     ) -> CacheResult<Guarded<'_>> {
-        let reader = match &self.bytes {
-            Some(bytes) => self.build(bytes.clone(), groups, columns, selection)?,
-            // Each reader opens the file for itself: clones of one handle share their position.
-            None => self.build(open_file(&self.path)?, groups, columns, selection)?,
-        };
-        Ok(Guarded { path: &self.path, reader: Some(reader) })
-    }
-
-    fn build<R: ChunkReader + 'static>(
-        &self,
-        input: R,
-        groups: &[usize],
-        columns: &[usize],
-        selection: Option<RowSelection>,
-    ) -> CacheResult<ParquetRecordBatchReader> {
         let columns = columns.iter().copied();
         let columns = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
+        let input = self.input.clone();
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone())
                 .with_row_groups(groups.to_vec())
@@ -298,7 +317,8 @@ impl RowFile {
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
-        builder.build().map_err(|error| damaged(&self.path, &error))
+        let reader = builder.build().map_err(|error| damaged(&self.path, &error))?;
+        Ok(Guarded { path: &self.path, reader: Some(reader) })
     }
 
     /// The footer's dimension, or that of the first row.
@@ -404,20 +424,13 @@ fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T
 }
 
 /// The bytes of a file's metadata: those that its last eight tell the length of.
-fn metadata_bytes(path: &Path, bytes: Option<&Bytes>) -> CacheResult<Bytes> {
+fn metadata_bytes(path: &Path, input: &Input) -> CacheResult<Bytes> {
     const TAIL: u64 = 8;
     let read = |start: u64, length: u64| {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        match bytes {
-            Some(bytes) => bytes.get_bytes(start, length),
-            None => open_file(path)?.get_bytes(start, length),
-        }
-        .map_err(|error| not_parquet(path, &error))
+        input.get_bytes(start, length).map_err(|error| not_parquet(path, &error))
     };
-    let size = match bytes {
-        Some(bytes) => bytes.len() as u64,
-        None => Length::len(&open_file(path)?),
-    };
+    let size = input.len();
     let tail = read(size.saturating_sub(TAIL), TAIL.min(size))?;
     let length = tail.first_chunk::<4>().map_or(0, |length| u64::from(u32::from_le_bytes(*length)));
     let start = size.saturating_sub(TAIL).saturating_sub(length);
@@ -432,15 +445,6 @@ fn in_group(group: usize, error: CacheError) -> CacheError {
         }
         error => error,
     }
-}
-
-fn open_file(path: &Path) -> CacheResult<File> {
-    let file = File::open(path).map_err(|error| CacheError::io(path, "open", error))?;
-    let metadata = file.metadata().map_err(|error| CacheError::io(path, "stat", error))?;
-    if metadata.is_dir() {
-        return Err(CacheError::format(path, "is a folder, expected a Parquet file"));
-    }
-    Ok(file)
 }
 
 fn not_parquet(path: &Path, error: &ParquetError) -> CacheError {

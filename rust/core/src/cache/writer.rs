@@ -273,7 +273,7 @@ impl CacheWriter {
             file.close(&footer)
         })?;
         let first = self.total - self.pending_states.len() as u64;
-        self.sources.push(Source { file: RowFile::open(&shard)?, first });
+        self.sources.push(Source { file: RowFile::open_source(&shard)?, first });
         self.pending_states.clear();
         self.pending_values.clear();
         Ok(())

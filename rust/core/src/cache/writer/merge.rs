@@ -1,6 +1,7 @@
 //! All sources of a writer into one file, or into a new part of a folder: of each state the row that
 //! counts.
 
+use std::ops::Range;
 use std::path::Path;
 
 use arrow_array::StringArray;
@@ -26,10 +27,19 @@ impl CacheWriter {
         let mut merged = FileWriter::create(path, self.dim)?;
         for Source { file, first } in sources {
             let mut number = *first;
-            file.for_each(|rows| {
-                let (states, values) = self.counting(rows, &mut number);
-                merged.append(&states, &values)
-            })?;
+            for (group, rows) in file.group_rows().iter().enumerate() {
+                let numbers = number..number + *rows as u64;
+                if self.all_count(file, group, numbers.clone())?
+                    && merged.copy_group(file, group)?
+                {
+                    number = numbers.end;
+                    continue;
+                }
+                file.for_each_in_group(group, |rows| {
+                    let (states, values) = self.counting(rows, &mut number);
+                    merged.append(&states, &values)
+                })?;
+            }
         }
         let footer = self.footer(merged.rows(), provenance);
         merged.close(&footer)
@@ -61,6 +71,15 @@ impl CacheWriter {
         manifest.parts.push(Part::of(&RowFile::open(&path)?)?);
         manifest.write(folder)?;
         manifest.remove_strangers(folder)
+    }
+
+    /// Whether all rows of a source's row group count for their states.
+    fn all_count(&self, file: &RowFile, group: usize, numbers: Range<u64>) -> CacheResult<bool> {
+        let states = file.group_states(group)?;
+        let counts = |(state, number): (&String, u64)| {
+            self.current.get(&StateKey::of(state)).is_some_and(|current| *current == number)
+        };
+        Ok(states.iter().zip(numbers).all(counts))
     }
 
     /// Those of a source's rows that count for their state.

@@ -8,7 +8,7 @@ use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
 use crate::cache::manifest::Manifest;
-use crate::cache::parts::{open_files, parquet_files, require_same, same_tokens};
+use crate::cache::parts::{open_source_files, parquet_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
 use crate::cache::row_file::RowFile;
 use crate::cache::work_folder::remove;
@@ -60,7 +60,7 @@ impl CacheWriter {
             self.former_sources = self.sources.len();
         }
         for path in self.folder.shards()? {
-            match RowFile::open(&path).and_then(|file| self.add_shard(file)) {
+            match RowFile::open_source(&path).and_then(|file| self.add_shard(file)) {
                 Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
                     // Its rows are encoded anew; a shard holds nothing else.
                     remove(&path)?;
@@ -84,7 +84,7 @@ impl CacheWriter {
                 return Ok(Vec::new());
             }
         }
-        open_files(&self.output)
+        open_source_files(&self.output)
     }
 
     fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
