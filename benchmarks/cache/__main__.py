@@ -34,7 +34,7 @@ _IDENTITY = {
 }  # fmt: skip
 
 
-def make(folder: Path, count: int, dim: int) -> dict[str, float]:
+def make(folder: Path, count: int, dim: int, names: list[str]) -> dict[str, float]:
     """The same rows in every format; seconds that our writer and a raw file took."""
     draw = np.random.default_rng(0)
     rows = np.memmap(folder / "made.bin", np.float32, "w+", shape=(count, dim))
@@ -52,7 +52,10 @@ def make(folder: Path, count: int, dim: int) -> dict[str, float]:
         writer.append(states[some], np.ascontiguousarray(rows[some]))
     writer.finish({})
     seconds["ours"] = time.perf_counter() - start
-    write_others(folder, states, rows)
+    if "safetensors" in names:
+        write_safetensors(folder, rows)
+    if "lmdb" in names:
+        write_lmdb(folder, states, rows)
     (folder / "made.bin").unlink()
     return seconds
 
@@ -67,11 +70,15 @@ def write_raw(path: Path, rows: np.ndarray) -> float:
     return time.perf_counter() - start
 
 
-def write_others(folder: Path, states: list[str], rows: np.ndarray) -> None:
-    import lmdb
+def write_safetensors(folder: Path, rows: np.ndarray) -> None:
     from safetensors.numpy import save_file
 
     save_file({"rows": np.asarray(rows)}, folder / "rows.safetensors")
+
+
+def write_lmdb(folder: Path, states: list[str], rows: np.ndarray) -> None:
+    import lmdb
+
     size = 2 * rows.nbytes + 2**30
     with lmdb.open(str(folder / "lmdb"), map_size=size) as store, store.begin(write=True) as put:
         for i, (state, row) in enumerate(zip(states, rows, strict=True)):
@@ -121,7 +128,7 @@ def main() -> None:
     names = list(dict.fromkeys(["ours", "limit", *options.contenders.split(",")]))
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
         folder = Path(work)
-        written = make(folder, options.rows, options.dim)
+        written = make(folder, options.rows, options.dim, names)
         megabytes = options.rows * options.dim * 4 / 1e6
         print(f"{options.rows:,} rows of {options.dim:,} float32 values, {megabytes:,.0f} MB")
         print(
@@ -134,6 +141,8 @@ def main() -> None:
                 rounds.append({name: run(name, folder, page_cache) for name in names})
                 print(f"{page_cache} round {number + 1} of {options.rounds}", file=sys.stderr)
             show(rounds, names, f"All rows into memory, page cache {page_cache}")
+        opened = run("first-lookup", folder, "warm")["mapped"]
+        print(f"\nmapped, opening to the first row: {opened * 1e3:.0f} ms")
         batch = run("batches", folder, "warm")
         print("\n2,048 random rows into one array, milliseconds:")
         for name, seconds in batch.items():

@@ -74,10 +74,7 @@ impl EmbeddingCache {
     fn from_files(path: &Path, files: &[RowFile], checks: Checks) -> CacheResult<Self> {
         let (dim, identity) = common_kind(files)?;
         let (values, texts) = read_files(path, files, dim)?;
-        let mut index = StateIndex::with_capacity(texts.iter().map(Vec::len).sum());
-        for text in texts.iter().flatten() {
-            index.push(text);
-        }
+        let index = StateIndex::of(&texts);
         drop(texts);
         let provenance =
             files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();

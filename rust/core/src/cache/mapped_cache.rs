@@ -70,21 +70,18 @@ impl MappedCache {
             .collect();
         let texts = groups.par_iter().map(|(file, group)| file.group_states(*group));
         let texts = texts.collect::<CacheResult<Vec<_>>>()?;
-        let mut index = StateIndex::with_capacity(texts.iter().map(Vec::len).sum());
-        let mut pages = Vec::new();
+        let index = StateIndex::of(&texts);
+        let (mut pages, mut first) = (Vec::new(), 0);
         for ((file, group), texts) in groups.into_iter().zip(texts) {
-            let mut first = index.len();
+            let end = first + texts.len();
             for bytes in file.plain_pages(group)? {
                 let rows = bytes.count / dim.max(1);
                 let (file, checked) = (file.path().to_owned(), AtomicBool::new(false));
                 pages.push(Page { file, group, first, bytes, checked });
                 first += rows;
             }
-            for text in &texts {
-                index.push(text);
-            }
-            if first != index.len() {
-                let detail = format!("row group {group}: has {first} rows, not {}", index.len());
+            if first != end {
+                let detail = format!("row group {group}: embeddings and states differ in number");
                 return Err(CacheError::format(file.path(), detail));
             }
         }

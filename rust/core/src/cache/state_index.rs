@@ -19,12 +19,23 @@ pub(super) struct StateIndex {
 }
 
 impl StateIndex {
-    pub(super) fn with_capacity(rows: usize) -> Self {
-        Self { rows: HashTable::with_capacity(rows), ..Self::default() }
+    /// An index of texts that are all at hand, by row group.
+    pub(super) fn of(groups: &[Vec<String>]) -> Self {
+        let rows = groups.iter().map(Vec::len).sum();
+        let mut index = Self {
+            texts: String::with_capacity(groups.iter().flatten().map(String::len).sum()),
+            ends: Vec::with_capacity(rows),
+            rows: HashTable::with_capacity(rows),
+            hasher: DefaultHashBuilder::default(),
+        };
+        for text in groups.iter().flatten() {
+            index.push(text);
+        }
+        index
     }
 
     /// Adds the next row's state; of several rows with this text, lookups find the last.
-    pub(super) fn push(&mut self, state: &str) {
+    fn push(&mut self, state: &str) {
         let row = self.len();
         self.texts.push_str(state);
         self.ends.push(self.texts.len());
