@@ -125,6 +125,15 @@ fn what_an_interrupted_writer_left_is_no_part() {
     add(&folder, 60..65);
     assert_holds(&folder, 0..65);
     assert_eq!(manifest(&folder).parts.len(), 4);
+    assert!(stray.exists(), "nobody's file is removed or written over");
+    // Killed after the manifest was replaced and before the former parts were removed.
+    compact(&folder).unwrap();
+    fs::copy(&stray, folder.join(&parts[1].file)).unwrap();
+    assert_holds(&folder, 0..65);
+    add(&folder, 65..66);
+    assert_holds(&folder, 0..66);
+    assert!(!folder.join(&parts[1].file).exists());
+    assert!(stray.exists());
 }
 
 #[test]

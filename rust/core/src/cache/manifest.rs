@@ -1,5 +1,6 @@
 //! What a cache of many parts consists of: one JSON file in its folder, replaced in one step.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Component, Path};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, CacheResult};
 use super::identity::Identity;
-use super::parts::{OpenFile, parquet_files, require_same};
+use super::parts::{OpenFile, require_same};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
 use super::work_folder::{remove, write_atomically};
@@ -27,6 +28,9 @@ pub struct Manifest {
     pub identity: Identity,
     /// The parts.
     pub parts: Vec<Part>,
+    /// Files that were parts before these took their place; they are removed after this is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub superseded: Vec<String>,
 }
 
 /// One part of a cache: a file that is a cache by itself.
@@ -45,7 +49,13 @@ pub struct Part {
 impl Manifest {
     /// A manifest without parts.
     pub(super) fn new(identity: Identity, dim: usize) -> Self {
-        Self { format_version: FORMAT_VERSION, dim, identity, parts: Vec::new() }
+        Self {
+            format_version: FORMAT_VERSION,
+            dim,
+            identity,
+            parts: Vec::new(),
+            superseded: Vec::new(),
+        }
     }
 
     /// Reads a folder's manifest; `None` where it has none.
@@ -66,13 +76,15 @@ impl Manifest {
                  update ebm-encode"
             )));
         }
-        for (i, part) in manifest.parts.iter().enumerate() {
-            let mut steps = Path::new(&part.file).components();
+        let mut named = HashSet::new();
+        let parts = manifest.parts.iter().map(|part| &part.file);
+        for name in parts.chain(&manifest.superseded) {
+            let mut steps = Path::new(name).components();
             if !matches!((steps.next(), steps.next()), (Some(Component::Normal(_)), None)) {
-                return Err(wrong(format!("part {:?} is not a file of the folder", part.file)));
+                return Err(wrong(format!("part {name:?} is not a file of the folder")));
             }
-            if manifest.parts[..i].iter().any(|earlier| earlier.file == part.file) {
-                return Err(wrong(format!("names part {:?} twice", part.file)));
+            if !named.insert(name) {
+                return Err(wrong(format!("names part {name:?} twice")));
             }
         }
         Ok(Some(manifest))
@@ -132,20 +144,26 @@ impl Manifest {
         Ok(())
     }
 
-    /// A name for a new part.
-    pub(super) fn next_name(&self) -> String {
+    /// A name for a new part, which nothing in the folder has.
+    pub(super) fn next_name(&self, folder: &Path) -> String {
         let number =
             |part: &Part| part.file.strip_prefix("part-")?.strip_suffix(".parquet")?.parse().ok();
         let last: Option<u64> = self.parts.iter().filter_map(number).max();
-        format!("part-{:09}.parquet", last.map_or(0, |last| last.saturating_add(1)))
+        let mut number = last.map_or(0, |last| last.wrapping_add(1));
+        loop {
+            let name = format!("part-{number:09}.parquet");
+            if !folder.join(&name).exists() {
+                return name;
+            }
+            number = number.wrapping_add(1);
+        }
     }
 
-    /// Removes files that an interrupted writer left: named like parts, but none of them.
-    pub(super) fn remove_strangers(&self, folder: &Path) -> CacheResult<()> {
-        for path in parquet_files(folder)? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let known = self.parts.iter().any(|part| part.file == name);
-            if name.starts_with("part-") && !known {
+    /// Removes the parts in whose place those of this manifest are. Other files are not ours.
+    pub(super) fn remove_superseded(&self, folder: &Path) -> CacheResult<()> {
+        for name in &self.superseded {
+            let path = folder.join(name);
+            if path.exists() {
                 remove(&path)?;
             }
         }

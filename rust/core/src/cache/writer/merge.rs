@@ -2,7 +2,7 @@
 //! counts.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arrow_array::StringArray;
 use arrow_array::builder::StringBuilder;
@@ -13,6 +13,7 @@ use crate::cache::error::CacheResult;
 use crate::cache::file_writer::FileWriter;
 use crate::cache::footer::StateKey;
 use crate::cache::manifest::{Manifest, Part};
+use crate::cache::parts::parquet_files;
 use crate::cache::row_file::{RowFile, Rows};
 use crate::cache::work_folder::write_atomically;
 
@@ -62,15 +63,16 @@ impl CacheWriter {
             };
             &self.sources[self.former_sources..]
         } else {
+            manifest.superseded = former_names(folder, former.as_ref())?;
             &self.sources[..]
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
-        let name = former.as_ref().unwrap_or(&manifest).next_name();
+        let name = former.as_ref().unwrap_or(&manifest).next_name(folder);
         let path = folder.join(name);
         write_atomically(self.folder.path(), &path, |path| self.merge(new, path, provenance))?;
         manifest.parts.push(Part::of(&RowFile::open(&path)?)?);
         manifest.write(folder)?;
-        manifest.remove_strangers(folder)
+        manifest.remove_superseded(folder)
     }
 
     /// Whether all rows of a source's row group count for their states.
@@ -107,4 +109,13 @@ impl CacheWriter {
         }
         (states.finish(), values)
     }
+}
+
+/// The files that are a folder's cache so far: those of its manifest, or without one all.
+fn former_names(folder: &Path, former: Option<&Manifest>) -> CacheResult<Vec<String>> {
+    if let Some(former) = former {
+        return Ok(former.parts.iter().map(|part| part.file.clone()).collect());
+    }
+    let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+    Ok(parquet_files(folder)?.iter().filter_map(name).collect())
 }

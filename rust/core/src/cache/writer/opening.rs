@@ -79,7 +79,7 @@ impl CacheWriter {
         }
         if self.output.is_dir() {
             if let Some(manifest) = Manifest::read(&self.output)? {
-                manifest.remove_strangers(&self.output)?;
+                manifest.remove_superseded(&self.output)?;
             } else if parquet_files(&self.output)?.is_empty() {
                 return Ok(Vec::new());
             }
