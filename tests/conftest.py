@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,11 @@ settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell lets what it starts in the background ignore Ctrl-C, and programs started from there too;
+# a handler in this process gives those of the tests the system's default again.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -239,7 +239,8 @@ fn ctrl_c_stays_the_hosts() {
         }
     };
     drop(encoder());
-    assert_eq!(handler(), libc::SIG_DFL, "as it was when the process began");
+    // A process begins with one of these; anything else is a handler of Python's.
+    assert!([libc::SIG_DFL, libc::SIG_IGN].contains(&handler()), "Python took Ctrl-C over");
 }
 
 #[test]
