@@ -45,10 +45,7 @@ def pyarrow(folder: Path) -> Loader:
     import pyarrow.parquet as pq
 
     def load() -> Loaded:
-        table = pq.read_table(folder / "cache.parquet")
-        chunks = table["embedding"].chunks
-        values = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
-        return table["state_pp"].to_pylist(), values.reshape(len(table), -1)
+        return _of_arrow(pq.read_table(folder / "cache.parquet"))
 
     return load
 
@@ -70,10 +67,7 @@ def duckdb(folder: Path) -> Loader:
     import duckdb as db
 
     def load() -> Loaded:
-        table = db.sql(f"SELECT * FROM '{folder / 'cache.parquet'}'").to_arrow_table()
-        chunks = table["embedding"].chunks
-        values = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
-        return table["state_pp"].to_pylist(), values.reshape(len(table), -1)
+        return _of_arrow(db.sql(f"SELECT * FROM '{folder / 'cache.parquet'}'").to_arrow_table())
 
     return load
 
@@ -87,10 +81,7 @@ def datasets(folder: Path) -> Loader:
     hf.Dataset.from_parquet(source, cache_dir=copy)
 
     def load() -> Loaded:
-        table = hf.Dataset.from_parquet(source, cache_dir=copy).data
-        chunks = table.column("embedding").chunks
-        values = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
-        return table.column("state_pp").to_pylist(), values.reshape(len(table), -1)
+        return _of_arrow(hf.Dataset.from_parquet(source, cache_dir=copy).data)
 
     return load
 
@@ -145,6 +136,13 @@ def limit(folder: Path) -> Loader:
         return [], np.frombuffer(fresh, np.float32)
 
     return load
+
+
+def _of_arrow(table: Any) -> Loaded:
+    """The columns of an Arrow table, the lists flattened."""
+    chunks = table.column("embedding").chunks
+    values = np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
+    return table.column("state_pp").to_pylist(), values.reshape(len(table), -1)
 
 
 def _states(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::error::{CacheError, CacheResult};
-use super::parts::{common_kind, open_files};
+use super::parts::{common_kind, open_files, provenances};
 use super::writer::{FinishReport, OutputLock, WriterOptions};
 
 /// Writes all parts of a cache's folder as one, of each state the row that counts.
@@ -29,8 +29,7 @@ pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
     let Some(identity) = identity else {
         return refuse("made by other software, so its encoder is unknown");
     };
-    let provenance: Vec<_> =
-        files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+    let provenance = provenances(&files);
     let compact = files.len() > 1;
     let options = WriterOptions { compact, ..WriterOptions::default() };
     lock.open(identity, dim, options)?.finish(json!({ "parts": provenance }))

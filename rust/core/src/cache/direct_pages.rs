@@ -47,11 +47,7 @@ pub(super) fn read_group<R: ChunkReader + 'static>(
     while let Some(page) = pages.get_next_page()? {
         let Some(page) = Plain::of(page) else { return Ok(false) };
         let count = page.count;
-        let fits = filled + count <= target.len() && page.values.len() == count * 4;
-        if !fits
-            || !all_equal(&page.definition, max_definition, count)
-            || !rows_begin_every(dim, filled, &page.repetition, count)
-        {
+        if filled + count > target.len() || !page.is_full(dim, filled, max_definition) {
             return Ok(false);
         }
         copy_values(&page.values, &mut target[filled..filled + count]);
@@ -103,18 +99,12 @@ pub(super) fn map_group(
         if [values, definition, repetition] != plain {
             return None;
         }
-        let mut bytes = whole.clone();
-        let repetition = take_with_length(&mut bytes)?;
-        let definition = take_with_length(&mut bytes)?;
-        let count = header.values as usize;
-        if !count.is_multiple_of(dim)
-            || bytes.len() != count.checked_mul(size_of::<f32>())?
-            || !all_equal(&definition, max_definition, count)
-            || !rows_begin_every(dim, 0, &repetition, count)
-        {
+        let page = Plain::of_version_1(whole.clone(), header.values)?;
+        if !page.count.is_multiple_of(dim) || !page.is_full(dim, 0, max_definition) {
             return None;
         }
-        pages.push(PlainPage { count, values: bytes, whole, checksum: header.checksum });
+        let Plain { count, values, .. } = page;
+        pages.push(PlainPage { count, values, whole, checksum: header.checksum });
     }
     Some(pages)
 }
@@ -138,18 +128,13 @@ impl Plain {
     fn of(page: Page) -> Option<Self> {
         match page {
             Page::DataPage {
-                mut buf,
+                buf,
                 num_values,
                 encoding: Encoding::PLAIN,
                 def_level_encoding: Encoding::RLE,
                 rep_level_encoding: Encoding::RLE,
                 ..
-            } => {
-                let repetition = take_with_length(&mut buf)?;
-                let definition = take_with_length(&mut buf)?;
-                let count = num_values as usize;
-                Some(Self { count, repetition, definition, values: buf })
-            }
+            } => Self::of_version_1(buf, num_values),
             Page::DataPageV2 {
                 mut buf,
                 num_values,
@@ -165,6 +150,21 @@ impl Plain {
             }
             _ => None,
         }
+    }
+
+    /// The bytes of a page of version 1, its levels in the RLE / bit-packing hybrid.
+    fn of_version_1(mut bytes: Bytes, count: u32) -> Option<Self> {
+        let repetition = take_with_length(&mut bytes)?;
+        let definition = take_with_length(&mut bytes)?;
+        Some(Self { count: count as usize, repetition, definition, values: bytes })
+    }
+
+    /// Whether every value is there, in rows of `dim`; the page begins `position` values after its
+    /// row group's start.
+    fn is_full(&self, dim: usize, position: usize, max_definition: u8) -> bool {
+        self.values.len() == self.count * size_of::<f32>()
+            && all_equal(&self.definition, max_definition, self.count)
+            && rows_begin_every(dim, position, &self.repetition, self.count)
     }
 }
 

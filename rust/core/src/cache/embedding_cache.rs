@@ -10,7 +10,7 @@ use super::buffer::Buffer;
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
 use super::identity::Identity;
-use super::parts::{common_kind, open_files, require_same, same_tokens};
+use super::parts::{common_kind, open_files, provenances, require_same, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
@@ -76,8 +76,7 @@ impl EmbeddingCache {
         let (values, texts) = read_files(path, files, dim)?;
         let index = StateIndex::of(&texts);
         drop(texts);
-        let provenance =
-            files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+        let provenance = provenances(files);
         let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
         if checks == Checks::Strict {
             cache.check_rows(same_tokens(files)?)?;
@@ -225,21 +224,26 @@ impl EmbeddingCache {
         let outliers = outliers
             .filter_map(|outlier| Some((usize::try_from(outlier.row).ok()?, outlier.reason)));
         let bad: Vec<(usize, BadRow)> = bad.chain(outliers).collect();
-        if bad.is_empty() {
-            return Ok(());
-        }
-        let examples = bad
-            .iter()
-            .take(EXAMPLES)
-            .map(|(row, reason)| format!("row {row} ({}): {reason}", preview(self.state(*row))));
-        let examples = examples.collect();
-        Err(CacheError::BadRows {
-            path: self.path.clone(),
-            count: bad.len(),
-            rows: self.len(),
-            examples,
-        })
+        refuse_bad_rows(&self.path, &bad, self.len(), &self.index)
     }
+}
+
+/// Refuses bad rows, given by number and reason, of `rows` that were checked.
+pub(super) fn refuse_bad_rows(
+    path: &Path,
+    bad: &[(usize, BadRow)],
+    rows: usize,
+    index: &StateIndex,
+) -> CacheResult<()> {
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let examples = bad
+        .iter()
+        .take(EXAMPLES)
+        .map(|(row, reason)| format!("row {row} ({}): {reason}", preview(index.text(*row))));
+    let examples = examples.collect();
+    Err(CacheError::BadRows { path: path.to_owned(), count: bad.len(), rows, examples })
 }
 
 /// Refuses memory of another size than so many rows.

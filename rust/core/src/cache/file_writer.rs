@@ -81,18 +81,20 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Appends a row group of another file of this writer, bytes for bytes; returns whether it could.
+    /// Whether a row group of so many rows may be copied as it is.
     ///
-    /// Small groups are not taken: their rows are better put together with others. A group under way
-    /// here is ended, unless it is small itself.
-    pub(super) fn copy_group(&mut self, source: &RowFile, group: usize) -> CacheResult<bool> {
+    /// Small groups are not: their rows are better put together with others. A group under way here is
+    /// ended, unless it is small itself.
+    pub(super) fn takes_group_of(&self, rows: usize) -> bool {
         const SMALL: usize = ROW_GROUP_ROWS / 2;
-        let rows = source.group_rows()[group];
         let here = self.group.as_ref().map_or(0, |group| group.rows);
+        (SMALL..=ROW_GROUP_ROWS).contains(&rows) && !(1..SMALL).contains(&here)
+    }
+
+    /// Appends a row group of another file of this writer, bytes for bytes; returns whether it could.
+    pub(super) fn copy_group(&mut self, source: &RowFile, group: usize) -> CacheResult<bool> {
+        let rows = source.group_rows()[group];
         let Some(columns) = source.encoded_columns(group) else { return Ok(false) };
-        if !(SMALL..=ROW_GROUP_ROWS).contains(&rows) || (1..SMALL).contains(&here) {
-            return Ok(false);
-        }
         self.end_group()?;
         let wrong = |error| write_error(&self.path, error);
         let mut row_group = self.writer.next_row_group().map_err(wrong)?;

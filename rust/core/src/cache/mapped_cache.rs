@@ -8,11 +8,13 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::direct_pages::{self, PlainPage};
-use super::embedding_cache::{AT_ONCE, EXAMPLES, preview, require_room};
+use super::embedding_cache::{AT_ONCE, refuse_bad_rows, require_room};
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
 use super::identity::Identity;
-use super::parts::{common_kind, open_mapped_files, require_same, same_tokens};
+use super::parts::{
+    common_kind, open_files, open_mapped_files, provenances, require_same, same_tokens,
+};
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
@@ -85,8 +87,7 @@ impl MappedCache {
                 return Err(CacheError::format(file.path(), detail));
             }
         }
-        let provenance =
-            files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect();
+        let provenance = provenances(files);
         let (path, same_tokens) = (path.to_owned(), same_tokens(files)?);
         Ok(Self { path, dim, index, pages, identity, provenance, same_tokens })
     }
@@ -227,18 +228,7 @@ impl MappedCache {
         let verdicts = checker.check(&keys, &values).into_iter().zip(rows);
         let bad: Vec<_> =
             verdicts.filter_map(|(verdict, row)| Some((row, verdict.err()?))).collect();
-        if bad.is_empty() {
-            return Ok(());
-        }
-        let examples = bad.iter().take(EXAMPLES);
-        let examples = examples
-            .map(|(row, reason)| format!("row {row} ({}): {reason}", preview(self.state(*row))));
-        Err(CacheError::BadRows {
-            path: self.path.clone(),
-            count: bad.len(),
-            rows: page.bytes.count / self.dim,
-            examples: examples.collect(),
-        })
+        refuse_bad_rows(&self.path, &bad, page.bytes.count / self.dim, &self.index)
     }
 }
 
@@ -263,7 +253,7 @@ impl OpenMode {
         if self != Self::Auto {
             return Ok(self);
         }
-        let files = super::parts::open_files(path.as_ref())?;
+        let files = open_files(path.as_ref())?;
         let sizes = files.iter().map(|file| file.num_rows().saturating_mul(file.dim()));
         let bytes = sizes.fold(0_usize, usize::saturating_add).saturating_mul(size_of::<f32>());
         let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 2);

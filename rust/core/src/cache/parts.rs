@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::error::{CacheError, CacheResult};
 use super::footer::SameTokens;
 use super::identity::{Identity, differences};
@@ -95,6 +97,11 @@ pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
         }
     }
     Ok(same_tokens)
+}
+
+/// The provenance of each file that has one.
+pub(super) fn provenances(files: &[RowFile]) -> Vec<Value> {
+    files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect()
 }
 
 /// The dimension and identity that all files share.

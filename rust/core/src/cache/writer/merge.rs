@@ -30,7 +30,8 @@ impl CacheWriter {
             let mut number = *first;
             for (group, rows) in file.group_rows().iter().enumerate() {
                 let numbers = number..number + *rows as u64;
-                if self.all_count(file, group, numbers.clone())?
+                if merged.takes_group_of(*rows)
+                    && self.all_count(file, group, numbers.clone())?
                     && merged.copy_group(file, group)?
                 {
                     number = numbers.end;
