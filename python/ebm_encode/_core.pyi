@@ -1,10 +1,11 @@
 """The Rust core: cache, row checks, packing. See the rustdoc of crate `ebm-encode`.
 
+A path is a path, or a URL (as `str`): `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
 All functions raise the classes of `ebm_encode.errors`. All release the GIL while they work.
 """
 
 from os import PathLike
-from typing import Any, Final, Self, final
+from typing import Any, Final, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,15 @@ __all__ = [
     "compact",
     "count_nodes",
     "describe",
+    "is_remote",
+    "list_files",
+    "path_kind",
     "plan_padded",
     "plan_windows",
     "prefers_mapped",
+    "read_file",
+    "remove_file",
+    "write_file",
 ]
 
 METADATA_KEY: Final[str]
@@ -143,7 +150,7 @@ class EmbeddingCache:
     def provenance(self) -> list[dict[str, Any]]:
         """What each file says about its making."""
     @property
-    def path(self) -> PathLike[str]:
+    def path(self) -> str:
         """The file or folder."""
 
 @final
@@ -270,7 +277,7 @@ class CacheWriter:
     def __len__(self) -> int: ...
     def discarded(self) -> list[str]:
         """What was wrong with damaged shards that were removed."""
-    def work_folder(self) -> PathLike[str]:
+    def work_folder(self) -> str:
         """The folder of the checkpoints."""
 
 def check_rows(
@@ -369,7 +376,7 @@ class MappedCache:
     def provenance(self) -> list[Any]:
         """The provenance of each file that has one."""
     @property
-    def path(self) -> PathLike[str]:
+    def path(self) -> str:
         """The file or folder that was opened."""
 
 @final
@@ -441,3 +448,21 @@ class Trie:
 
 def prefers_mapped(path: str | PathLike[str]) -> bool:
     """Whether a cache's rows take more than half of the memory that is free, and can be mapped."""
+
+def is_remote(path: str | PathLike[str]) -> bool:
+    """Whether a path is a URL of an object store."""
+
+def path_kind(path: str | PathLike[str]) -> Literal["missing", "file", "folder"]:
+    """What a path or URL leads to. Raises `ArgumentError` for a URL that cannot be used."""
+
+def list_files(folder: str | PathLike[str], extension: str) -> list[str]:
+    """The files of a folder with this extension, by name."""
+
+def read_file(path: str | PathLike[str]) -> bytes | None:
+    """All bytes of a file; `None` where there is none."""
+
+def write_file(path: str | PathLike[str], content: bytes) -> None:
+    """Writes a file that is there whole or not at all. Raises `CacheIOError`."""
+
+def remove_file(path: str | PathLike[str]) -> None:
+    """Removes a file if there is one."""

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import agrees, compare
 from ebm_encode.errors import EncodingError, VerificationError
 from ebm_encode.progress import EncodingProgress
-from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, side_file, write_list
+from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import Tokens
 from ebm_encode.verification import DEFAULT_SAMPLE, Verification, verify
 
@@ -76,12 +75,12 @@ class BulkRun:
         output: The cache that will be.
     """
 
-    def __init__(self, encoder: Encoder, writer: CacheWriter, output: Path) -> None:
+    def __init__(self, encoder: Encoder, writer: CacheWriter, output: str) -> None:
         self.outcome = Outcome()
         self._encoder = encoder
         self._writer = writer
         self._output = output
-        self._overlong = Journal(Path(writer.work_folder()) / "overlong.jsonl")
+        self._overlong = Journal(writer.work_folder())
         for damage in writer.discarded():
             log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
 
@@ -226,7 +225,7 @@ class BulkRun:
 
     def _former_overlong(self) -> list[dict[str, Any]]:
         """What the list beside the former output says of rows that are kept."""
-        former = Journal(side_file(self._output, OVERLONG)).records
+        former = read_list(side_file(self._output, OVERLONG))
         kept = self._writer.former_many(list(former))
         return [
             record

@@ -1,76 +1,72 @@
 """The lists that a run leaves beside its output: quarantined and overlong states, as JSON lines."""
 
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ebm_encode.errors import CacheIOError
+from ebm_encode import _core
 
 QUARANTINE = ".quarantine.jsonl"
 OVERLONG = ".overlong.jsonl"
 
 
-def side_file(output: Path, ending: str) -> Path:
+def side_file(output: str, ending: str) -> str:
     """Where the list of an output stands."""
-    return output.with_name(output.name + ending)
+    return output.rstrip("/") + ending
 
 
-def write_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
+def write_list(path: str, records: Iterable[dict[str, Any]]) -> None:
     """Writes a list in one atomic step; an empty one removes what an earlier run left.
 
     Raises:
         CacheIOError: If the file cannot be written.
     """
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        if not lines:
-            path.unlink(missing_ok=True)
-            return
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CacheIOError(f"{path}: cannot write: {error.strerror}") from error
+    if lines:
+        _core.write_file(path, "".join(lines).encode())
+    else:
+        _core.remove_file(path)
+
+
+def read_list(path: str) -> dict[str, dict[str, Any]]:
+    """The records of a list by state; none where there is no list."""
+    records = {}
+    for line in (_core.read_file(path) or b"").split(b"\n"):
+        try:
+            record = json.loads(line)
+            records[record["state"]] = record
+        except (ValueError, KeyError, TypeError):
+            continue  # not a line of ours: the list is a help, no input
+    return records
 
 
 class Journal:
     """Records that must outlive a crash, each state's once; kept until the run is finished.
 
+    What is added is a file of its own: files in an object store cannot grow.
+
     Args:
-        path: The file; what an earlier run wrote there is taken up.
+        folder: The folder of the files; what an earlier run wrote there is taken up.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: str) -> None:
         self.records: dict[str, dict[str, Any]] = {}
-        self._path = path
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    record = json.loads(line)
-                    self.records[record["state"]] = record
-                except (ValueError, KeyError, TypeError):
-                    continue  # the last line, cut off by a crash; its state was not saved either
+        self._folder = folder
+        self._files = 0
+        if _core.path_kind(folder) == "folder":
+            for file in _core.list_files(folder, "jsonl"):
+                self.records |= read_list(file)
+                self._files += 1
 
     def add(self, records: list[dict[str, Any]]) -> None:
-        """Appends records; they are on the disk when this returns.
+        """Adds records; they are on the disk when this returns.
 
         Raises:
-            CacheIOError: If the file cannot be written.
+            CacheIOError: If they cannot be written.
         """
         new = [record for record in records if record["state"] not in self.records]
         if not new:
             return
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in new)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise CacheIOError(f"{self._path}: cannot write: {error.strerror}") from error
+        write_list(f"{self._folder}/overlong-{self._files:09}.jsonl", new)
+        self._files += 1
         self.records.update({record["state"]: record for record in new})

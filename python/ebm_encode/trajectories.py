@@ -5,10 +5,12 @@ Knows nothing of models. Streams Parquet row groups and JSON lines; keeps only t
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,10 @@ import pyarrow.parquet as pq
 from ebm_encode import _core
 from ebm_encode.digests import digest_file
 from ebm_encode.errors import InputError
+from ebm_encode.objects import ObjectFile, expand_url
 from ebm_encode.side_files import OVERLONG, QUARANTINE
+
+InputFile = Path | ObjectFile
 
 DEFAULT_COLUMN = "state_pp"
 _COMPLETE_COLUMN = "is_proof_complete"
@@ -40,7 +45,7 @@ class States:
     """The distinct states of some files, in the order of their first appearance."""
 
     texts: list[str]
-    files: dict[Path, str]  # each with the digest of its content
+    files: dict[InputFile, str]  # each with the digest of its content
     counts: InputCounts
     notes: list[str] = field(default_factory=list)
 
@@ -49,7 +54,7 @@ def read_states(paths: list[str], column: str = DEFAULT_COLUMN) -> States:
     """Reads the distinct, non-empty states of files, folders and globs.
 
     Args:
-        paths: Parquet or JSON-lines files, folders of them, or glob patterns.
+        paths: Parquet or JSON-lines files, folders of them, or glob patterns; also as URLs.
         column: The column or field that holds the text.
 
     Raises:
@@ -66,7 +71,7 @@ def read_states(paths: list[str], column: str = DEFAULT_COLUMN) -> States:
         with _unchanging(file):
             for text, complete in reader(file, column):
                 _count(text, complete=complete, seen=seen, counts=counts)
-            digests[file] = digest_file(file)
+            digests[file] = file.digest() if isinstance(file, ObjectFile) else digest_file(file)
         if counts.rows == before:
             raise InputError(f"{file}: has no rows")
     if not seen:
@@ -75,25 +80,25 @@ def read_states(paths: list[str], column: str = DEFAULT_COLUMN) -> States:
 
 
 @contextmanager
-def _unchanging(file: Path) -> Iterator[None]:
+def _unchanging(file: InputFile) -> Iterator[None]:
     """Refuses a file that changes while it is read: its digest would be of something else."""
     try:
         before = file.stat()
         yield
         after = file.stat()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise InputError(f"{file}: changed while it was read")
 
 
-def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
+def expand(paths: list[str]) -> tuple[list[InputFile], list[str]]:
     """The input files that paths, folders and globs stand for, each once; and remarks.
 
     Raises:
         InputError: If one stands for nothing, or a file has an unknown ending.
     """
-    files: dict[Path, None] = {}
+    files: dict[InputFile, None] = {}
     notes: list[str] = []
     if not paths or not all(paths):
         raise InputError("--trajectories: name at least one file, folder or pattern")
@@ -111,19 +116,23 @@ def expand(paths: list[str]) -> tuple[list[Path], list[str]]:
     return list(files), notes
 
 
-def _stands_for(text: str, notes: list[str]) -> list[Path]:
-    path = Path(text)
+def _stands_for(text: str, notes: list[str]) -> list[InputFile]:
+    if _core.is_remote(text):
+        found = expand_url(text)
+        one = [file.url for file in found] == [text]
+        return list(found) if one else _inputs(found, notes)
+    path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
     if path.is_dir():
-        return _inside(path, notes)
+        return _inputs(sorted(path.iterdir()), notes)
     if path.exists():
         return [path]
     return [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207
 
 
-def _inside(folder: Path, notes: list[str]) -> list[Path]:
-    """A folder's input files, without what earlier runs left there."""
+def _inputs(files: Sequence[InputFile], notes: list[str]) -> list[InputFile]:
+    """Those of a folder's files that are inputs, without what earlier runs left there."""
     found = []
-    for file in sorted(folder.iterdir()):
+    for file in files:
         if file.suffix == ".parquet" and _is_cache(file):
             notes.append(f"{file}: left out, it is an embedding cache, not a trajectory")
         elif file.suffix in _SUFFIXES and not file.name.endswith((OVERLONG, QUARANTINE)):
@@ -146,7 +155,7 @@ def _count(text: str | None, *, complete: bool, seen: dict[str, None], counts: I
         counts.unique += 1
 
 
-def _is_cache(file: Path) -> bool:
+def _is_cache(file: InputFile) -> bool:
     try:
         with file.open("rb") as source:
             metadata = pq.read_metadata(source).metadata or {}
@@ -155,7 +164,7 @@ def _is_cache(file: Path) -> bool:
     return _core.METADATA_KEY.encode() in metadata
 
 
-def _read_parquet(file: Path, column: str) -> Iterator[tuple[str | None, bool]]:
+def _read_parquet(file: InputFile, column: str) -> Iterator[tuple[str | None, bool]]:
     try:
         # Opened here: Arrow takes no name that is not text.
         with file.open("rb") as source, pq.ParquetFile(source) as parquet:
@@ -182,7 +191,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[tuple[str | None, bool]]:
         ) from error
 
 
-def _require_text(file: Path, column: str, schema: pa.Schema) -> None:
+def _require_text(file: InputFile, column: str, schema: pa.Schema) -> None:
     if schema.names.count(column) != 1:
         names = ", ".join(schema.names)
         raise InputError(
@@ -197,17 +206,17 @@ def _require_text(file: Path, column: str, schema: pa.Schema) -> None:
         raise InputError(f"{file}: column {column!r} is {kind}, expected text")
 
 
-def _read_json_lines(file: Path, column: str) -> Iterator[tuple[str | None, bool]]:
+def _read_json_lines(file: InputFile, column: str) -> Iterator[tuple[str | None, bool]]:
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _parse_line(file, number, line, column)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _parse_line(file: Path, number: int, line: bytes, column: str) -> tuple[str | None, bool]:
+def _parse_line(file: InputFile, number: int, line: bytes, column: str) -> tuple[str | None, bool]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested too deep

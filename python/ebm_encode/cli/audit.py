@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -15,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def audit(
-    *caches: Path,
+    *caches: str,
     examples: Annotated[int, whole(at_least=0)] = 5,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
@@ -27,7 +26,7 @@ def audit(
     others are checked all the same, and the exit code is 2.
 
     Args:
-        caches: Caches: Parquet files, or folders of them.
+        caches: Caches: Parquet files, or folders of them; also as URLs (s3://, gs://).
         examples: How many bad rows of each kind to show.
         json_output: Print JSON.
     """
@@ -38,7 +37,7 @@ def audit(
         try:
             report = _core.audit(cache, examples=examples)
         except EbmEncodeError as error:
-            report = {"path": str(cache), "error": str(error)}
+            report = {"path": cache, "error": str(error)}
         reports.append(report)
         if "error" in report:
             log.error("%s", report["error"])

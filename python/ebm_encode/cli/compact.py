@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -13,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def compact(
-    cache: Path,
+    cache: str,
     *,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
@@ -24,7 +23,7 @@ def compact(
     one, at any instant. Exits with 1 if rows were left out for being bad; they are named.
 
     Args:
-        cache: A folder with the parts of a cache.
+        cache: A folder with the parts of a cache, or its URL (s3://, gs://).
         json_output: Print JSON.
     """
     before = len(_core.describe(cache))
@@ -35,7 +34,7 @@ def compact(
         )
     if json_output:
         report = {
-            "path": str(cache),
+            "path": cache,
             "rows": rows,
             "parts_before": before,
             "written": written,

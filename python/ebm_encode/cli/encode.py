@@ -9,6 +9,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from cyclopts import Parameter
 
@@ -18,7 +20,7 @@ from ebm_encode.errors import ArgumentError
 from ebm_encode.progress import EncodingProgress, stderr_console
 from ebm_encode.side_files import OVERLONG, QUARANTINE, side_file
 from ebm_encode.templates import Template
-from ebm_encode.trajectories import DEFAULT_COLUMN, States, read_states
+from ebm_encode.trajectories import DEFAULT_COLUMN, InputFile, States, read_states
 
 if TYPE_CHECKING:
     from ebm_encode.bulk import Outcome
@@ -35,7 +37,7 @@ def encode(
     *,
     model_path: str,
     trajectories: Annotated[list[str], Many],
-    output: Path,
+    output: str,
     batch_size: Annotated[int, AtLeastOne] = 256,
     max_batch_tokens: Annotated[int, AtLeastOne] = 8192,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -71,6 +73,7 @@ def encode(
     Args:
         model_path: A Hugging Face causal model: its folder, or its hub id.
         trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
+            All of these, and the output, may be URLs: s3://, gs:// or file://.
         output: The cache to write: a Parquet file, or a folder that exists, which gets a new part
             for the new rows. Rows of the same encoder that it has already are kept.
         batch_size: Most states in one forward pass.
@@ -102,14 +105,10 @@ def encode(
     started = datetime.now(UTC)
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
-    if output.suffix != ".parquet" and not output.is_dir():
-        raise ArgumentError(
-            f"--output {output}: expected a file name ending in .parquet, or a folder that exists"
-        )
+    output = _usable(output)
     Template.load(template)  # before anything that takes long
     states = read_states(trajectories, column)
-    output = Path(os.path.realpath(output)) if output.is_symlink() else output
-    if output.exists() and any(output.samefile(file) for file in states.files):
+    if any(_same(output, file) for file in states.files):
         raise ArgumentError(f"--output {output}: is one of the --trajectories")
     _tell_input(states)
     with _writer(output) as writer:
@@ -159,11 +158,31 @@ def encode(
     return 1 if outcome.quarantined and not allow_quarantine else 0
 
 
+def _usable(output: str) -> str:
+    """An output that can be written, by the name it really has."""
+    if _core.is_remote(output):
+        return output.rstrip("/")
+    if output.startswith("file://"):
+        output = url2pathname(urlsplit(output).path)
+    path = Path(os.path.realpath(output)) if Path(output).is_symlink() else Path(output)
+    if path.suffix != ".parquet" and not path.is_dir():
+        raise ArgumentError(
+            f"--output {path}: expected a file name ending in .parquet, or a folder that exists"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ArgumentError(f"--output {path}: there is no folder {path.parent}")
+    return str(path)
+
+
+def _same(output: str, file: InputFile) -> bool:
+    if _core.is_remote(output) or not isinstance(file, Path):
+        return output == str(file)
+    return Path(output).exists() and file.samefile(output)
+
+
 @contextmanager
-def _writer(output: Path) -> Iterator[_core.CacheWriter]:
+def _writer(output: str) -> Iterator[_core.CacheWriter]:
     """The locked output; the lock is given up at the end, whatever happens."""
-    if not output.absolute().parent.is_dir():
-        raise ArgumentError(f"--output {output}: there is no folder {output.parent}")
     writer = _core.CacheWriter(output)
     try:
         yield writer
@@ -203,11 +222,11 @@ def _tell_input(states: States) -> None:
 
 
 def _summary(
-    outcome: "Outcome", choice: "EngineChoice", states: States, output: Path, seconds: float
+    outcome: "Outcome", choice: "EngineChoice", states: States, output: str, seconds: float
 ) -> dict[str, object]:
     verification = outcome.verification.to_json() if outcome.verification else None
     return {
-        "output": str(output),
+        "output": output,
         "seconds": round(seconds, 3),
         "input": asdict(states.counts),
         "engine": choice.to_json(),
@@ -217,7 +236,7 @@ def _summary(
 
 
 def _print_summary(
-    outcome: "Outcome", choice: "EngineChoice", states: States, output: Path, seconds: float
+    outcome: "Outcome", choice: "EngineChoice", states: States, output: str, seconds: float
 ) -> None:
     lines = {
         "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
@@ -230,9 +249,9 @@ def _print_summary(
         "quarantined": f"{len(outcome.quarantined):,}",
     }
     if outcome.truncated or outcome.skipped:
-        lines["overlong states"] = str(side_file(output, OVERLONG))
+        lines["overlong states"] = side_file(output, OVERLONG)
     if outcome.quarantined:
-        lines["bad rows"] = str(side_file(output, QUARANTINE))
+        lines["bad rows"] = side_file(output, QUARANTINE)
     if outcome.verification:
         checked = outcome.verification
         lines["verified"] = (

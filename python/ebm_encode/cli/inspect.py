@@ -1,7 +1,6 @@
 """`ebm-encode inspect`: what a cache is and who made it."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,7 +9,7 @@ from ebm_encode import _core
 
 
 def inspect(
-    cache: Path,
+    cache: str,
     /,
     *,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
@@ -18,7 +17,7 @@ def inspect(
     """Show a cache's columns, encoder, provenance, size and norms.
 
     Args:
-        cache: A cache: a Parquet file, or a folder of them.
+        cache: A cache: a Parquet file, or a folder of them; also as a URL (s3://, gs://).
         json_output: Print JSON.
     """
     files = _core.describe(cache)

@@ -1,5 +1,6 @@
 //! `EmbeddingCache`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -127,8 +128,8 @@ impl PyEmbeddingCache {
     }
 
     #[getter]
-    fn path(&self) -> PathBuf {
-        self.cache.path().to_owned()
+    fn path(&self) -> OsString {
+        self.cache.path().into()
     }
 
     fn __repr__(&self) -> String {

@@ -14,6 +14,7 @@ mod json;
 mod mapped_cache;
 mod packing;
 mod schema;
+mod storage;
 mod views;
 mod writer;
 
@@ -37,6 +38,10 @@ mod _core {
     use super::packing::{PyTrie, count_nodes, plan_padded, plan_windows};
     #[pymodule_export]
     use super::schema::PyCacheSchema;
+    #[pymodule_export]
+    use super::storage::{
+        is_remote, list_files, path_kind, read_file, remove_file, write_file,
+    };
     #[pymodule_export]
     use super::writer::PyCacheWriter;
 

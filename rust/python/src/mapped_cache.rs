@@ -1,5 +1,6 @@
 //! `MappedCache`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use ebm_encode::cache::{MappedCache, OpenMode};
@@ -116,8 +117,8 @@ impl PyMappedCache {
     }
 
     #[getter]
-    fn path(&self) -> PathBuf {
-        self.cache.path().to_owned()
+    fn path(&self) -> OsString {
+        self.cache.path().into()
     }
 
     fn __repr__(&self) -> String {

@@ -1,5 +1,6 @@
 //! `CacheWriter`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -201,7 +202,7 @@ impl PyCacheWriter {
         self.with(py, |writer| writer.discarded().to_vec())
     }
 
-    fn work_folder(&self, py: Python<'_>) -> PyResult<PathBuf> {
-        self.with(py, |writer| writer.work_folder().to_owned())
+    fn work_folder(&self, py: Python<'_>) -> PyResult<OsString> {
+        self.with(py, |writer| writer.work_folder().into())
     }
 }

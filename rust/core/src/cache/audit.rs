@@ -12,6 +12,7 @@ use super::manifest::Manifest;
 use super::parts::{common_kind, open_files, same_tokens};
 use super::row_check::{BadRow, Outlier, RowChecker};
 use super::row_file::RowFile;
+use super::storage::{self, Kind};
 
 /// What an audit found.
 #[derive(Debug, Clone, Serialize)]
@@ -73,8 +74,8 @@ impl AuditReport {
 pub fn audit(path: impl AsRef<Path>, examples: usize) -> CacheResult<AuditReport> {
     let path = path.as_ref();
     let files = open_files(path)?;
-    if path.is_dir()
-        && let Some(manifest) = Manifest::read(path)?
+    if storage::kind(path)? == Kind::Folder
+        && let Some((manifest, _)) = Manifest::read(path)?
     {
         manifest.verify(path)?;
     }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::error::{CacheError, CacheResult};
 use super::parts::{common_kind, open_files, provenances};
+use super::storage::{self, Kind};
 use super::writer::{FinishReport, OutputLock, WriterOptions};
 
 /// Writes all parts of a cache's folder as one, of each state the row that counts.
@@ -22,7 +23,7 @@ pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
     let lock = OutputLock::acquire(folder)?;
     let files = open_files(folder)?;
     let refuse = |why| Err(CacheError::Argument(format!("{}: {why}", folder.display())));
-    if !folder.is_dir() {
+    if storage::kind(folder)? != Kind::Folder {
         return refuse("is a file; only a folder has parts to make one of");
     }
     let (dim, identity) = common_kind(&files)?;

@@ -34,21 +34,20 @@ pub struct FileDescription {
 /// # Errors
 /// Any [`super::CacheError`] that keeps the metadata from being read.
 pub fn describe(path: impl AsRef<Path>) -> CacheResult<Vec<FileDescription>> {
-    open_files(path.as_ref())?.iter().map(describe_file).collect()
+    Ok(open_files(path.as_ref())?.iter().map(describe_file).collect())
 }
 
-fn describe_file(file: &RowFile) -> CacheResult<FileDescription> {
+fn describe_file(file: &RowFile) -> FileDescription {
     let path = file.path().to_owned();
-    let bytes = path.metadata().map_err(|error| super::CacheError::io(&path, "stat", error))?.len();
-    Ok(FileDescription {
-        bytes,
+    FileDescription {
+        bytes: file.bytes(),
         rows: file.num_rows(),
         dim: file.dim(),
         row_groups: file.group_rows().len(),
         columns: file.columns(),
         footer: file.footer().cloned(),
         path,
-    })
+    }
 }
 
 /// Serializes a path as it is printed, since its bytes need not be text.

@@ -279,6 +279,7 @@ mod tests {
     use super::super::footer::Footer;
     use super::super::identity::Identity;
     use super::super::row_file::RowFile;
+    use super::super::storage::{self, Replaces};
 
     /// Without this the reader would still be right, but no longer fast.
     #[test]
@@ -289,9 +290,6 @@ mod tests {
         let values: Vec<f32> = (0..count).map(f32::from_bits).collect();
         let dim = usize::from(dim);
         let path = folder.path().join("a.parquet");
-        let mut writer = FileWriter::create(&path, dim).unwrap();
-        let states = StringArray::from_iter_values((0..rows).map(|i| i.to_string()));
-        writer.append(&states, &values).unwrap();
         let identity = r#"{"weights": "", "config": "", "tokenizer": "", "template": "",
             "special_tokens": "", "pooling": "", "layer": -1, "dtype": "", "quantization": "",
             "max_length": null, "truncation": ""}"#;
@@ -303,7 +301,13 @@ mod tests {
             provenance: serde_json::Value::Null,
             same_tokens: Vec::new(),
         };
-        writer.close(&footer).unwrap();
+        storage::write_atomically(folder.path(), &path, Replaces::Anything, |sink| {
+            let mut writer = FileWriter::new(sink, dim)?;
+            let states = StringArray::from_iter_values((0..rows).map(|i| i.to_string()));
+            writer.append(&states, &values)?;
+            writer.close(&footer)
+        })
+        .unwrap();
         let file = RowFile::open(&path).unwrap();
         let mut by_arrow = Vec::new();
         let mut directly = Vec::new();

@@ -14,6 +14,7 @@ use super::parts::{common_kind, open_files, provenances, require_same, same_toke
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
+use super::storage;
 
 /// Bad rows that a refusal shows in full.
 pub(super) const EXAMPLES: usize = 3;
@@ -73,7 +74,11 @@ impl EmbeddingCache {
 
     fn from_files(path: &Path, files: &[RowFile], checks: Checks) -> CacheResult<Self> {
         let (dim, identity) = common_kind(files)?;
-        let (values, texts) = read_files(path, files, dim)?;
+        let (values, texts) = if files.iter().any(RowFile::is_object) {
+            storage::many_at_once(|| read_files(path, files, dim))?
+        } else {
+            read_files(path, files, dim)?
+        };
         let index = StateIndex::of(&texts);
         drop(texts);
         let provenance = provenances(files);

@@ -1,6 +1,5 @@
 //! One cache file, written row group by row group, every page with a checksum.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use super::error::{CacheError, CacheResult};
 use super::footer::Footer;
 use super::row_file::RowFile;
 use super::schema::{EMBEDDING_COLUMN, ROW_GROUP_ROWS, cache_schema};
+use super::storage::Sink;
 
 /// Rows given to the encoder of levels and values at a time.
 const AT_ONCE: usize = 64;
@@ -28,8 +28,7 @@ pub(super) const CREATED_BY: &str = "ebm-encode";
 /// Writes one file; what it holds is a cache only once [`FileWriter::close`] returned.
 pub(super) struct FileWriter {
     path: PathBuf,
-    file: File,
-    writer: SerializedFileWriter<File>,
+    writer: SerializedFileWriter<Sink>,
     schema: SchemaDescriptor,
     properties: WriterPropertiesPtr,
     group: Option<RowGroup>,
@@ -39,19 +38,18 @@ pub(super) struct FileWriter {
 }
 
 impl FileWriter {
-    pub(super) fn create(path: &Path, dim: usize) -> CacheResult<Self> {
-        let file = File::create(path).map_err(|error| CacheError::io(path, "create", error))?;
-        let wrong = |error| write_error(path, error);
+    pub(super) fn new(sink: Sink, dim: usize) -> CacheResult<Self> {
+        let path = sink.path().to_owned();
+        let wrong = |error| write_error(&path, error);
         let arrow = cache_schema();
         let schema = ArrowSchemaConverter::new().convert(&arrow).map_err(wrong)?;
         let mut properties = properties();
         add_encoded_arrow_schema_to_metadata(&arrow, &mut properties);
         let properties = Arc::new(properties);
-        let clone = file.try_clone().map_err(|error| CacheError::io(path, "create", error))?;
         let root = schema.root_schema_ptr();
-        let writer = SerializedFileWriter::new(clone, root, properties.clone()).map_err(wrong)?;
-        let (path, levels) = (path.to_owned(), Levels::new(dim));
-        Ok(Self { path, file, writer, schema, properties, group: None, levels, dim, rows: 0 })
+        let writer = SerializedFileWriter::new(sink, root, properties.clone()).map_err(wrong)?;
+        let levels = Levels::new(dim);
+        Ok(Self { path, writer, schema, properties, group: None, levels, dim, rows: 0 })
     }
 
     /// Appends rows (`values` is `states.len() x dim`, row-major).
@@ -97,9 +95,10 @@ impl FileWriter {
         let Some(columns) = source.encoded_columns(group) else { return Ok(false) };
         self.end_group()?;
         let wrong = |error| write_error(&self.path, error);
+        let input = source.ahead(group, &[0, 1])?;
         let mut row_group = self.writer.next_row_group().map_err(wrong)?;
         for column in columns {
-            row_group.append_column(source.input(), column).map_err(wrong)?;
+            row_group.append_column(&input, column).map_err(wrong)?;
         }
         row_group.close().map_err(wrong)?;
         self.rows += rows as u64;
@@ -111,16 +110,15 @@ impl FileWriter {
         self.rows
     }
 
-    /// Writes the footer and waits until the file is on the disk.
-    pub(super) fn close(mut self, footer: &Footer) -> CacheResult<()> {
+    /// Writes the footer; gives back what was written into.
+    pub(super) fn close(mut self, footer: &Footer) -> CacheResult<Sink> {
         self.end_group()?;
         let entries = footer.to_metadata();
         let entries = entries.map_err(|error| CacheError::Argument(error.to_string()))?;
         for entry in entries {
             self.writer.append_key_value_metadata(entry);
         }
-        self.writer.close().map_err(|error| write_error(&self.path, error))?;
-        self.file.sync_all().map_err(|error| CacheError::io(&self.path, "write", error))
+        self.writer.into_inner().map_err(|error| write_error(&self.path, error))
     }
 
     fn end_group(&mut self) -> CacheResult<()> {

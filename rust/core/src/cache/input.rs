@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +12,10 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::error::{CacheError, CacheResult};
+use super::storage::{OpenObject, Place, StoreFailure, place_of};
+
+/// Bytes of an object that are asked for at a time where nobody said how many will be read.
+const BLOCK: usize = 1 << 20;
 
 /// One file from opening to end, whatever its path comes to name: a writer may put another in its
 /// place, and half of each would be neither.
@@ -20,25 +25,58 @@ pub(super) enum Input {
     File(Arc<File>, u64),
     /// A file in memory, its own or mapped.
     Bytes(Bytes),
+    /// An object of a store.
+    Object(Arc<OpenObject>),
+    /// Some bytes of an object, where they begin, and the object's length.
+    Piece(Bytes, u64, u64),
 }
 
 impl Input {
-    /// Opens a file on disk.
+    /// Opens a file or an object.
     pub(super) fn open(path: &Path) -> CacheResult<Self> {
-        let file = File::open(path).map_err(|error| CacheError::io(path, "open", error))?;
+        let local = match place_of(path)? {
+            Place::Local(local) => local,
+            Place::Object(object) => return Ok(Self::Object(OpenObject::open(object)?.into())),
+        };
+        let file = File::open(local).map_err(|error| CacheError::io(path, "open", error))?;
         let metadata = file.metadata().map_err(|error| CacheError::io(path, "stat", error))?;
         if metadata.is_dir() {
             return Err(CacheError::format(path, "is a folder, expected a Parquet file"));
         }
         Ok(Self::File(Arc::new(file), metadata.len()))
     }
+
+    /// The same with these bytes at hand: of an object they are fetched in one request.
+    pub(super) fn ahead(&self, range: Range<u64>) -> Result<Self> {
+        match self {
+            Self::Object(object) if !range.is_empty() && range.end <= object.len() => {
+                let start = range.start;
+                Ok(Self::Piece(object.read(range)?, start, object.len()))
+            }
+            other => Ok(other.clone()),
+        }
+    }
+
+    /// What kept a store from giving some of its bytes, if anything did.
+    pub(super) fn failure(&self) -> Option<StoreFailure> {
+        match self {
+            Self::Object(object) => object.failure(),
+            _ => None,
+        }
+    }
+
+    /// Whether it is in an object store.
+    pub(super) fn is_object(&self) -> bool {
+        matches!(self, Self::Object(_) | Self::Piece(..))
+    }
 }
 
 impl Length for Input {
     fn len(&self) -> u64 {
         match self {
-            Self::File(_, length) => *length,
+            Self::File(_, length) | Self::Piece(_, _, length) => *length,
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Object(object) => object.len(),
         }
     }
 }
@@ -47,20 +85,23 @@ impl ChunkReader for Input {
     type T = Box<dyn Read + Send>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
+        let rest = |input: &Self| ReadAt { input: input.clone(), at: start };
         Ok(match self {
-            Self::File(file, _) => {
-                Box::new(BufReader::new(ReadAt { file: Arc::clone(file), at: start }))
-            }
+            Self::File(..) => Box::new(BufReader::new(rest(self))),
             Self::Bytes(bytes) => Box::new(bytes.get_read(start)?),
+            Self::Object(_) => Box::new(BufReader::with_capacity(BLOCK, rest(self))),
+            Self::Piece(..) => Box::new(rest(self)),
         })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         // A damaged footer may ask for any length: what is not there needs no memory.
-        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+        let missing = || {
             let message = format!("{length} bytes at {start} of a file of {}", self.len());
-            return Err(ParquetError::EOF(message));
-        }
+            ParquetError::EOF(message)
+        };
+        let end = start.checked_add(length as u64).filter(|end| *end <= self.len());
+        let end = end.ok_or_else(missing)?;
         match self {
             Self::File(file, _) => {
                 let mut bytes = vec![0; length];
@@ -68,6 +109,13 @@ impl ChunkReader for Input {
                 Ok(bytes.into())
             }
             Self::Bytes(bytes) => bytes.get_bytes(start, length),
+            Self::Object(object) => Ok(object.read(start..end)?),
+            Self::Piece(bytes, first, _) => {
+                let inside = |at: u64| usize::try_from(at.checked_sub(*first)?).ok();
+                let range = inside(start).zip(inside(end)).map(|(start, end)| start..end);
+                let range = range.filter(|range| range.end <= bytes.len());
+                Ok(bytes.slice(range.ok_or_else(missing)?))
+            }
         }
     }
 }
@@ -75,13 +123,25 @@ impl ChunkReader for Input {
 /// Reads on from a place; clones of a file would share one position.
 #[derive(Debug)]
 struct ReadAt {
-    file: Arc<File>,
+    input: Input,
     at: u64,
 }
 
 impl Read for ReadAt {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.at)?;
+        let read = match &self.input {
+            Input::File(file, _) => file.read_at(buffer, self.at)?,
+            other => {
+                let end = match other {
+                    Input::Piece(bytes, first, _) => first + bytes.len() as u64,
+                    other => other.len(),
+                };
+                let left = usize::try_from(end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+                let count = left.min(buffer.len());
+                buffer[..count].copy_from_slice(&other.get_bytes(self.at, count)?);
+                count
+            }
+        };
         self.at += read as u64;
         Ok(read)
     }

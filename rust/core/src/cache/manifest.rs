@@ -1,18 +1,19 @@
 //! What a cache of many parts consists of: one JSON file in its folder, replaced in one step.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Component, Path};
 
+use parquet::file::reader::{ChunkReader, Length};
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, CacheResult};
 use super::identity::Identity;
+use super::input::Input;
 use super::parts::{OpenFile, require_same};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
-use super::work_folder::{remove, write_atomically};
+use super::storage::{self, Replaces, Version, Written};
 
 /// The file's name.
 pub const MANIFEST: &str = "manifest.json";
@@ -58,17 +59,13 @@ impl Manifest {
         }
     }
 
-    /// Reads a folder's manifest; `None` where it has none.
-    pub(super) fn read(folder: &Path) -> CacheResult<Option<Self>> {
+    /// Reads a folder's manifest, and its version; `None` where it has none.
+    pub(super) fn read(folder: &Path) -> CacheResult<Option<(Self, Version)>> {
         let path = folder.join(MANIFEST);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CacheError::io(&path, "read", error)),
-        };
+        let Some((text, version)) = storage::read(&path)? else { return Ok(None) };
         let wrong = |detail: String| CacheError::format(&path, detail);
         let manifest: Self =
-            serde_json::from_str(&text).map_err(|error| wrong(format!("damaged: {error}")))?;
+            serde_json::from_slice(&text).map_err(|error| wrong(format!("damaged: {error}")))?;
         if manifest.format_version > FORMAT_VERSION {
             let found = manifest.format_version;
             return Err(wrong(format!(
@@ -87,21 +84,23 @@ impl Manifest {
                 return Err(wrong(format!("names part {name:?} twice")));
             }
         }
-        Ok(Some(manifest))
+        Ok(Some((manifest, version)))
     }
 
     /// Writes the manifest in the place of the former one.
-    pub(super) fn write(&self, folder: &Path) -> CacheResult<()> {
+    ///
+    /// # Errors
+    /// [`CacheError::Locked`] if another process has replaced that one.
+    pub(super) fn write(&self, folder: &Path, former: Option<&Version>) -> CacheResult<()> {
         let json = serde_json::to_vec_pretty(self)
             .map_err(|error| CacheError::Argument(error.to_string()))?;
-        write_atomically(folder, &folder.join(MANIFEST), |path| {
-            File::create(path)
-                .and_then(|mut file| {
-                    file.write_all(&json)?;
-                    file.sync_all()
-                })
-                .map_err(|error| CacheError::io(path, "write", error))
+        let path = folder.join(MANIFEST);
+        let replaces = former.map_or(Replaces::Nothing, Replaces::Version);
+        storage::write_atomically(folder, &path, replaces, |mut sink| {
+            sink.write_all(&json).map_err(|error| CacheError::io(&path, "write", error))?;
+            Ok(sink)
         })
+        .map(|_| ())
     }
 
     /// Opens the parts, each of the size and kind that the manifest says.
@@ -115,11 +114,16 @@ impl Manifest {
             let detail = format!("has {found} {what}, {MANIFEST} says {expected}");
             CacheError::format(&path, detail)
         };
-        let bytes = size(&path)?;
-        if bytes != part.bytes {
-            return Err(disagrees("bytes", bytes, part.bytes));
+        let file = match open(&path) {
+            // What was cut off is told best by its length.
+            Err(CacheError::Format { .. }) if length(&path)? != part.bytes => {
+                return Err(disagrees("bytes", length(&path)?, part.bytes));
+            }
+            opened => opened?,
+        };
+        if file.bytes() != part.bytes {
+            return Err(disagrees("bytes", file.bytes(), part.bytes));
         }
-        let file = open(&path)?;
         let rows = file.num_rows() as u64;
         if rows != part.rows {
             return Err(disagrees("rows", rows, part.rows));
@@ -136,7 +140,7 @@ impl Manifest {
     pub(super) fn verify(&self, folder: &Path) -> CacheResult<()> {
         for part in &self.parts {
             let path = folder.join(&part.file);
-            if digest(&path)? != part.blake3 {
+            if digest(&Input::open(&path)?, &path)? != part.blake3 {
                 let detail = format!("damaged: not the bytes of which {MANIFEST} has the digest");
                 return Err(CacheError::format(&path, detail));
             }
@@ -145,15 +149,15 @@ impl Manifest {
     }
 
     /// A name for a new part, which nothing in the folder has.
-    pub(super) fn next_name(&self, folder: &Path) -> String {
+    pub(super) fn next_name(&self, folder: &Path) -> CacheResult<String> {
         let number =
             |part: &Part| part.file.strip_prefix("part-")?.strip_suffix(".parquet")?.parse().ok();
         let last: Option<u64> = self.parts.iter().filter_map(number).max();
         let mut number = last.map_or(0, |last| last.wrapping_add(1));
         loop {
             let name = format!("part-{number:09}.parquet");
-            if !folder.join(&name).exists() {
-                return name;
+            if !storage::is_file(&folder.join(&name))? {
+                return Ok(name);
             }
             number = number.wrapping_add(1);
         }
@@ -163,8 +167,8 @@ impl Manifest {
     pub(super) fn remove_superseded(&self, folder: &Path) -> CacheResult<()> {
         for name in &self.superseded {
             let path = folder.join(name);
-            if path.exists() {
-                remove(&path)?;
+            if storage::is_file(&path)? {
+                storage::remove(&path)?;
             }
         }
         Ok(())
@@ -172,22 +176,35 @@ impl Manifest {
 }
 
 impl Part {
-    /// Describes a file that was written.
+    /// Describes a file that was there before.
     pub(super) fn of(file: &RowFile) -> CacheResult<Self> {
-        let path = file.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (rows, bytes) = (file.num_rows() as u64, size(path)?);
-        Ok(Self { file: name, rows, bytes, blake3: digest(path)? })
+        let (path, rows) = (file.path(), file.num_rows() as u64);
+        let blake3 = digest(file.input(), path)?;
+        Ok(Self { file: name_of(path), rows, bytes: file.bytes(), blake3 })
+    }
+
+    /// Describes a file that was written, with its digest.
+    pub(super) fn written(path: &Path, rows: u64, written: &Written) -> CacheResult<Self> {
+        let blake3 = match &written.digest {
+            Some(digest) => digest.to_hex().to_string(),
+            None => digest(&Input::open(path)?, path)?,
+        };
+        Ok(Self { file: name_of(path), rows, bytes: written.bytes, blake3 })
     }
 }
 
-fn size(path: &Path) -> CacheResult<u64> {
-    Ok(path.metadata().map_err(|error| CacheError::io(path, "open", error))?.len())
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn digest(path: &Path) -> CacheResult<String> {
+fn length(path: &Path) -> CacheResult<u64> {
+    Ok(Input::open(path)?.len())
+}
+
+fn digest(input: &Input, path: &Path) -> CacheResult<String> {
     let mut hasher = blake3::Hasher::new();
-    let read = |error| CacheError::io(path, "read", error);
-    hasher.update_reader(File::open(path).map_err(read)?).map_err(read)?;
+    let wrong = |error| CacheError::io(path, "read", error);
+    let mut bytes = input.get_read(0).map_err(|error| wrong(io::Error::other(error)))?;
+    hasher.update_reader(&mut bytes).map_err(wrong)?;
     Ok(hasher.finalize().to_hex().to_string())
 }

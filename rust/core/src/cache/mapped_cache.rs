@@ -257,8 +257,8 @@ impl OpenMode {
         let sizes = files.iter().map(|file| file.num_rows().saturating_mul(file.dim()));
         let bytes = sizes.fold(0_usize, usize::saturating_add).saturating_mul(size_of::<f32>());
         let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 2);
-        // Pages that other software wrote may not be readable by address.
-        let mappable = || files.iter().all(RowFile::is_ours);
+        // Objects cannot be mapped, and pages that other software wrote may not be readable by address.
+        let mappable = || files.iter().all(|file| file.is_ours() && !file.is_object());
         Ok(if fits || !mappable() { Self::InMemory } else { Self::Mapped })
     }
 }

@@ -25,6 +25,7 @@ mod row_file;
 mod schema;
 mod sketch;
 mod state_index;
+pub mod storage;
 mod work_folder;
 mod writer;
 

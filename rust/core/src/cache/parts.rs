@@ -1,6 +1,6 @@
 //! The files that a cache consists of.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -9,7 +9,10 @@ use super::footer::SameTokens;
 use super::identity::{Identity, differences};
 use super::manifest::Manifest;
 use super::row_file::RowFile;
+use super::storage::{self, Kind};
 
+/// How the names of Parquet files end.
+pub(super) const PARQUET: &str = "parquet";
 /// Times that a folder is read anew because a writer put other parts in the place of its own.
 const ATTEMPTS: usize = 100;
 
@@ -33,39 +36,30 @@ pub(super) fn open_mapped_files(path: &Path) -> CacheResult<Vec<RowFile>> {
 pub(super) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
 
 fn open_files_by(path: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
-    let metadata = path.metadata().map_err(|error| CacheError::io(path, "open", error))?;
-    if !metadata.is_dir() {
-        return Ok(vec![open(path)?]);
+    match storage::kind(path)? {
+        Kind::File => return Ok(vec![open(path)?]),
+        Kind::Folder => {}
+        Kind::Missing => {
+            let detail = "no such file or folder".to_owned();
+            return Err(CacheError::NotFound { path: path.to_owned(), detail });
+        }
     }
     for attempt in 1.. {
-        let Some(manifest) = Manifest::read(path)? else { break };
+        let Some((manifest, version)) = Manifest::read(path)? else { break };
         match manifest.open(path, open) {
             // A writer may have replaced manifest and parts between our two looks.
             Err(CacheError::NotFound { .. })
-                if attempt < ATTEMPTS && Manifest::read(path)?.as_ref() != Some(&manifest) => {}
+                if attempt < ATTEMPTS
+                    && Manifest::read(path)?.as_ref() != Some(&(manifest, version)) => {}
             opened => return opened,
         }
     }
-    let files = parquet_files(path)?;
+    let files = storage::list(path, PARQUET)?;
     if files.is_empty() {
         let detail = "the folder holds no *.parquet file".to_owned();
         return Err(CacheError::NotFound { path: path.to_owned(), detail });
     }
     files.iter().map(|file| open(file)).collect()
-}
-
-/// The Parquet files of a folder by name.
-pub(super) fn parquet_files(folder: &Path) -> CacheResult<Vec<PathBuf>> {
-    let list = |error| CacheError::io(folder, "list", error);
-    let mut files = Vec::new();
-    for entry in folder.read_dir().map_err(list)? {
-        let file = entry.map_err(list)?.path();
-        if file.extension().is_some_and(|extension| extension == "parquet") && file.is_file() {
-            files.push(file);
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
 }
 
 /// Refuses two things made by different encoders.

@@ -4,6 +4,7 @@
 //! schema that writers embed in the footer is set aside on purpose: what it calls `large_list`,
 //! `fixed_size_list`, `large_utf8`, string views or dictionaries is the same Parquet underneath.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -84,6 +85,10 @@ impl RowFile {
     pub(super) fn open_mapped(path: &Path) -> CacheResult<Self> {
         let input = match Input::open(path)? {
             Input::File(file, _) => Input::Bytes(mapping::map(path, &file)?),
+            Input::Object(_) | Input::Piece(..) => {
+                let detail = "is in an object store, so it cannot be mapped; open it in memory";
+                return Err(CacheError::format(path, detail));
+            }
             bytes @ Input::Bytes(_) => bytes,
         };
         Self::load(path, input, PageIndexPolicy::Skip)
@@ -94,7 +99,7 @@ impl RowFile {
             .with_skip_arrow_metadata(true)
             .with_offset_index_policy(pages);
         let metadata = guard(path, || {
-            ArrowReaderMetadata::load(&input, options).map_err(|e| not_parquet(path, &e))
+            ArrowReaderMetadata::load(&input, options).map_err(|e| not_parquet(path, &input, &e))
         })?;
         check_columns(path, &metadata)?;
         let parquet = metadata.metadata();
@@ -193,9 +198,9 @@ impl RowFile {
     pub(super) fn copy_group(&self, group: usize, target: &mut [f32]) -> CacheResult<bool> {
         let copied = guard(&self.path, || {
             let metadata = self.metadata.metadata().row_group(group);
-            let input = self.input.clone();
+            let input = self.ahead(group, &[1])?;
             let copied = direct_pages::read_group(input, metadata, self.dim, target);
-            copied.map_err(|error| damaged(&self.path, &error))
+            copied.map_err(|error| self.damaged(&error))
         });
         match copied {
             // Another reading of pages that our writer did not make so would be a guess.
@@ -215,6 +220,26 @@ impl RowFile {
     /// The file's bytes.
     pub(super) fn input(&self) -> &Input {
         &self.input
+    }
+
+    /// Whether the file is in an object store.
+    pub(super) fn is_object(&self) -> bool {
+        self.input.is_object()
+    }
+
+    /// The file's size in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.input.len()
+    }
+
+    /// The file with these columns of a row group at hand.
+    pub(super) fn ahead(&self, group: usize, columns: &[usize]) -> CacheResult<Input> {
+        let chunks = self.metadata.metadata().row_group(group).columns();
+        let ranges = columns.iter().filter_map(|column| Some(chunks.get(*column)?.byte_range()));
+        let (start, end) = ranges.fold((u64::MAX, 0), |(start, end), (from, length)| {
+            (start.min(from), end.max(from.saturating_add(length)))
+        });
+        self.input.ahead(start..end).map_err(|error| self.damaged(&error))
     }
 
     /// The columns of a row group as they stand in the file, to be copied into another; `None` where
@@ -245,7 +270,7 @@ impl RowFile {
         let metadata = self.metadata.metadata().row_group(group);
         let pages = match &self.input {
             Input::Bytes(bytes) => direct_pages::map_group(bytes, metadata, self.dim),
-            Input::File(..) => None,
+            Input::File(..) | Input::Object(_) | Input::Piece(..) => None,
         };
         let wrong = if self.ours { "damaged" } else { "cannot be mapped; open it in memory" };
         pages.ok_or_else(|| {
@@ -291,6 +316,10 @@ impl RowFile {
         Ok(Rows { states: StringArray::from(states), values })
     }
 
+    fn damaged(&self, error: &ParquetError) -> CacheError {
+        unreadable(&self.path, &self.input, error, "damaged Parquet file")
+    }
+
     fn require_rows(&self, group: usize, read: usize) -> CacheResult<()> {
         let expected = self.group_rows[group];
         if read == expected {
@@ -306,9 +335,12 @@ impl RowFile {
         columns: &[usize],
         selection: Option<RowSelection>,
     ) -> CacheResult<Guarded<'_>> {
+        let input = match groups {
+            [group] if selection.is_none() => self.ahead(*group, columns)?,
+            _ => self.input.clone(),
+        };
         let columns = columns.iter().copied();
         let columns = ProjectionMask::roots(self.metadata.parquet_schema(), columns);
-        let input = self.input.clone();
         let mut builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone())
                 .with_row_groups(groups.to_vec())
@@ -317,8 +349,8 @@ impl RowFile {
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
-        let reader = builder.build().map_err(|error| damaged(&self.path, &error))?;
-        Ok(Guarded { path: &self.path, reader: Some(reader) })
+        let reader = builder.build().map_err(|error| self.damaged(&error))?;
+        Ok(Guarded { file: self, reader: Some(reader) })
     }
 
     /// The footer's dimension, or that of the first row.
@@ -383,7 +415,7 @@ impl RowFile {
 
 /// A batch reader whose panics on hostile bytes come out as errors.
 struct Guarded<'a> {
-    path: &'a Path,
+    file: &'a RowFile,
     reader: Option<ParquetRecordBatchReader>,
 }
 
@@ -392,8 +424,7 @@ impl Iterator for Guarded<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut reader = self.reader.take()?;
-        let path = self.path;
-        let item = guard(path, || {
+        let item = guard(&self.file.path, || {
             let item = reader.next();
             Ok(item.map(|batch| (reader, batch)))
         });
@@ -403,7 +434,7 @@ impl Iterator for Guarded<'_> {
                 self.reader = Some(reader);
                 Some(Ok(batch))
             }
-            Ok(Some((_, Err(error)))) => Some(Err(damaged(path, &error.into()))),
+            Ok(Some((_, Err(error)))) => Some(Err(self.file.damaged(&error.into()))),
             Err(error) => Some(Err(error)),
         }
     }
@@ -428,7 +459,7 @@ fn metadata_bytes(path: &Path, input: &Input) -> CacheResult<Bytes> {
     const TAIL: u64 = 8;
     let read = |start: u64, length: u64| {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        input.get_bytes(start, length).map_err(|error| not_parquet(path, &error))
+        input.get_bytes(start, length).map_err(|error| not_parquet(path, input, &error))
     };
     let size = input.len();
     let tail = read(size.saturating_sub(TAIL), TAIL.min(size))?;
@@ -447,12 +478,16 @@ fn in_group(group: usize, error: CacheError) -> CacheError {
     }
 }
 
-fn not_parquet(path: &Path, error: &ParquetError) -> CacheError {
-    CacheError::format(path, format!("not a Parquet file, or cut off: {error}"))
+fn not_parquet(path: &Path, input: &Input, error: &ParquetError) -> CacheError {
+    unreadable(path, input, error, "not a Parquet file, or cut off")
 }
 
-fn damaged(path: &Path, error: &ParquetError) -> CacheError {
-    CacheError::format(path, format!("damaged Parquet file: {error}"))
+/// What kept a file from being read: what is in it, or a store that did not answer.
+fn unreadable(path: &Path, input: &Input, error: &ParquetError, what: &str) -> CacheError {
+    match input.failure() {
+        Some(failure) => CacheError::io(path, "read", io::Error::other(failure)),
+        None => CacheError::format(path, format!("{what}: {error}")),
+    }
 }
 
 fn check_columns(path: &Path, metadata: &ArrowReaderMetadata) -> CacheResult<()> {

@@ -23,7 +23,8 @@ use super::parts::{open_files, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
-use super::work_folder::{WorkFolder, write_atomically};
+use super::storage::{self, Replaces, Version};
+use super::work_folder::WorkFolder;
 
 /// When to checkpoint, and what to do with an output that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +83,7 @@ impl OutputLock {
     /// # Errors
     /// [`CacheError::Locked`] if another process has it; [`CacheError::Io`].
     pub fn acquire(output: impl AsRef<Path>) -> CacheResult<Self> {
-        let output = output.as_ref().to_owned();
+        let output = storage::local_path(output.as_ref())?;
         Ok(Self { folder: WorkFolder::lock(&output)?, output })
     }
 
@@ -125,6 +126,8 @@ pub struct CacheWriter {
     former: u64,
     /// Files of the former output, which come before all other sources.
     former_sources: usize,
+    /// The former output's version, or that of its manifest.
+    version: Option<Version>,
     /// Rows of all sources and then those pending, good or bad.
     total: u64,
     /// The row that counts for each state.
@@ -264,12 +267,11 @@ impl CacheWriter {
         if self.pending_states.is_empty() {
             return Ok(());
         }
-        let shard = self.folder.next_shard()?;
-        write_atomically(self.folder.path(), &shard, |temporary| {
-            let mut file = FileWriter::create(temporary, self.dim)?;
+        let footer = self.footer(self.pending_states.len() as u64, Value::Null);
+        let shard = self.folder.write_shard(|sink| {
+            let mut file = FileWriter::new(sink, self.dim)?;
             let states = StringArray::from_iter_values(&self.pending_states);
             file.append(&states, &self.pending_values)?;
-            let footer = self.footer(file.rows(), Value::Null);
             file.close(&footer)
         })?;
         let first = self.total - self.pending_states.len() as u64;
@@ -291,14 +293,19 @@ impl CacheWriter {
         }
         let rows = self.current.len() as u64;
         let changed = rows != self.former || self.total != self.former;
-        let parts = self.output.is_dir();
-        let missing = if parts { self.former_sources == 0 } else { !self.output.exists() };
+        let parts = storage::is_folder_output(&self.output)?;
+        let present = storage::version(&self.output)?;
+        let missing = if parts { self.former_sources == 0 } else { present.is_none() };
         let written = changed || self.options.overwrite || self.options.compact || missing;
         if written && parts {
             self.add_part(provenance)?;
         } else if written {
-            write_atomically(self.folder.path(), &self.output, |path| {
-                self.merge(&self.sources, path, provenance)
+            if present != self.version {
+                return Err(CacheError::Locked { path: self.output });
+            }
+            let temporary_in = self.folder.path();
+            storage::write_atomically(temporary_in, &self.output, Replaces::Anything, |sink| {
+                Ok(self.merge(&self.sources, sink, provenance)?.0)
             })?;
         }
         self.folder.remove()?;

@@ -9,23 +9,23 @@ use arrow_array::builder::StringBuilder;
 use serde_json::Value;
 
 use super::{CacheWriter, Source};
-use crate::cache::error::CacheResult;
+use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::file_writer::FileWriter;
 use crate::cache::footer::StateKey;
 use crate::cache::manifest::{Manifest, Part};
-use crate::cache::parts::parquet_files;
+use crate::cache::parts::PARQUET;
 use crate::cache::row_file::{RowFile, Rows};
-use crate::cache::work_folder::write_atomically;
+use crate::cache::storage::{self, Replaces, Sink};
 
 impl CacheWriter {
-    /// Writes the rows that count of some sources as one file.
+    /// Writes the rows that count of some sources as one file; returns how many.
     pub(super) fn merge(
         &self,
         sources: &[Source],
-        path: &Path,
+        sink: Sink,
         provenance: Value,
-    ) -> CacheResult<()> {
-        let mut merged = FileWriter::create(path, self.dim)?;
+    ) -> CacheResult<(Sink, u64)> {
+        let mut merged = FileWriter::new(sink, self.dim)?;
         for Source { file, first } in sources {
             let mut number = *first;
             for (group, rows) in file.group_rows().iter().enumerate() {
@@ -43,8 +43,8 @@ impl CacheWriter {
                 })?;
             }
         }
-        let footer = self.footer(merged.rows(), provenance);
-        merged.close(&footer)
+        let rows = merged.rows();
+        Ok((merged.close(&self.footer(rows, provenance))?, rows))
     }
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
@@ -52,7 +52,10 @@ impl CacheWriter {
     /// names.
     pub(super) fn add_part(&self, provenance: Value) -> CacheResult<()> {
         let folder = &self.output;
-        let former = Manifest::read(folder)?;
+        let (former, version) = Manifest::read(folder)?.unzip();
+        if version != self.version {
+            return Err(CacheError::Locked { path: folder.clone() });
+        }
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
         let still = self.current.values().filter(|number| **number < self.former).count() as u64;
         let keep = !self.options.compact && !self.options.overwrite && still == self.former;
@@ -68,11 +71,16 @@ impl CacheWriter {
             &self.sources[..]
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
-        let name = former.as_ref().unwrap_or(&manifest).next_name(folder);
-        let path = folder.join(name);
-        write_atomically(self.folder.path(), &path, |path| self.merge(new, path, provenance))?;
-        manifest.parts.push(Part::of(&RowFile::open(&path)?)?);
-        manifest.write(folder)?;
+        let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
+        let mut rows = 0;
+        let temporary_in = self.folder.path();
+        let written = storage::write_atomically(temporary_in, &path, Replaces::Anything, |sink| {
+            let (sink, count) = self.merge(new, sink.hashing(), provenance)?;
+            rows = count;
+            Ok(sink)
+        })?;
+        manifest.parts.push(Part::written(&path, rows, &written)?);
+        manifest.write(folder, version.as_ref())?;
         manifest.remove_superseded(folder)
     }
 
@@ -118,5 +126,5 @@ fn former_names(folder: &Path, former: Option<&Manifest>) -> CacheResult<Vec<Str
         return Ok(former.parts.iter().map(|part| part.file.clone()).collect());
     }
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
-    Ok(parquet_files(folder)?.iter().filter_map(name).collect())
+    Ok(storage::list(folder, PARQUET)?.iter().filter_map(name).collect())
 }

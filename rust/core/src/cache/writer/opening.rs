@@ -8,10 +8,10 @@ use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
 use crate::cache::manifest::Manifest;
-use crate::cache::parts::{open_source_files, parquet_files, require_same, same_tokens};
+use crate::cache::parts::{PARQUET, open_source_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
 use crate::cache::row_file::RowFile;
-use crate::cache::work_folder::remove;
+use crate::cache::storage::{self, Kind};
 
 impl CacheWriter {
     pub(super) fn open(
@@ -37,6 +37,7 @@ impl CacheWriter {
             sources: Vec::new(),
             former: 0,
             former_sources: 0,
+            version: None,
             total: 0,
             current: HashMap::new(),
             checker: RowChecker::new(dim),
@@ -51,6 +52,10 @@ impl CacheWriter {
 
     /// Takes up the former output and the shards of an interrupted run.
     fn take_up(&mut self) -> CacheResult<()> {
+        self.version = match storage::kind(&self.output)? {
+            Kind::Folder => Manifest::read(&self.output)?.map(|(_, version)| version),
+            _ => storage::version(&self.output)?,
+        };
         if !self.options.overwrite {
             for file in self.former_files()? {
                 self.require(&file)?;
@@ -63,7 +68,7 @@ impl CacheWriter {
             match RowFile::open_source(&path).and_then(|file| self.add_shard(file)) {
                 Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
                     // Its rows are encoded anew; a shard holds nothing else.
-                    remove(&path)?;
+                    storage::remove(&path)?;
                     self.discarded.push(error.to_string());
                 }
                 other => other?,
@@ -74,14 +79,15 @@ impl CacheWriter {
 
     /// What the output consists of so far.
     fn former_files(&self) -> CacheResult<Vec<RowFile>> {
-        if !self.output.exists() {
-            return Ok(Vec::new());
-        }
-        if self.output.is_dir() {
-            if let Some(manifest) = Manifest::read(&self.output)? {
-                manifest.remove_superseded(&self.output)?;
-            } else if parquet_files(&self.output)?.is_empty() {
-                return Ok(Vec::new());
+        match storage::kind(&self.output)? {
+            Kind::Missing => return Ok(Vec::new()),
+            Kind::File => {}
+            Kind::Folder => {
+                if let Some((manifest, _)) = Manifest::read(&self.output)? {
+                    manifest.remove_superseded(&self.output)?;
+                } else if storage::list(&self.output, PARQUET)?.is_empty() {
+                    return Ok(Vec::new());
+                }
             }
         }
         open_source_files(&self.output)
@@ -90,7 +96,7 @@ impl CacheWriter {
     fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
         let made_by = file.footer().map(|footer| &footer.identity);
         if self.options.overwrite && !differences(Some(&self.identity), made_by).is_empty() {
-            return remove(file.path());
+            return storage::remove(file.path());
         }
         self.require(&file)?;
         self.add_source(file)
