@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebm_encode import EmbeddingCache, _core
+from ebm_encode import EmbeddingCache, MappedCache, _core, open_cache
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -381,3 +381,27 @@ def test_plain_pages_of_any_shape_read_the_same(
         compression=codec, use_dictionary=False, write_batch_size=batch,
     )  # fmt: skip
     assert (EmbeddingCache.open(path, strict=False).matrix() == values).all()
+    if version == "2.0" or codec != "none":
+        with pytest.raises(CacheFormatError, match="cannot be mapped"):
+            MappedCache.open(path)
+        return
+    try:
+        mapped = MappedCache.open(path, strict=False)
+    except CacheFormatError:
+        return  # its pages cut rows apart
+    assert (mapped.gather_rows(np.arange(rows)) == values).all()
+
+
+def test_checksums_are_verified_unless_the_file_is_trusted(tmp_path, ours):
+    cache = EmbeddingCache.open(ours)
+    value = cache.matrix()[2, 7].tobytes()
+    content = bytearray(ours.read_bytes())
+    content[content.index(value)] ^= 1
+    path = tmp_path / "flipped.parquet"
+    path.write_bytes(content)
+    state = cache.states()[2]
+    for mode in ("memory", "mapped"):
+        with pytest.raises(CacheFormatError, match=r"row group 0: .*checksum"):
+            open_cache(path, mode=mode).gather([state])
+        trusted = open_cache(path, mode=mode, verify_checksums=False)
+        assert trusted.gather([state])[0, 7] != cache.matrix()[2, 7]

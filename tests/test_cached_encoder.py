@@ -188,6 +188,18 @@ def test_what_is_encoded_is_appended(stand, tmp_path):
         encoder.encode(["c"])
 
 
+def test_what_is_appended_to_a_folder_is_there_for_others_at_each_commit(stand, tmp_path):
+    encoder = CachedEncoder(stand, append_to=tmp_path)
+    encoder.encode(["a", "b"])
+    assert encoder.commit({"so": "far"}) == 2
+    assert sorted(EmbeddingCache.open(tmp_path).states()) == ["a", "b"]
+    encoder.encode(["b", "c"])
+    assert encoder.commit({}) == 3
+    assert np.allclose(EmbeddingCache.open(tmp_path)["c"], stand.row("c"))
+    assert encoder.finish({}) == 3
+    assert CachedEncoder(stand).commit({}) is None
+
+
 def test_options_without_meaning_are_refused(stand):
     for options in ({"max_states": 0}, {"max_wait": -1.0}, {"queue": 0}):
         with pytest.raises(ArgumentError):

@@ -50,7 +50,7 @@ def server():
 
 
 @pytest.fixture
-def store(server):
+def store(server):  # noqa: ARG001  (its environment)
     """An independent client of the server: pyarrow's."""
     return fs.S3FileSystem(
         endpoint_override=os.environ["AWS_ENDPOINT_URL"],
@@ -130,7 +130,7 @@ def test_what_others_put_there_is_read(bucket, store, rows):
     assert np.array_equal(cache.matrix(), made)
 
 
-def test_runs_add_parts_and_compact_makes_one(bucket, store, write_cache, identity, rows):
+def test_runs_add_parts_and_compact_makes_one(bucket, store, write_cache, rows):
     folder = f"{bucket}/cache"
     made = rows(40)
     for start in (0, 10, 20, 30):
@@ -193,12 +193,14 @@ def test_damaged_objects_are_refused_by_name(bucket, store, write_cache, rows):
             EmbeddingCache.open(f"{bucket}/{name}.parquet")
 
 
-def test_what_is_not_there_or_makes_no_sense_is_said(bucket, tmp_path, monkeypatch):
+def test_what_is_not_there_or_makes_no_sense_is_said(bucket):
     with pytest.raises(CacheNotFoundError, match=f"{bucket}/a.parquet"):
         EmbeddingCache.open(f"{bucket}/a.parquet")
-    with pytest.raises(CacheNotFoundError, match="s3://no-such-bucket/a.parquet"):
+    with pytest.raises(
+        CacheNotFoundError, match=r"s3://no-such-bucket/a\.parquet: there is no such bucket"
+    ):
         EmbeddingCache.open("s3://no-such-bucket/a.parquet")
-    with pytest.raises(ArgumentError, match="https://x/a.parquet: expected a path, or a URL of s3"):
+    with pytest.raises(ArgumentError, match=r"https://x/a\.parquet: expected a path, or a URL"):
         EmbeddingCache.open("https://x/a.parquet")
     with pytest.raises(ArgumentError, match="give it as a str, not as a Path"):
         EmbeddingCache.open(Path(f"{bucket}/a.parquet"))
@@ -231,7 +233,7 @@ def test_file_urls_are_paths(tmp_path, write_cache, rows, run_cli, llama):
 
 
 def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llama):
-    """Inputs as an object, a folder and a pattern; the rows equal those of a run on this machine."""
+    """Inputs as an object, a folder and a pattern; the rows equal those of a local run."""
     for file in FILES:
         upload(store, f"{bucket}/runs/{file.name}", file.read_bytes())
     upload(store, f"{bucket}/runs/notes.txt", b"nothing")
@@ -255,7 +257,10 @@ def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llam
     assert there.states() == local.states()
     assert np.array_equal(there.matrix(), local.matrix())
     sources = [source["path"] for source in there.provenance[0]["sources"]]
-    assert sources == [*(f"{bucket}/runs/{file.name}" for file in FILES), f"{bucket}/more/one.jsonl"]
+    assert sources == [
+        *(f"{bucket}/runs/{file.name}" for file in FILES),
+        f"{bucket}/more/one.jsonl",
+    ]
     digests = {source["digest"] for source in there.provenance[0]["sources"]}
     assert digests == {source["digest"] for source in local.provenance[0]["sources"]}
     code, out, _ = run_cli(

@@ -152,3 +152,28 @@ def test_what_has_no_parts_is_refused(run_cli, tmp_path, write_cache, rows):
     assert "is a file" in err
     assert run_cli("compact", tmp_path / "nothing")[0] == 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_goes_on_shows_its_rows_at_each_commit(folder, identity, rows):
+    made = rows(30)
+    names = [f"state {i}" for i in range(30)]
+    writer = _core.CacheWriter(folder)
+    writer.open(identity(), 16)
+    for end in (10, 11, 30):
+        start = len(writer)
+        assert not any(writer.append(names[start:end], made[start:end]))
+        assert writer.commit({"search": end}) == end
+        cache = EmbeddingCache.open(folder)
+        assert np.array_equal(cache.gather(names[:end]), made[:end])
+        assert cache.provenance[-1] == {"search": end}
+    writer.close()
+    assert len(json.loads((folder / "manifest.json").read_text())["parts"]) == 3
+
+
+def test_a_file_cannot_be_committed_to(tmp_path, identity, rows):
+    writer = _core.CacheWriter(tmp_path / "a.parquet")
+    writer.open(identity(), 16)
+    writer.append(["x"], rows(1))
+    with pytest.raises(ArgumentError, match=r"a\.parquet: only a folder can be added to"):
+        writer.commit({})
+    assert writer.finish({})[0] == 1

@@ -93,10 +93,13 @@ class EmbeddingCache:
     """A cache in memory. Rows are read-only views of Rust memory, float32 `[dim]`, never copies."""
 
     @staticmethod
-    def open(path: str | PathLike[str], *, strict: bool = True) -> EmbeddingCache:
+    def open(
+        path: str | PathLike[str], *, strict: bool = True, verify_checksums: bool = True
+    ) -> EmbeddingCache:
         """Opens a file or a folder of shards.
 
-        With `strict`, bad rows raise `BadRowsError`. Raises `CacheNotFoundError`,
+        With `strict`, bad rows raise `BadRowsError`; with `verify_checksums`, pages whose checksum
+        is another raise `CacheFormatError`. Raises `CacheNotFoundError`,
         `CacheFormatError` or `IdentityMismatchError` for what cannot be read as one cache.
         """
     def __len__(self) -> int: ...
@@ -183,7 +186,8 @@ class CachedEncoder:
         max_bytes: Most bytes of text in a batch.
         queue: Most requests that wait; whoever asks then waits as well.
         memory_bytes: Most bytes of encoded rows that are kept.
-        append_to: A cache file to which encoded rows are appended, crash-safe.
+        append_to: A cache, a file or a folder of parts, to which encoded rows are appended,
+            crash-safe.
         allow_other_identity: Go on though the cache was made by another encoder.
     """
 
@@ -213,6 +217,11 @@ class CachedEncoder:
         """Counts since the start, and latencies of requests (`p50`, `p95`, `p99`) in seconds."""
     def checkpoint(self) -> None:
         """Saves what was encoded since the last time."""
+    def commit(self, provenance: dict[str, Any]) -> int | None:
+        """Shows what was appended so far to readers of the folder `append_to`, and goes on.
+
+        Returns its rows. Raises `ArgumentError` if it is a file.
+        """
     def finish(self, provenance: dict[str, Any]) -> int | None:
         """Ends the encoder and writes the file to append to; returns its rows, if there is one."""
     @property
@@ -264,6 +273,11 @@ class CacheWriter:
         """Accepted states whose norm proved far from all others'."""
     def checkpoint(self) -> None:
         """Writes what is pending to the disk. Raises `CacheIOError`; earlier checkpoints stand."""
+    def commit(self, provenance: dict[str, Any]) -> int:
+        """Adds the rows so far to the output as a part that readers see, and goes on.
+
+        Returns the output's rows. Raises `ArgumentError` if the output is a file.
+        """
     def finish(self, provenance: dict[str, Any]) -> tuple[int, list[tuple[str, BadRow]], bool]:
         """Writes the output in one atomic step.
 
@@ -341,7 +355,9 @@ class MappedCache:
     """
 
     @staticmethod
-    def open(path: str | PathLike[str]) -> MappedCache:
+    def open(
+        path: str | PathLike[str], *, strict: bool = True, verify_checksums: bool = True
+    ) -> MappedCache:
         """Opens a cache file, or a folder of them."""
     def __len__(self) -> int: ...
     def __contains__(self, state: str, /) -> bool: ...

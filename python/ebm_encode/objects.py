@@ -3,6 +3,7 @@
 import io
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import PurePosixPath
@@ -16,6 +17,8 @@ from ebm_encode.errors import InputError
 
 _WILDCARDS = frozenset("*?[")
 _BLOCK = 1 << 22
+_PATIENCE = timedelta(seconds=60)
+"""For a store that does not answer; pyarrow would try for a quarter of an hour."""
 
 
 class Stamp(NamedTuple):
@@ -122,5 +125,5 @@ def _settings() -> tuple[str | None, ...]:
 def _file_system(scheme: str, settings: tuple[str | None, ...]) -> fs.FileSystem:
     region, endpoint = settings
     if scheme == "gs":
-        return fs.GcsFileSystem()
+        return fs.GcsFileSystem(retry_time_limit=_PATIENCE)
     return fs.S3FileSystem(region=region, endpoint_override=endpoint)

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::{append_good, open, provenance, rows, states};
-use ebm_encode::cache::{Checks, EmbeddingCache};
+use ebm_encode::cache::{Checks, Checksums, EmbeddingCache, MappedCache, OpenOptions};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -74,18 +74,58 @@ fn a_file_cut_anywhere_is_an_error() {
 #[test]
 fn a_flipped_bit_is_refused_or_changes_nothing() {
     quiet_decoder_panics();
-    let open = |bytes: Vec<u8>| EmbeddingCache::from_bytes("f", bytes.into(), Checks::Lenient);
-    let truth = open(seed().to_vec()).unwrap();
+    // Files on disk are read in another way than those in memory.
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("f.parquet");
+    let from_memory =
+        |bytes: Vec<u8>| EmbeddingCache::from_bytes("f", bytes.into(), Checks::Lenient);
+    let from_disk = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        EmbeddingCache::open_with(&path, Checks::Lenient)
+    };
+    let truth = from_memory(seed().to_vec()).unwrap();
     for position in 0..seed().len() {
         for bit in 0..8 {
             let mut bytes = seed().to_vec();
             bytes[position] ^= 1 << bit;
-            let Ok(found) = open(bytes) else { continue };
-            let same = found.iter().eq(truth.iter())
-                && found.identity() == truth.identity()
-                && found.provenance() == truth.provenance();
-            assert!(same, "bit {bit} of byte {position} of {}", seed().len());
+            for found in [from_disk(&bytes), from_memory(bytes)].into_iter().flatten() {
+                let same = found.iter().eq(truth.iter())
+                    && found.identity() == truth.identity()
+                    && found.provenance() == truth.provenance();
+                assert!(same, "bit {bit} of byte {position} of {}", seed().len());
+            }
         }
+    }
+}
+
+/// Who trusts a file gets what is there; nobody else does.
+#[test]
+fn checksums_are_verified_unless_the_file_is_trusted() {
+    let truth = rows(0..40, 8);
+    let wanted = truth[100].to_le_bytes();
+    let at = seed().windows(4).position(|bytes| bytes == wanted).unwrap();
+    let mut bytes = seed().to_vec();
+    bytes[at] ^= 1;
+    let mut changed = truth.clone();
+    changed[100] = f32::from_bits(truth[100].to_bits() ^ 1);
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("f.parquet");
+    std::fs::write(&path, &bytes).unwrap();
+    let trust = OpenOptions { checksums: Checksums::Trust, ..OpenOptions::default() };
+    let mut row = [0.0; 8];
+    let memory = EmbeddingCache::from_bytes("f", bytes.clone().into(), trust).unwrap();
+    assert_eq!(memory.matrix(), changed);
+    assert_eq!(EmbeddingCache::open_with(&path, trust).unwrap().matrix(), changed);
+    MappedCache::open_with(&path, trust).unwrap().gather_rows(&[12], &mut row).unwrap();
+    assert_eq!(row, changed[96..104]);
+    let verify = OpenOptions::default();
+    for error in [
+        EmbeddingCache::from_bytes("f", bytes.into(), verify).unwrap_err(),
+        EmbeddingCache::open_with(&path, verify).unwrap_err(),
+        MappedCache::open(&path).unwrap().gather_rows(&[12], &mut row).unwrap_err(),
+    ] {
+        let said = error.to_string();
+        assert!(said.contains("row group 0") && said.contains("checksum"), "{said}");
     }
 }
 

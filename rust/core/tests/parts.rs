@@ -69,6 +69,58 @@ fn each_run_adds_a_part_and_leaves_the_others_alone() {
 }
 
 #[test]
+fn a_writer_that_goes_on_shows_its_rows_at_each_commit() {
+    let (_around, folder) = three_parts();
+    let mut writer = open(&folder, DIM, 7);
+    for end in [65_u64, 66, 90] {
+        let numbers = writer.len() as u64..end;
+        append_good(&mut writer, &states(numbers.clone()), &rows(numbers, DIM));
+        assert_eq!(writer.commit(provenance()).unwrap(), end);
+        assert_holds(&folder, 0..end);
+        let parts = manifest(&folder).parts.len();
+        assert_eq!(writer.commit(provenance()).unwrap(), end);
+        assert_eq!(manifest(&folder).parts.len(), parts, "nothing new makes no part");
+    }
+    // Rows are still found, and a row that no longer counts is in no part.
+    assert_eq!(writer.read(&[64]).unwrap(), [(states(64..65).remove(0), row(64, DIM))]);
+    assert!(writer.is_former(&states(89..90)[0]) && writer.new_rows().is_empty());
+    assert!(writer.retract(&states(89..90)[0]));
+    assert_eq!(writer.commit(provenance()).unwrap(), 89);
+    assert_holds(&folder, 0..89);
+    assert_eq!(manifest(&folder).parts.len(), 1);
+    append_good(&mut writer, &states(89..95), &rows(89..95, DIM));
+    assert!(writer.finish(provenance()).unwrap().written);
+    assert_holds(&folder, 0..95);
+    assert_eq!(files(&folder).len(), 3);
+    assert_eq!(audit(&folder, 3).unwrap().bad_rows(), 0);
+}
+
+#[test]
+fn a_writer_that_dies_after_a_commit_leaves_what_it_committed_and_saved() {
+    let (_around, folder) = three_parts();
+    let mut writer = open(&folder, DIM, 7);
+    append_good(&mut writer, &states(60..70), &rows(60..70, DIM));
+    writer.commit(provenance()).unwrap();
+    append_good(&mut writer, &states(70..77), &rows(70..77, DIM));
+    drop(writer);
+    assert_holds(&folder, 0..70);
+    let writer = open(&folder, DIM, 7);
+    assert_eq!(writer.len(), 77, "checkpoints are every 7 rows");
+    writer.finish(provenance()).unwrap();
+    assert_holds(&folder, 0..77);
+}
+
+#[test]
+fn a_file_cannot_be_committed_to() {
+    let around = TempDir::new().unwrap();
+    let mut writer = open(&around.path().join("a.parquet"), DIM, 7);
+    append_good(&mut writer, &states(0..3), &rows(0..3, DIM));
+    let error = writer.commit(provenance()).unwrap_err();
+    assert!(matches!(&error, CacheError::Argument(_)) && error.to_string().contains("a.parquet"));
+    assert_eq!(writer.finish(provenance()).unwrap().rows, 3);
+}
+
+#[test]
 fn nothing_new_makes_no_part() {
     let (_around, folder) = three_parts();
     let before = files(&folder);

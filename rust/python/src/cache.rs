@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebm_encode::cache::{CacheResult, Checks, EmbeddingCache};
+use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
@@ -23,10 +23,10 @@ pub(crate) struct PyEmbeddingCache {
 #[pymethods]
 impl PyEmbeddingCache {
     #[staticmethod]
-    #[pyo3(signature = (path, *, strict = true))]
-    fn open(py: Python<'_>, path: PathBuf, strict: bool) -> PyResult<Self> {
-        let checks = if strict { Checks::Strict } else { Checks::Lenient };
-        let cache = py.detach(|| EmbeddingCache::open_with(path, checks)).map_err(cache_error)?;
+    #[pyo3(signature = (path, *, strict = true, verify_checksums = true))]
+    fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
+        let options = open_options(strict, verify_checksums);
+        let cache = py.detach(|| EmbeddingCache::open_with(path, options)).map_err(cache_error)?;
         Ok(Self { cache: Arc::new(cache) })
     }
 
@@ -135,6 +135,14 @@ impl PyEmbeddingCache {
     fn __repr__(&self) -> String {
         let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
         format!("EmbeddingCache({path}, {rows} rows of {dim})")
+    }
+}
+
+/// What opening a cache checks.
+pub(crate) fn open_options(strict: bool, verify_checksums: bool) -> OpenOptions {
+    OpenOptions {
+        checks: if strict { Checks::Strict } else { Checks::Lenient },
+        checksums: if verify_checksums { Checksums::Verify } else { Checksums::Trust },
     }
 }
 

@@ -167,7 +167,12 @@ impl PyCachedEncoder {
         py.detach(|| encoder.checkpoint()).map_err(cache_error)
     }
 
-    #[pyo3(signature = (provenance))]
+    fn commit(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
+        let provenance = json::from_python(provenance)?;
+        let encoder = self.open()?;
+        py.detach(|| encoder.commit(provenance)).map_err(cache_error)
+    }
+
     fn finish(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         let provenance = json::from_python(provenance)?;
         let encoder = self.take().ok_or_else(finished)?;

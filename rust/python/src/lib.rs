@@ -39,9 +39,7 @@ mod _core {
     #[pymodule_export]
     use super::schema::PyCacheSchema;
     #[pymodule_export]
-    use super::storage::{
-        is_remote, list_files, path_kind, read_file, remove_file, write_file,
-    };
+    use super::storage::{is_remote, list_files, path_kind, read_file, remove_file, write_file};
     #[pymodule_export]
     use super::writer::PyCacheWriter;
 

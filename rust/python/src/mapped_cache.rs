@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyList;
 
-use crate::cache::{fill, numbers, positions};
+use crate::cache::{fill, numbers, open_options, positions};
 use crate::errors::cache_error;
 use crate::identity::PyIdentity;
 use crate::json;
@@ -30,8 +30,11 @@ pub(crate) struct PyMappedCache {
 #[pymethods]
 impl PyMappedCache {
     #[staticmethod]
-    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(Self { cache: py.detach(|| MappedCache::open(path)).map_err(cache_error)? })
+    #[pyo3(signature = (path, *, strict = true, verify_checksums = true))]
+    fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
+        let options = open_options(strict, verify_checksums);
+        let cache = py.detach(|| MappedCache::open_with(path, options)).map_err(cache_error)?;
+        Ok(Self { cache })
     }
 
     fn __len__(&self) -> usize {

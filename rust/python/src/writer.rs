@@ -179,6 +179,11 @@ impl PyCacheWriter {
         self.with(py, CacheWriter::checkpoint)?.map_err(cache_error)
     }
 
+    fn commit(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<u64> {
+        let provenance = json::from_python(provenance)?;
+        self.with(py, |writer| writer.commit(provenance))?.map_err(cache_error)
+    }
+
     fn finish<'py>(&self, py: Python<'py>, provenance: &Bound<'py, PyDict>) -> PyResult<Finished> {
         let provenance = json::from_python(provenance)?;
         let writer = self.take_open()?;

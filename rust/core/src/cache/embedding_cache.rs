@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use arrow_array::StringArray;
 use bytes::Bytes;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -31,6 +32,33 @@ pub enum Checks {
     Lenient,
 }
 
+/// Whether the checksums of pages are verified when they are read.
+///
+/// Without, a flipped bit can come out as another value, or as a damaged file where it hits a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checksums {
+    /// A page that is not what was written is an error.
+    #[default]
+    Verify,
+    /// Taken as they are: for files that were verified before, or that a file system verifies.
+    Trust,
+}
+
+/// How a cache is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// Whether rows are checked.
+    pub checks: Checks,
+    /// Whether checksums of embeddings are verified.
+    pub checksums: Checksums,
+}
+
+impl From<Checks> for OpenOptions {
+    fn from(checks: Checks) -> Self {
+        Self { checks, ..Self::default() }
+    }
+}
+
 /// A cache of embeddings, held in memory.
 ///
 /// Rows stand in file order; the files of a folder follow one another by name.
@@ -54,33 +82,37 @@ impl EmbeddingCache {
         Self::open_with(path, Checks::Strict)
     }
 
-    /// Opens a cache, with the row checks on or off.
+    /// Opens a cache, with row checks and checksums on or off.
     ///
     /// # Errors
     /// As for [`EmbeddingCache::open`], less the bad rows if `checks` is [`Checks::Lenient`].
-    pub fn open_with(path: impl AsRef<Path>, checks: Checks) -> CacheResult<Self> {
+    pub fn open_with(path: impl AsRef<Path>, options: impl Into<OpenOptions>) -> CacheResult<Self> {
         let path = path.as_ref();
-        Self::from_files(path, &open_files(path)?, checks)
+        Self::from_files(path, &open_files(path)?, options.into())
     }
 
     /// Opens a cache file held in memory; `name` stands for its path in errors.
     ///
     /// # Errors
     /// As for [`EmbeddingCache::open_with`].
-    pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes, checks: Checks) -> CacheResult<Self> {
+    pub fn from_bytes(
+        name: impl AsRef<Path>,
+        bytes: Bytes,
+        options: impl Into<OpenOptions>,
+    ) -> CacheResult<Self> {
         let file = RowFile::from_bytes(&name, bytes)?;
-        Self::from_files(name.as_ref(), &[file], checks)
+        Self::from_files(name.as_ref(), &[file], options.into())
     }
 
-    fn from_files(path: &Path, files: &[RowFile], checks: Checks) -> CacheResult<Self> {
+    fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
+        let OpenOptions { checks, checksums } = options;
         let (dim, identity) = common_kind(files)?;
         let (values, texts) = if files.iter().any(RowFile::is_object) {
-            storage::many_at_once(|| read_files(path, files, dim))?
+            storage::many_at_once(|| read_files(path, files, dim, checksums))?
         } else {
-            read_files(path, files, dim)?
+            read_files(path, files, dim, checksums)?
         };
-        let index = StateIndex::of(&texts);
-        drop(texts);
+        let index = StateIndex::of(texts);
         let provenance = provenances(files);
         let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
         if checks == Checks::Strict {
@@ -275,7 +307,8 @@ fn read_files(
     path: &Path,
     files: &[RowFile],
     dim: usize,
-) -> CacheResult<(Buffer, Vec<Vec<String>>)> {
+    checksums: Checksums,
+) -> CacheResult<(Buffer, Vec<StringArray>)> {
     let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
     let mut values = Buffer::zeroed(path, rows, dim)?;
     let mut groups = Vec::new();
@@ -287,16 +320,23 @@ fn read_files(
             rest = tail;
         }
     }
-    let read = groups.into_par_iter().map(|(file, group, target)| read_group(file, group, target));
+    let read = groups
+        .into_par_iter()
+        .map(|(file, group, target)| read_group(file, group, target, checksums));
     let texts = read.collect::<CacheResult<Vec<_>>>()?;
-    Ok((values, texts))
+    Ok((values, texts.into_iter().flatten().collect()))
 }
 
-fn read_group(file: &RowFile, group: usize, target: &mut [f32]) -> CacheResult<Vec<String>> {
-    if file.copy_group(group, target)? {
+fn read_group(
+    file: &RowFile,
+    group: usize,
+    target: &mut [f32],
+    checksums: Checksums,
+) -> CacheResult<Vec<StringArray>> {
+    if file.copy_group(group, target, checksums)? {
         return file.group_states(group);
     }
-    let mut states: Vec<String> = Vec::new();
+    let mut states = Vec::new();
     let mut filled = 0;
     file.for_each_in_group(group, |rows| {
         let end = filled + rows.values.len();
@@ -306,7 +346,7 @@ fn read_group(file: &RowFile, group: usize, target: &mut [f32]) -> CacheResult<V
         };
         target.copy_from_slice(&rows.values);
         filled = end;
-        states.extend(rows.states.iter().flatten().map(str::to_owned));
+        states.push(rows.states);
         Ok(())
     })?;
     Ok(states)

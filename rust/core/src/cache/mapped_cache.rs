@@ -4,17 +4,21 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arrow_array::Array;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::direct_pages::{self, PlainPage};
-use super::embedding_cache::{AT_ONCE, refuse_bad_rows, require_room};
+use super::direct_pages;
+use super::embedding_cache::{
+    AT_ONCE, Checks, Checksums, OpenOptions, refuse_bad_rows, require_room,
+};
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
 use super::identity::Identity;
 use super::parts::{
     common_kind, open_files, open_mapped_files, provenances, require_same, same_tokens,
 };
+use super::plain_pages::PlainPage;
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
@@ -33,6 +37,7 @@ pub struct MappedCache {
     identity: Option<Identity>,
     provenance: Vec<Value>,
     same_tokens: SameTokens,
+    options: OpenOptions,
 }
 
 /// Some rows as they stand in a file.
@@ -60,23 +65,33 @@ impl MappedCache {
     /// pages do not hold rows as they are in memory, as those of our writer do; such a cache can be
     /// opened in memory.
     pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
-        let path = path.as_ref();
-        Self::from_files(path, &open_mapped_files(path)?)
+        Self::open_with(path, OpenOptions::default())
     }
 
-    pub(super) fn from_files(path: &Path, files: &[RowFile]) -> CacheResult<Self> {
+    /// Opens a cache, with the checks of pages and their checksums on or off.
+    ///
+    /// # Errors
+    /// As for [`MappedCache::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> CacheResult<Self> {
+        let path = path.as_ref();
+        Self::from_files(path, &open_mapped_files(path)?, options)
+    }
+
+    fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
         let (dim, identity) = common_kind(files)?;
         let groups: Vec<(&RowFile, usize)> = files
             .iter()
             .flat_map(|file| (0..file.group_rows().len()).map(move |group| (file, group)))
             .collect();
-        let texts = groups.par_iter().map(|(file, group)| file.group_states(*group));
-        let texts = texts.collect::<CacheResult<Vec<_>>>()?;
-        let index = StateIndex::of(&texts);
+        let read = groups
+            .par_iter()
+            .map(|(file, group)| Ok((file.group_states(*group)?, file.plain_pages(*group)?)));
+        let (texts, group_pages): (Vec<_>, Vec<_>) =
+            read.collect::<CacheResult<Vec<_>>>()?.into_iter().unzip();
         let (mut pages, mut first) = (Vec::new(), 0);
-        for ((file, group), texts) in groups.into_iter().zip(texts) {
-            let end = first + texts.len();
-            for bytes in file.plain_pages(group)? {
+        for (((file, group), texts), bytes) in groups.into_iter().zip(&texts).zip(group_pages) {
+            let end = first + texts.iter().map(Array::len).sum::<usize>();
+            for bytes in bytes {
                 let rows = bytes.count / dim.max(1);
                 let (file, checked) = (file.path().to_owned(), AtomicBool::new(false));
                 pages.push(Page { file, group, first, bytes, checked });
@@ -87,9 +102,10 @@ impl MappedCache {
                 return Err(CacheError::format(file.path(), detail));
             }
         }
+        let index = StateIndex::of(texts.into_iter().flatten().collect());
         let provenance = provenances(files);
         let (path, same_tokens) = (path.to_owned(), same_tokens(files)?);
-        Ok(Self { path, dim, index, pages, identity, provenance, same_tokens })
+        Ok(Self { path, dim, index, pages, identity, provenance, same_tokens, options })
     }
 
     /// Copies the row of a state into memory of the caller (`dim` values); returns whether there is
@@ -216,9 +232,12 @@ impl MappedCache {
 
     /// The checksum of a page, and the row checks among its rows.
     fn check(&self, page: &Page) -> CacheResult<()> {
-        if !page.bytes.is_whole() {
+        if self.options.checksums == Checksums::Verify && !page.bytes.is_whole() {
             let detail = format!("row group {}: damaged: page checksum mismatch (CRC)", page.group);
             return Err(CacheError::format(&page.file, detail));
+        }
+        if self.options.checks == Checks::Lenient {
+            return Ok(());
         }
         let mut values = vec![0.0; page.bytes.count];
         direct_pages::copy_values(&page.bytes.values, &mut values);
@@ -269,11 +288,4 @@ fn free_memory() -> Option<u64> {
     system.refresh_memory();
     let free = system.available_memory();
     Some(system.cgroup_limits().map_or(free, |limits| limits.free_memory.min(free)))
-}
-
-impl PlainPage {
-    /// Whether the bytes are those that the checksum was made of; pages without one are taken.
-    fn is_whole(&self) -> bool {
-        self.checksum.is_none_or(|checksum| crc32fast::hash(&self.whole) == checksum)
-    }
 }

@@ -24,12 +24,14 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 use parquet::file::reader::{ChunkReader, Length};
 
-use super::direct_pages::{self, PlainPage};
+use super::direct_pages;
+use super::embedding_cache::Checksums;
 use super::error::{CacheError, CacheResult};
 use super::file_writer::CREATED_BY;
 use super::footer::{self, Footer};
 use super::input::Input;
 use super::mapping;
+use super::plain_pages::{self, PlainPage};
 use super::schema::METADATA_KEY;
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
@@ -195,10 +197,27 @@ impl RowFile {
     }
 
     /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
-    pub(super) fn copy_group(&self, group: usize, target: &mut [f32]) -> CacheResult<bool> {
+    ///
+    /// The checksums of pages that are not plain are verified in any case.
+    pub(super) fn copy_group(
+        &self,
+        group: usize,
+        target: &mut [f32],
+        checksums: Checksums,
+    ) -> CacheResult<bool> {
+        let verify = checksums == Checksums::Verify;
         let copied = guard(&self.path, || {
             let metadata = self.metadata.metadata().row_group(group);
             let input = self.ahead(group, &[1])?;
+            let copied = match &input {
+                Input::File(file, _) => {
+                    plain_pages::read_group(file, metadata, self.dim, target, verify)
+                }
+                input => plain_pages::copy_group(input, metadata, self.dim, target, verify),
+            };
+            if copied.map_err(|error| self.damaged(&error))? {
+                return Ok(true);
+            }
             let copied = direct_pages::read_group(input, metadata, self.dim, target);
             copied.map_err(|error| self.damaged(&error))
         });
@@ -269,7 +288,7 @@ impl RowFile {
     pub(super) fn plain_pages(&self, group: usize) -> CacheResult<Vec<PlainPage>> {
         let metadata = self.metadata.metadata().row_group(group);
         let pages = match &self.input {
-            Input::Bytes(bytes) => direct_pages::map_group(bytes, metadata, self.dim),
+            Input::Bytes(bytes) => plain_pages::map_group(bytes, metadata, self.dim),
             Input::File(..) | Input::Object(_) | Input::Piece(..) => None,
         };
         let wrong = if self.ours { "damaged" } else { "cannot be mapped; open it in memory" };
@@ -280,16 +299,17 @@ impl RowFile {
     }
 
     /// The states of one row group.
-    pub(super) fn group_states(&self, group: usize) -> CacheResult<Vec<String>> {
+    pub(super) fn group_states(&self, group: usize) -> CacheResult<Vec<StringArray>> {
         let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
-        let mut states: Vec<String> = Vec::new();
+        let (mut states, mut read) = (Vec::new(), 0_usize);
         let located = |error| in_group(group, error);
         for batch in guard(&self.path, || self.reader(&[group], &[0], None)).map_err(located)? {
             let column = batch.map_err(located)?.column(0).as_string::<i32>().clone();
-            self.refuse_null("state", column.nulls(), first + states.len() as u64)?;
-            states.extend(column.iter().flatten().map(str::to_owned));
+            self.refuse_null("state", column.nulls(), first + read as u64)?;
+            read += column.len();
+            states.push(column);
         }
-        self.require_rows(group, states.len())?;
+        self.require_rows(group, read)?;
         Ok(states)
     }
 

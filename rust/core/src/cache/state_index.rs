@@ -1,8 +1,9 @@
-//! Texts to row numbers: every text stored once, end to end, and a hash table of row numbers.
+//! Texts to row numbers: every text where the file's decoder put it, and a hash table of row numbers.
 
 use std::hash::BuildHasher;
 use std::path::Path;
 
+use arrow_array::{Array, StringArray};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use rayon::prelude::*;
 
@@ -12,45 +13,55 @@ use super::error::{CacheError, CacheResult};
 /// The states of a cache in file order, and where each stands.
 #[derive(Debug, Default)]
 pub(super) struct StateIndex {
-    texts: String,
-    ends: Vec<usize>,
-    rows: HashTable<usize>,
+    texts: Vec<StringArray>,
+    /// Number of the first row of each array of texts.
+    firsts: Vec<usize>,
+    rows: HashTable<Entry>,
+    count: usize,
     hasher: DefaultHashBuilder,
 }
 
-impl StateIndex {
-    /// An index of texts that are all at hand, by row group.
-    pub(super) fn of(groups: &[Vec<String>]) -> Self {
-        let rows = groups.iter().map(Vec::len).sum();
-        let mut index = Self {
-            texts: String::with_capacity(groups.iter().flatten().map(String::len).sum()),
-            ends: Vec::with_capacity(rows),
-            rows: HashTable::with_capacity(rows),
-            hasher: DefaultHashBuilder::default(),
-        };
-        for text in groups.iter().flatten() {
-            index.push(text);
-        }
-        index
-    }
+/// A row by the hash of its state, which spares a look at most other texts.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    hash: u64,
+    row: usize,
+}
 
-    /// Adds the next row's state; of several rows with this text, lookups find the last.
-    fn push(&mut self, state: &str) {
-        let row = self.len();
-        self.texts.push_str(state);
-        self.ends.push(self.texts.len());
-        let Self { texts, ends, rows, hasher } = self;
-        let hash = hasher.hash_one(state);
-        if let Some(earlier) = rows.find_mut(hash, |&other| text(texts, ends, other) == state) {
-            *earlier = row;
-            return;
+impl StateIndex {
+    /// An index of texts (without nulls) that are all at hand; of several rows with the same, lookups
+    /// find the last.
+    pub(super) fn of(texts: Vec<StringArray>) -> Self {
+        let mut index = Self::default();
+        for array in &texts {
+            index.firsts.push(index.count);
+            index.count += array.len();
         }
-        rows.insert_unique(hash, row, |&other| hasher.hash_one(text(texts, ends, other)));
+        index.texts = texts;
+        let hash = |array: &StringArray| -> Vec<u64> {
+            array.iter().flatten().map(|state| index.hasher.hash_one(state)).collect()
+        };
+        let hashes: Vec<Vec<u64>> = index.texts.par_iter().map(hash).collect();
+        let mut rows = HashTable::with_capacity(index.count);
+        for (row, hash) in hashes.into_iter().flatten().enumerate() {
+            let entry = Entry { hash, row };
+            let same =
+                |other: &Entry| other.hash == hash && index.text(other.row) == index.text(row);
+            match rows.find_mut(hash, same) {
+                Some(earlier) => *earlier = entry,
+                None => {
+                    rows.insert_unique(hash, entry, |other| other.hash);
+                }
+            }
+        }
+        index.rows = rows;
+        index
     }
 
     pub(super) fn get(&self, state: &str) -> Option<usize> {
         let hash = self.hasher.hash_one(state);
-        self.rows.find(hash, |&row| self.text(row) == state).copied()
+        let same = |entry: &Entry| entry.hash == hash && self.text(entry.row) == state;
+        self.rows.find(hash, same).map(|entry| entry.row)
     }
 
     /// The rows of several states.
@@ -90,16 +101,16 @@ impl StateIndex {
         }
     }
 
+    /// The state of a row.
+    ///
+    /// # Panics
+    /// If there is no such row, like indexing a slice.
     pub(super) fn text(&self, row: usize) -> &str {
-        text(&self.texts, &self.ends, row)
+        let array = self.firsts.partition_point(|first| *first <= row) - 1;
+        self.texts[array].value(row - self.firsts[array])
     }
 
     pub(super) fn len(&self) -> usize {
-        self.ends.len()
+        self.count
     }
-}
-
-fn text<'a>(texts: &'a str, ends: &[usize], row: usize) -> &'a str {
-    let start = if row == 0 { 0 } else { ends[row - 1] };
-    &texts[start..ends[row]]
 }

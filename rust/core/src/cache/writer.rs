@@ -4,6 +4,7 @@
 //! the same output and identity goes on after the last checkpoint. A checkpoint writes only the
 //! rows that came since the one before.
 
+mod commit;
 mod merge;
 mod opening;
 mod read_back;

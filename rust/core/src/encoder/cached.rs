@@ -28,7 +28,8 @@ pub struct CachedEncoderOptions {
     pub coalescing: CoalescerOptions,
     /// Most bytes of rows encoded at search time that are kept in memory.
     pub memory_bytes: u64,
-    /// A cache file to which rows encoded at search time are appended, crash-safe.
+    /// A cache, a file or a folder of parts, to which rows encoded at search time are appended,
+    /// crash-safe.
     pub append_to: Option<PathBuf>,
     /// Go on though the cache was made by another encoder, or by an unknown one. Warned about.
     pub allow_other_identity: bool,
@@ -271,6 +272,16 @@ impl CachedEncoder {
     /// Whatever keeps it from being written.
     pub fn checkpoint(&self) -> CacheResult<()> {
         self.shared.writer().as_mut().map_or(Ok(()), CacheWriter::checkpoint)
+    }
+
+    /// Shows the rows that were appended so far to readers of the output, which must be a folder.
+    ///
+    /// Returns the rows that it has; `None` where nothing is appended to.
+    ///
+    /// # Errors
+    /// As for [`CacheWriter::commit`].
+    pub fn commit(&self, provenance: Value) -> CacheResult<Option<u64>> {
+        self.shared.writer().as_mut().map(|writer| writer.commit(provenance)).transpose()
     }
 
     /// Ends the encoder, and writes what was encoded into the file to append to.

@@ -322,9 +322,18 @@ fn wrong(path: &Path, action: &'static str, error: object_store::Error) -> Cache
     }
 }
 
-/// Stores answer in many lines of XML.
+/// An error's text: stores answer in many lines of XML, and a machine of no cloud has no keys to give.
 fn one_line(error: &object_store::Error) -> String {
-    error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    const METADATA_SERVICE: &str = "169.254.169.254";
+    let text = error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    if text.contains(METADATA_SERVICE) {
+        return format!(
+            "no credentials: the environment names none (AWS_ACCESS_KEY_ID and \
+             AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), and this machine has none \
+             of its own: {text}"
+        );
+    }
+    text
 }
 
 /// Waits for a request; any thread may.

@@ -87,10 +87,10 @@ impl CacheWriter {
     /// Whether all rows of a source's row group count for their states.
     fn all_count(&self, file: &RowFile, group: usize, numbers: Range<u64>) -> CacheResult<bool> {
         let states = file.group_states(group)?;
-        let counts = |(state, number): (&String, u64)| {
+        let counts = |(state, number): (&str, u64)| {
             self.current.get(&StateKey::of(state)).is_some_and(|current| *current == number)
         };
-        Ok(states.iter().zip(numbers).all(counts))
+        Ok(states.iter().flatten().flatten().zip(numbers).all(counts))
     }
 
     /// Those of a source's rows that count for their state.

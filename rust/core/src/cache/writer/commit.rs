@@ -1,0 +1,70 @@
+//! Showing rows to readers while the writer stays open.
+
+use serde_json::Value;
+
+use super::{CacheWriter, Source};
+use crate::cache::error::{CacheError, CacheResult};
+use crate::cache::footer::StateKey;
+use crate::cache::manifest::Manifest;
+use crate::cache::row_file::RowFile;
+use crate::cache::storage;
+
+impl CacheWriter {
+    /// Adds the rows so far to the output, which must be a folder, as a part that readers see from then
+    /// on; the writer goes on. Returns the number of rows that the output has.
+    ///
+    /// For processes that live long and append a little at a time, a search for example. Many small
+    /// parts are slow to open; `compact` makes one of them.
+    ///
+    /// # Errors
+    /// [`CacheError::Argument`] if the output is a file; [`CacheError::Io`], after which the rows still
+    /// stand as checkpoints, and the next writer takes them up.
+    pub fn commit(&mut self, provenance: Value) -> CacheResult<u64> {
+        if !storage::is_folder_output(&self.output)? {
+            let message = "only a folder can be added to while its writer goes on; name a folder";
+            return Err(CacheError::Argument(format!("{}: {message}", self.output.display())));
+        }
+        self.checkpoint()?;
+        for (state, reason) in self.norm_outliers()? {
+            tracing::warn!(%reason, state, "a row was left out");
+            self.retract(&state);
+        }
+        let rows = self.current.len() as u64;
+        if rows == self.former && self.total == self.former {
+            return Ok(rows);
+        }
+        self.add_part(provenance)?;
+        self.take_over()?;
+        Ok(rows)
+    }
+
+    /// Counts the rows of the part that was added as the output's.
+    fn take_over(&mut self) -> CacheResult<()> {
+        let (manifest, version) = Manifest::read(&self.output)?.unzip();
+        let Some(part) = manifest.as_ref().and_then(|manifest| manifest.parts.last()) else {
+            return Err(CacheError::format(&self.output, "lost its manifest meanwhile"));
+        };
+        let kept = manifest.as_ref().map_or(0, |manifest| manifest.parts.len() - 1);
+        // Either all former sources are parts still, or the new part has all rows.
+        let first = if kept == 0 { 0 } else { self.former };
+        let file = RowFile::open_source(&self.output.join(&part.file))?;
+        let mut moved: Vec<(u64, StateKey)> = self
+            .current
+            .iter()
+            .filter(|(_, number)| **number >= first)
+            .map(|(key, number)| (*number, *key))
+            .collect();
+        moved.sort_unstable_by_key(|(number, _)| *number);
+        for (number, (_, key)) in (first..).zip(&moved) {
+            self.current.insert(*key, number);
+        }
+        self.sources.truncate(if kept == 0 { 0 } else { self.former_sources });
+        self.sources.push(Source { file, first });
+        self.former = first + moved.len() as u64;
+        self.former_sources = self.sources.len();
+        self.total = self.former;
+        self.version = version;
+        self.options.overwrite = false;
+        self.folder.clear()
+    }
+}
