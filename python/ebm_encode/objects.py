@@ -7,7 +7,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import blake3
 import pyarrow as pa
@@ -56,7 +56,8 @@ class ObjectFile:
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: objects are read only, as bytes")
         files, key = _split(self.url)
-        return io.BufferedReader(files.open_input_file(key), _BLOCK)
+        raw = cast("io.RawIOBase", files.open_input_file(key))  # it has all of its methods
+        return io.BufferedReader(raw, _BLOCK)
 
     def stat(self) -> Stamp:
         """Its size and time of modification."""

@@ -117,7 +117,7 @@ fn checksums_are_verified_unless_the_file_is_trusted() {
     assert_eq!(memory.matrix(), changed);
     assert_eq!(EmbeddingCache::open_with(&path, trust).unwrap().matrix(), changed);
     MappedCache::open_with(&path, trust).unwrap().gather_rows(&[12], &mut row).unwrap();
-    assert_eq!(row, changed[96..104]);
+    assert_eq!(row.as_slice(), &changed[96..104]);
     let verify = OpenOptions::default();
     for error in [
         EmbeddingCache::from_bytes("f", bytes.into(), verify).unwrap_err(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt64Array};
+use ebm_encode::cache::CacheError;
 use ebm_encode::search::{RecordedSearch, TrajectoryError, read_searches};
 use parquet::arrow::ArrowWriter;
 
@@ -76,7 +77,10 @@ fn states_without_a_parent_come_after_the_root_in_small_requests() {
 fn what_is_no_trajectory_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let missing = read_searches(&folder.path().join("none.parquet")).unwrap_err();
-    assert!(matches!(missing, TrajectoryError::Io { .. }), "{missing}");
+    assert!(
+        matches!(missing, TrajectoryError::Unreadable(CacheError::NotFound { .. })),
+        "{missing}"
+    );
     let text = folder.path().join("text.parquet");
     std::fs::write(&text, "not Parquet").unwrap();
     assert!(read_searches(&text).unwrap_err().to_string().contains("text.parquet: not a readable"));

@@ -1,11 +1,11 @@
 //! Files of states.
 
-use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use arrow_array::Array;
 use arrow_array::cast::AsArray;
+use ebm_encode::cache::storage;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
@@ -19,7 +19,7 @@ pub(crate) fn read_states(path: &Path) -> anyhow::Result<Vec<String>> {
     let states = match path.extension().and_then(|ending| ending.to_str()) {
         Some("parquet") => read_parquet(path).with_context(name)?,
         Some("jsonl" | "ndjson") => read_lines(path).with_context(name)?,
-        _ => vec![fs::read_to_string(path).with_context(name)?],
+        _ => vec![read_text(path).with_context(name)?],
     };
     let states: Vec<String> = states.into_iter().filter(|state| !state.is_empty()).collect();
     if states.is_empty() {
@@ -29,7 +29,7 @@ pub(crate) fn read_states(path: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn read_parquet(path: &Path) -> anyhow::Result<Vec<String>> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(storage::open(path)?)?;
     if builder.schema().column_with_name(COLUMN).is_none() {
         bail!("has no column {COLUMN:?}");
     }
@@ -50,8 +50,13 @@ fn read_parquet(path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(states)
 }
 
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = storage::read_file(path)?.context("no such file")?;
+    Ok(String::from_utf8(bytes)?)
+}
+
 fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = fs::read_to_string(path)?;
+    let text = read_text(path)?;
     let mut states = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let value: Value =

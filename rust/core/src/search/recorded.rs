@@ -1,8 +1,6 @@
 //! Trajectory files as the searches that made them.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
@@ -11,6 +9,8 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::cache::{CacheError, storage};
 
 const THEOREM: &str = "theorem_name";
 const STATE: &str = "state_pp";
@@ -25,13 +25,8 @@ const WITHOUT_PARENT: usize = 32;
 #[non_exhaustive]
 pub enum TrajectoryError {
     /// The file cannot be opened or read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Unreadable(#[from] CacheError),
     /// The file is no trajectory file.
     #[error("{}: {reason}", path.display())]
     Format {
@@ -70,9 +65,7 @@ impl RecordedSearch {
 /// [`TrajectoryError`], naming the file and column.
 pub fn read_searches(path: &Path) -> Result<Vec<RecordedSearch>, TrajectoryError> {
     let format = |reason: String| TrajectoryError::Format { path: path.to_owned(), reason };
-    let file =
-        File::open(path).map_err(|source| TrajectoryError::Io { path: path.to_owned(), source })?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+    let builder = ParquetRecordBatchReaderBuilder::try_new(storage::open(path)?)
         .map_err(|error| format(format!("not a readable Parquet file: {error}")))?;
     for name in [THEOREM, STATE, PARENT] {
         if builder.schema().column_with_name(name).is_none() {

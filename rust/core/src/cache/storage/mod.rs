@@ -15,7 +15,10 @@ pub(super) use objects::{OpenObject, StoreFailure, many_at_once};
 pub(super) use place::{Place, local_path, place_of};
 pub(super) use sink::{Sink, Written};
 
+use parquet::file::reader::ChunkReader;
+
 use super::error::{CacheError, CacheResult};
+use super::input::Input;
 
 /// The ending of files that are being written.
 const TEMPORARY: &str = "tmp";
@@ -145,6 +148,14 @@ pub(super) fn remove(path: &Path) -> CacheResult<()> {
         }
         Place::Object(object) => object.remove(),
     }
+}
+
+/// Opens a file to be read, as Parquet for example.
+///
+/// # Errors
+/// [`CacheError::NotFound`], [`CacheError::Io`].
+pub fn open(path: &Path) -> CacheResult<impl ChunkReader + Clone + 'static> {
+    Input::open(path)
 }
 
 /// The bytes of a file; `None` where there is none.
