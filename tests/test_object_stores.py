@@ -284,7 +284,7 @@ def test_a_killed_run_goes_on_where_it_stopped_though_this_machine_forgot_it(
         "--checkpoint-rows", "20", "--max-batch-tokens", "600",
     ]  # fmt: skip
     kills = 0
-    while kills < 3:
+    while kills < 2:
         run = subprocess.Popen([*command, "--output", output], stdout=subprocess.PIPE)
         before = len(objects(store, bucket))
         while run.poll() is None and len(objects(store, bucket)) < before + 2:

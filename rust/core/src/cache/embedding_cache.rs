@@ -14,6 +14,7 @@ use super::identity::Identity;
 use super::parts::{common_kind, open_files, provenances, require_same, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
+use super::sketch::{RowStats, Sketcher};
 use super::state_index::StateIndex;
 use super::storage;
 
@@ -105,18 +106,23 @@ impl EmbeddingCache {
     }
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
-        let OpenOptions { checks, checksums } = options;
         let (dim, identity) = common_kind(files)?;
-        let (values, texts) = if files.iter().any(RowFile::is_object) {
-            storage::many_at_once(|| read_files(path, files, dim, checksums))?
+        let (values, groups) = if files.iter().any(RowFile::is_object) {
+            storage::many_at_once(|| read_files(path, files, dim, options))?
         } else {
-            read_files(path, files, dim, checksums)?
+            read_files(path, files, dim, options)?
         };
+        let (mut texts, mut keys, mut stats) = (Vec::new(), Vec::new(), Vec::new());
+        for group in groups {
+            texts.extend(group.texts);
+            keys.extend(group.keys);
+            stats.extend(group.stats);
+        }
         let index = StateIndex::of(texts);
         let provenance = provenances(files);
         let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
-        if checks == Checks::Strict {
-            cache.check_rows(same_tokens(files)?)?;
+        if options.checks == Checks::Strict {
+            cache.check_rows(&keys, &stats, same_tokens(files)?)?;
         }
         Ok(cache)
     }
@@ -250,11 +256,14 @@ impl EmbeddingCache {
         require_same(&self.path, self.identity(), Some(other), name)
     }
 
-    fn check_rows(&self, same_tokens: SameTokens) -> CacheResult<()> {
+    fn check_rows(
+        &self,
+        keys: &[StateKey],
+        stats: &[RowStats],
+        same_tokens: SameTokens,
+    ) -> CacheResult<()> {
         let mut checker = RowChecker::with_same_tokens(self.dim, same_tokens);
-        let keys: Vec<StateKey> =
-            (0..self.len()).into_par_iter().map(|row| StateKey::of(self.state(row))).collect();
-        let verdicts = checker.check(&keys, &self.values);
+        let verdicts = checker.check_measured(keys, stats, &self.values);
         let bad = verdicts.into_iter().enumerate();
         let bad = bad.filter_map(|(row, verdict)| Some((row, verdict.err()?)));
         let outliers = checker.norm_outliers().into_iter();
@@ -302,15 +311,38 @@ pub(super) fn preview(state: &str) -> String {
     format!("{cut:?}{more}")
 }
 
-/// All rows of the files in one buffer, and the states of each row group.
+/// What was read of a row group beside its rows.
+struct Group {
+    texts: Vec<StringArray>,
+    /// Of each row, if rows are checked.
+    keys: Vec<StateKey>,
+    stats: Vec<RowStats>,
+}
+
+impl Group {
+    /// Measures rows that were just read, while they are near.
+    fn of(texts: Vec<StringArray>, rows: &[f32], dim: usize, sketcher: Option<&Sketcher>) -> Self {
+        let Some(sketcher) = sketcher else {
+            return Self { texts, keys: Vec::new(), stats: Vec::new() };
+        };
+        let keys: Vec<StateKey> = texts.iter().flatten().flatten().map(StateKey::of).collect();
+        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
+        let stats = (0..keys.len()).map(|i| sketcher.stats(row(i))).collect();
+        Self { texts, keys, stats }
+    }
+}
+
+/// All rows of the files in one buffer, and what else was read of each row group.
 fn read_files(
     path: &Path,
     files: &[RowFile],
     dim: usize,
-    checksums: Checksums,
-) -> CacheResult<(Buffer, Vec<StringArray>)> {
+    options: OpenOptions,
+) -> CacheResult<(Buffer, Vec<Group>)> {
     let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
     let mut values = Buffer::zeroed(path, rows, dim)?;
+    // Not before that: a damaged file may claim any dimension.
+    let sketcher = (options.checks == Checks::Strict && rows > 0).then(|| Sketcher::of_dim(dim));
     let mut groups = Vec::new();
     let mut rest = values.as_mut_slice();
     for file in files {
@@ -320,11 +352,12 @@ fn read_files(
             rest = tail;
         }
     }
-    let read = groups
-        .into_par_iter()
-        .map(|(file, group, target)| read_group(file, group, target, checksums));
-    let texts = read.collect::<CacheResult<Vec<_>>>()?;
-    Ok((values, texts.into_iter().flatten().collect()))
+    let read = groups.into_par_iter().map(|(file, group, target)| {
+        let texts = read_group(file, group, target, options.checksums)?;
+        Ok(Group::of(texts, target, dim, sketcher.as_ref()))
+    });
+    let groups = read.collect::<CacheResult<Vec<_>>>()?;
+    Ok((values, groups))
 }
 
 fn read_group(

@@ -165,9 +165,23 @@ impl RowChecker {
         let row = |i: usize| &rows[i * dim..(i + 1) * dim];
         let stats: Vec<RowStats> =
             (0..keys.len()).into_par_iter().map(|i| sketcher.stats(row(i))).collect();
-        let usual = self.usual_norms(&stats);
-        let rows = keys.iter().zip(&stats).enumerate();
-        rows.map(|(i, (key, stats))| self.check_row(*key, row(i), stats, usual)).collect()
+        self.check_measured(keys, &stats, rows)
+    }
+
+    /// The same, of rows that were measured when they were read.
+    pub(super) fn check_measured(
+        &mut self,
+        keys: &[StateKey],
+        stats: &[RowStats],
+        rows: &[f32],
+    ) -> Vec<Result<(), BadRow>> {
+        let dim = self.dim;
+        let usual = self.usual_norms(stats);
+        let each = keys.iter().zip(stats).enumerate();
+        each.map(|(i, (key, stats))| {
+            self.check_row(*key, &rows[i * dim..(i + 1) * dim], stats, usual)
+        })
+        .collect()
     }
 
     /// Forgets the accepted row of a state, so that another may take its place.

@@ -41,7 +41,8 @@ impl Sketcher {
         }
     }
 
-    fn of_dim(dim: usize) -> Self {
+    /// The signs for rows of `dim` values.
+    pub(super) fn of_dim(dim: usize) -> Self {
         // A fixed xorshift sequence: the same signs in every process, without a dependency.
         let mut bits = 0x9E37_79B9_7F4A_7C15_u64;
         let signs = (0..dim).map(|_| {
