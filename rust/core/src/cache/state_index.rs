@@ -21,11 +21,12 @@ pub(super) struct StateIndex {
     hasher: DefaultHashBuilder,
 }
 
-/// A row by the hash of its state, which spares a look at most other texts.
+/// Where a state is, and its hash, which spares a look at most other texts.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: u64,
-    row: usize,
+    /// Number of the array of texts, and place in it; arrays are batches of about a thousand rows.
+    place: (u32, u32),
 }
 
 impl StateIndex {
@@ -43,14 +44,16 @@ impl StateIndex {
         };
         let hashes: Vec<Vec<u64>> = index.texts.par_iter().map(hash).collect();
         let mut rows = HashTable::with_capacity(index.count);
-        for (row, hash) in hashes.into_iter().flatten().enumerate() {
-            let entry = Entry { hash, row };
-            let same =
-                |other: &Entry| other.hash == hash && index.text(other.row) == index.text(row);
-            match rows.find_mut(hash, same) {
-                Some(earlier) => *earlier = entry,
-                None => {
-                    rows.insert_unique(hash, entry, |other| other.hash);
+        for (array, hashes) in (0_u32..).zip(hashes) {
+            for (place, hash) in (0_u32..).zip(hashes) {
+                let entry = Entry { hash, place: (array, place) };
+                let state = index.at(entry.place);
+                let same = |other: &Entry| other.hash == hash && index.at(other.place) == state;
+                match rows.find_mut(hash, same) {
+                    Some(earlier) => *earlier = entry,
+                    None => {
+                        rows.insert_unique(hash, entry, |other| other.hash);
+                    }
                 }
             }
         }
@@ -58,10 +61,15 @@ impl StateIndex {
         index
     }
 
+    fn at(&self, (array, place): (u32, u32)) -> &str {
+        self.texts[array as usize].value(place as usize)
+    }
+
     pub(super) fn get(&self, state: &str) -> Option<usize> {
         let hash = self.hasher.hash_one(state);
-        let same = |entry: &Entry| entry.hash == hash && self.text(entry.row) == state;
-        self.rows.find(hash, same).map(|entry| entry.row)
+        let same = |entry: &Entry| entry.hash == hash && self.at(entry.place) == state;
+        let (array, place) = self.rows.find(hash, same)?.place;
+        Some(self.firsts[array as usize] + place as usize)
     }
 
     /// The rows of several states.
