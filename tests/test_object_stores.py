@@ -212,6 +212,26 @@ def test_what_is_not_there_or_makes_no_sense_is_said(bucket):
         read_states(["s3://no-such-bucket/in"])
 
 
+def test_names_are_taken_as_they_are(bucket, store, write_cache, rows):
+    """As by the stores' own tools: nothing in a key is an escape, a query or a fragment."""
+    made = rows(3)
+    for name in ("a b.parquet", "ℕ%20#1?x=y.parquet", "runs%2F1/a+b&c.parquet"):
+        write_cache(f"{bucket}/{name}", ["x", "y", "z"], made)
+        assert name in objects(store, bucket)
+        assert np.array_equal(EmbeddingCache.open(f"{bucket}/{name}").matrix(), made)
+    upload(store, f"{bucket}/in/a #1%.jsonl", b'{"state_pp": "x"}')
+    assert read_states([f"{bucket}/in/"]).texts == ["x"]
+
+
+def test_a_bucket_is_read_as_a_folder_but_is_no_output(bucket, write_cache, rows):
+    made = rows(2)
+    write_cache(f"{bucket}/a.parquet", ["x", "y"], made)
+    assert np.array_equal(EmbeddingCache.open(bucket).matrix(), made)
+    for url in (bucket, f"{bucket}/"):
+        with pytest.raises(ArgumentError, match="is a bucket; name a file or a folder in it"):
+            _core.CacheWriter(url)
+
+
 def test_an_object_cannot_be_mapped(bucket, write_cache, rows):
     write_cache(f"{bucket}/a.parquet", ["x", "y"], rows(2))
     with pytest.raises(CacheFormatError, match="in an object store, so it cannot be mapped"):

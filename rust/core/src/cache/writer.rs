@@ -84,7 +84,7 @@ impl OutputLock {
     /// # Errors
     /// [`CacheError::Locked`] if another process has it; [`CacheError::Io`].
     pub fn acquire(output: impl AsRef<Path>) -> CacheResult<Self> {
-        let output = storage::local_path(output.as_ref())?;
+        let output = storage::output_path(output.as_ref())?;
         Ok(Self { folder: WorkFolder::lock(&output)?, output })
     }
 

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 pub(super) use objects::{OpenObject, StoreFailure, many_at_once};
-pub(super) use place::{Place, local_path, place_of};
+pub(super) use place::{Place, output_path, place_of};
 pub(super) use sink::{Sink, Written};
 
 use parquet::file::reader::ChunkReader;
@@ -220,7 +220,7 @@ pub(super) fn write_atomically(
             let mut name = local.file_name().unwrap_or_default().to_owned();
             name.push(".");
             name.push(TEMPORARY);
-            let temporary = local_path(temporary_in)?.join(name);
+            let temporary = output_path(temporary_in)?.join(name);
             let written = write_locally(target, &local, &temporary, write);
             if written.is_err() {
                 // The error at hand says more than a failure to tidy up would.

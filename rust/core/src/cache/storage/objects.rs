@@ -21,7 +21,6 @@ use object_store::{
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
-use url::Url;
 
 use crate::cache::error::{CacheError, CacheResult};
 
@@ -57,16 +56,21 @@ impl fmt::Debug for Object {
 }
 
 impl Object {
-    /// The object that a URL names.
-    pub(super) fn at(path: &Path, url: &Url) -> CacheResult<Self> {
+    /// The object of a bucket; `path` is its whole URL.
+    pub(super) fn at(path: &Path, scheme: &str, bucket: &str, key: &str) -> CacheResult<Self> {
         let refuse =
             |why: String| CacheError::Argument(format!("{}: not usable: {why}", path.display()));
-        let key = Key::from_url_path(url.path()).map_err(|error| refuse(error.to_string()))?;
-        if url.host_str().is_none_or(str::is_empty) {
+        let key = Key::parse(key).map_err(|error| refuse(error.to_string()))?;
+        if bucket.is_empty() {
             return Err(refuse("the URL names no bucket".to_owned()));
         }
-        let store = store_of(url).map_err(|error| refuse(error.to_string()))?;
+        let store = store_of(scheme, bucket).map_err(|error| refuse(error.to_string()))?;
         Ok(Self { store, key, path: path.to_owned() })
+    }
+
+    /// Whether it is a whole bucket.
+    pub(super) fn is_bucket(&self) -> bool {
+        self.key.as_ref().is_empty()
     }
 
     pub(super) fn kind(&self) -> CacheResult<super::Kind> {
@@ -79,8 +83,8 @@ impl Object {
 
     /// The object's present version; `None` where there is no such object.
     pub(super) fn version(&self) -> CacheResult<Option<Tag>> {
-        if self.key.as_ref().is_empty() {
-            return Ok(None); // the bucket itself
+        if self.is_bucket() {
+            return Ok(None);
         }
         let (store, key) = (Arc::clone(&self.store), self.key.clone());
         match wait(async move { store.head(&key).await })? {
@@ -352,11 +356,11 @@ fn wait<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) ->
     receiver.recv().map_err(|_| failed("the request was dropped".to_owned()))
 }
 
-/// The store of a URL's bucket, with the settings that the environment has for it.
-fn store_of(url: &Url) -> object_store::Result<Arc<dyn ObjectStore>> {
+/// The store of a bucket, with the settings that the environment has for it.
+fn store_of(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
     type Stores = HashMap<(String, Vec<(String, String)>), Arc<dyn ObjectStore>>;
     static STORES: LazyLock<Mutex<Stores>> = LazyLock::new(Mutex::default);
-    let bucket = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+    let bucket = format!("{scheme}://{bucket}");
     let settings = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("GOOGLE_"))
@@ -366,7 +370,7 @@ fn store_of(url: &Url) -> object_store::Result<Arc<dyn ObjectStore>> {
     if let Some(store) = stores.get(&key) {
         return Ok(Arc::clone(store));
     }
-    let store: Arc<dyn ObjectStore> = if url.scheme() == "gs" {
+    let store: Arc<dyn ObjectStore> = if scheme == "gs" {
         let builder = GoogleCloudStorageBuilder::from_env()
             .with_url(&key.0)
             .with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), TIMEOUT);

@@ -33,11 +33,16 @@ pub(in crate::cache) fn place_of(path: &Path) -> CacheResult<Place> {
         }
         return Ok(Place::Local(path.to_owned()));
     }
-    let url = || Url::parse(&text).map_err(|error| refuse(&format!("not a URL: {error}")));
     match scheme {
-        "s3" | "gs" => Ok(Place::Object(Object::at(path, &url()?)?)),
+        // Keys are taken as they are, `%`, `#` and spaces too, as by the stores' own tools.
+        "s3" | "gs" => {
+            let rest = &text[scheme.len() + 3..];
+            let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+            Ok(Place::Object(Object::at(path, scheme, bucket, key)?))
+        }
         "file" => {
-            let local = url()?.to_file_path();
+            let url = Url::parse(&text).map_err(|error| refuse(&format!("not a URL: {error}")))?;
+            let local = url.to_file_path();
             local.map(Place::Local).map_err(|()| refuse("not the URL of a file of this machine"))
         }
         _ => Err(refuse("expected a path, or a URL of s3://, gs:// or file://")),
@@ -45,9 +50,16 @@ pub(in crate::cache) fn place_of(path: &Path) -> CacheResult<Place> {
 }
 
 /// The path of a file on this machine, and URLs of objects as they are; without slashes at the end.
-pub(in crate::cache) fn local_path(path: &Path) -> CacheResult<PathBuf> {
+///
+/// # Errors
+/// [`CacheError::Argument`] for a bucket: beside it there is no room for what an output has beside it.
+pub(in crate::cache) fn output_path(path: &Path) -> CacheResult<PathBuf> {
     match place_of(path)? {
         Place::Local(local) => Ok(local),
+        Place::Object(object) if object.is_bucket() => {
+            let message = "is a bucket; name a file or a folder in it";
+            Err(CacheError::Argument(format!("{}: {message}", path.display())))
+        }
         Place::Object(_) => {
             Ok(PathBuf::from(path.to_string_lossy().trim_end_matches('/').to_owned()))
         }

@@ -33,18 +33,19 @@ impl CacheWriter {
         if rows == self.former && self.total == self.former {
             return Ok(rows);
         }
-        self.add_part(provenance)?;
-        self.take_over()?;
+        let manifest = self.add_part(provenance)?;
+        self.take_over(&manifest)?;
         Ok(rows)
     }
 
     /// Counts the rows of the part that was added as the output's.
-    fn take_over(&mut self) -> CacheResult<()> {
+    fn take_over(&mut self, written: &Manifest) -> CacheResult<()> {
         let (manifest, version) = Manifest::read(&self.output)?.unzip();
-        let Some(part) = manifest.as_ref().and_then(|manifest| manifest.parts.last()) else {
-            return Err(CacheError::format(&self.output, "lost its manifest meanwhile"));
-        };
-        let kept = manifest.as_ref().map_or(0, |manifest| manifest.parts.len() - 1);
+        let Some((part, kept)) = written.parts.split_last() else { return Ok(()) };
+        if manifest.as_ref() != Some(written) {
+            return Err(CacheError::Locked { path: self.output.clone() });
+        }
+        let kept = kept.len();
         // Either all former sources are parts still, or the new part has all rows.
         let first = if kept == 0 { 0 } else { self.former };
         let file = RowFile::open_source(&self.output.join(&part.file))?;

@@ -49,8 +49,8 @@ impl CacheWriter {
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
     /// that no longer count; then names the parts in the manifest, and removes those it no longer
-    /// names.
-    pub(super) fn add_part(&self, provenance: Value) -> CacheResult<()> {
+    /// names. Returns the manifest.
+    pub(super) fn add_part(&self, provenance: Value) -> CacheResult<Manifest> {
         let folder = &self.output;
         let (former, version) = Manifest::read(folder)?.unzip();
         if version != self.version {
@@ -81,7 +81,8 @@ impl CacheWriter {
         })?;
         manifest.parts.push(Part::written(&path, rows, &written)?);
         manifest.write(folder, version.as_ref())?;
-        manifest.remove_superseded(folder)
+        manifest.remove_superseded(folder)?;
+        Ok(manifest)
     }
 
     /// Whether all rows of a source's row group count for their states.
