@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm_encode import _core
 from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
@@ -137,14 +138,21 @@ class BulkRun:
         self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
         self.outcome.skipped = len(overlong) - self.outcome.truncated
         provenance["counts"] = self.counts()
+        # In a store only the end shows that the output is this run's; here the lock does, and lists
+        # that stand before the cache does outlive a crash.
+        remote = _core.is_remote(self._output)
+        if not remote:
+            self._write_lists(overlong)
+        self.outcome.rows, left_out, self.outcome.written = self._writer.finish(provenance)
+        for state, bad in left_out:
+            self._quarantine(state, bad.kind, bad.reason)
+        if remote or left_out:
+            self._write_lists(overlong)
+        return self.outcome
+
+    def _write_lists(self, overlong: list[dict[str, Any]]) -> None:
         write_list(side_file(self._output, OVERLONG), overlong)
         write_list(side_file(self._output, QUARANTINE), self.outcome.quarantined)
-        self.outcome.rows, left_out, self.outcome.written = self._writer.finish(provenance)
-        if left_out:
-            for state, bad in left_out:
-                self._quarantine(state, bad.kind, bad.reason)
-            write_list(side_file(self._output, QUARANTINE), self.outcome.quarantined)
-        return self.outcome
 
     def counts(self) -> dict[str, int]:
         """The numbers of this run for the cache's provenance."""

@@ -85,11 +85,11 @@ def expand_url(url: str) -> list[ObjectFile]:
     scheme = url.split("://", 1)[0]
     files, key = _split(url)
     try:
-        if _WILDCARDS & set(key):
-            found = _match(files, key)
+        info = files.get_file_info(key)
+        if info.type is fs.FileType.File:
+            found = [info]
         else:
-            info = files.get_file_info(key)
-            found = [info] if info.type is fs.FileType.File else _below(files, key)
+            found = _match(files, key) if _WILDCARDS & set(key) else _below(files, key)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{url}: cannot be read: {error}") from error
     names = sorted(info.path for info in found if info.type is fs.FileType.File)

@@ -14,6 +14,8 @@ use parquet::file::reader::{ChunkReader, Length};
 use super::error::{CacheError, CacheResult};
 use super::storage::{OpenObject, Place, StoreFailure, place_of};
 
+/// Other software may make row groups of many gigabytes; those are read block by block.
+const LONGEST_PIECE: u64 = 256 << 20;
 /// Bytes of an object that are asked for at a time where nobody said how many will be read.
 const BLOCK: usize = 1 << 20;
 
@@ -49,7 +51,11 @@ impl Input {
     /// The same with these bytes at hand: of an object they are fetched in one request.
     pub(super) fn ahead(&self, range: Range<u64>) -> Result<Self> {
         match self {
-            Self::Object(object) if !range.is_empty() && range.end <= object.len() => {
+            Self::Object(object)
+                if range.start < range.end
+                    && range.end <= object.len()
+                    && range.end - range.start <= LONGEST_PIECE =>
+            {
                 let start = range.start;
                 Ok(Self::Piece(object.read(range)?, start, object.len()))
             }

@@ -1,6 +1,7 @@
 //! What a cache of many parts consists of: one JSON file in its folder, replaced in one step.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Component, Path};
 
@@ -150,10 +151,17 @@ impl Manifest {
 
     /// A name for a new part, which nothing in the folder has.
     pub(super) fn next_name(&self, folder: &Path) -> CacheResult<String> {
-        let number =
-            |part: &Part| part.file.strip_prefix("part-")?.strip_suffix(".parquet")?.parse().ok();
+        let number = |part: &Part| {
+            let digits = part.file.strip_prefix("part-")?.strip_suffix(".parquet")?;
+            digits.split('-').next()?.parse().ok()
+        };
         let last: Option<u64> = self.parts.iter().filter_map(number).max();
         let mut number = last.map_or(0, |last| last.wrapping_add(1));
+        if storage::is_remote(folder)? {
+            // Two writers may look at once; what only one of them names cannot be the other's.
+            let nonce = RandomState::new().build_hasher().finish();
+            return Ok(format!("part-{number:09}-{nonce:016x}.parquet"));
+        }
         loop {
             let name = format!("part-{number:09}.parquet");
             if !storage::is_file(&folder.join(&name))? {

@@ -60,7 +60,7 @@ impl PageHeader {
 /// Returns whether it could: `false` means that the pages are not plain, and `target` holds nothing of
 /// use.
 pub(super) fn read_group(
-    file: &File,
+    (file, length): (&File, u64),
     group: &RowGroupMetaData,
     dim: usize,
     target: &mut [f32],
@@ -69,6 +69,10 @@ pub(super) fn read_group(
     let Some(chunk) = Chunk::of(group, dim) else { return Ok(false) };
     if cfg!(target_endian = "big") {
         return Ok(false); // values are little endian in the file
+    }
+    // What is not there needs no memory.
+    if chunk.start.checked_add(chunk.length as u64).is_none_or(|end| end > length) {
+        return Ok(false);
     }
     let (mut at, mut left, mut filled) = (chunk.start, chunk.length, 0);
     let mut head = Vec::new();

@@ -210,7 +210,8 @@ impl RowFile {
             let metadata = self.metadata.metadata().row_group(group);
             let input = self.ahead(group, &[1])?;
             let copied = match &input {
-                Input::File(file, _) => {
+                Input::File(file, length) => {
+                    let file = (&**file, *length);
                     plain_pages::read_group(file, metadata, self.dim, target, verify)
                 }
                 input => plain_pages::copy_group(input, metadata, self.dim, target, verify),

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use super::error::{CacheError, CacheResult};
 use super::lock::try_lock;
 use super::parts::PARQUET;
-use super::storage::{self, Place, Replaces, Sink, place_of};
+use super::storage::{self, Kind, Place, Replaces, Sink, place_of};
 
 const LOCK: &str = "lock";
 const REJECTED: &str = "REJECTED";
+/// How the names of lists end that a run keeps here until it is finished.
+const JOURNAL: &str = "jsonl";
 
 /// `OUTPUT.partial`, locked for this process.
 ///
@@ -23,6 +25,8 @@ pub(super) struct WorkFolder {
     lock: Option<File>,
     /// Number of the next shard.
     next: u64,
+    /// The shards that were there, and those written since: others are another writer's.
+    known: Vec<PathBuf>,
 }
 
 impl WorkFolder {
@@ -38,9 +42,13 @@ impl WorkFolder {
             let lock = try_lock(&path.join(LOCK))?;
             Some(lock.ok_or_else(|| CacheError::Locked { path: output.to_owned() })?)
         };
-        let mut folder = Self { path, output: output.to_owned(), lock, next: 0 };
-        folder.next = folder.shards()?.last().and_then(|path| number(path)).map_or(0, |n| n + 1);
-        Ok(folder)
+        let known = if storage::kind(&path)? == Kind::Folder {
+            storage::list(&path, PARQUET)?
+        } else {
+            Vec::new()
+        };
+        let next = known.last().and_then(|path| number(path)).map_or(0, |n| n + 1);
+        Ok(Self { path, output: output.to_owned(), lock, next, known })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -48,8 +56,15 @@ impl WorkFolder {
     }
 
     /// The finished shards, in the order in which they were written.
-    pub(super) fn shards(&self) -> CacheResult<Vec<PathBuf>> {
-        storage::list(&self.path, PARQUET)
+    pub(super) fn shards(&self) -> &[PathBuf] {
+        &self.known
+    }
+
+    /// Removes a shard.
+    pub(super) fn remove_shard(&mut self, shard: &Path) -> CacheResult<()> {
+        storage::remove(shard)?;
+        self.known.retain(|known| known != shard);
+        Ok(())
     }
 
     /// Writes the shard after those that exist, and returns its path.
@@ -68,6 +83,7 @@ impl WorkFolder {
             written => written?,
         };
         self.next += 1;
+        self.known.push(shard.clone());
         Ok(shard)
     }
 
@@ -88,17 +104,23 @@ impl WorkFolder {
     }
 
     /// Removes all shards, and the mark of rejection.
-    pub(super) fn clear(&self) -> CacheResult<()> {
-        self.shards()?.iter().try_for_each(|file| storage::remove(file))?;
+    pub(super) fn clear(&mut self) -> CacheResult<()> {
+        std::mem::take(&mut self.known).iter().try_for_each(|file| storage::remove(file))?;
         if self.rejected()?.is_some() {
             storage::remove(&self.path.join(REJECTED))?;
         }
         Ok(())
     }
 
-    /// Removes the folder with everything in it.
-    pub(super) fn remove(&self) -> CacheResult<()> {
-        storage::remove_folder(&self.path)
+    /// Removes the folder with everything in it; in a store, what is this writer's.
+    pub(super) fn remove(&mut self) -> CacheResult<()> {
+        if self.lock.is_some() {
+            self.known.clear();
+            return storage::remove_folder(&self.path);
+        }
+        let journals = storage::list(&self.path, JOURNAL)?;
+        self.clear()?;
+        journals.iter().try_for_each(|file| storage::remove(file))
     }
 }
 
@@ -111,9 +133,7 @@ impl Drop for WorkFolder {
     /// Leaves no folder behind that holds nothing but the lock.
     fn drop(&mut self) {
         let (Some(_), Ok(Place::Local(path))) = (&self.lock, place_of(&self.path)) else { return };
-        if self.shards().is_ok_and(|shards| shards.is_empty())
-            && self.rejected().is_ok_and(|rejected| rejected.is_none())
-        {
+        if self.known.is_empty() && self.rejected().is_ok_and(|rejected| rejected.is_none()) {
             // Nothing of value is lost if either fails: the next run finds an unlocked lock file.
             let _ = fs::remove_file(path.join(LOCK));
             let _ = fs::remove_dir(&path);

@@ -301,12 +301,15 @@ impl CacheWriter {
         if written && parts {
             self.add_part(provenance)?;
         } else if written {
-            if present != self.version {
-                return Err(CacheError::Locked { path: self.output });
-            }
             let temporary_in = self.folder.path();
             storage::write_atomically(temporary_in, &self.output, Replaces::Anything, |sink| {
-                Ok(self.merge(&self.sources, sink, provenance)?.0)
+                let (sink, _) = self.merge(&self.sources, sink, provenance)?;
+                // Here, just before it is replaced; on this machine the lock keeps others away.
+                let remote = storage::is_remote(&self.output)?;
+                if remote && storage::version(&self.output)? != self.version {
+                    return Err(CacheError::Locked { path: self.output.clone() });
+                }
+                Ok(sink)
             })?;
         }
         self.folder.remove()?;

@@ -128,7 +128,7 @@ pub fn list(folder: &Path, ending: &str) -> CacheResult<Vec<PathBuf>> {
             for entry in local.read_dir().map_err(wrong)? {
                 let entry = entry.map_err(wrong)?;
                 if entry.path().is_file() {
-                    names.push(folder.join(entry.file_name()));
+                    names.push(entry.path());
                 }
             }
             names
@@ -190,16 +190,9 @@ pub fn remove_file(path: &Path) -> CacheResult<()> {
     }
 }
 
-/// Removes a folder with everything in it.
+/// Removes a folder of this machine with everything in it.
 pub(super) fn remove_folder(path: &Path) -> CacheResult<()> {
-    match place_of(path)? {
-        Place::Local(local) => {
-            fs::remove_dir_all(local).map_err(|error| CacheError::io(path, "remove", error))
-        }
-        Place::Object(object) => {
-            object.list()?.iter().try_for_each(|name| remove(&path.join(name)))
-        }
-    }
+    fs::remove_dir_all(output_path(path)?).map_err(|error| CacheError::io(path, "remove", error))
 }
 
 /// Writes a file that is there whole or not at all, even after a crash.

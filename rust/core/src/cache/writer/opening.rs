@@ -20,7 +20,7 @@ impl CacheWriter {
         dim: usize,
         options: WriterOptions,
     ) -> CacheResult<Self> {
-        let OutputLock { output, folder } = lock;
+        let OutputLock { output, mut folder } = lock;
         folder.remove_temporary()?;
         if let Some(detail) = folder.rejected()? {
             if !options.overwrite {
@@ -64,11 +64,11 @@ impl CacheWriter {
             self.former = self.total;
             self.former_sources = self.sources.len();
         }
-        for path in self.folder.shards()? {
+        for path in self.folder.shards().to_vec() {
             match RowFile::open_source(&path).and_then(|file| self.add_shard(file)) {
                 Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
                     // Its rows are encoded anew; a shard holds nothing else.
-                    storage::remove(&path)?;
+                    self.folder.remove_shard(&path)?;
                     self.discarded.push(error.to_string());
                 }
                 other => other?,
@@ -96,7 +96,7 @@ impl CacheWriter {
     fn add_shard(&mut self, file: RowFile) -> CacheResult<()> {
         let made_by = file.footer().map(|footer| &footer.identity);
         if self.options.overwrite && !differences(Some(&self.identity), made_by).is_empty() {
-            return storage::remove(file.path());
+            return self.folder.remove_shard(file.path());
         }
         self.require(&file)?;
         self.add_source(file)
