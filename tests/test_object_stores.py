@@ -167,6 +167,31 @@ def test_of_two_writers_at_once_one_gives_up_and_nothing_is_lost(bucket, identit
         assert sorted(EmbeddingCache.open(output).states()) == [f"state {i}" for i in range(3)]
 
 
+def test_a_writer_that_ends_leaves_the_shards_of_another(bucket, store, identity, rows):
+    """The second took up the first's shard and saved one of its own before the first was done."""
+    made = rows(2)
+    for output in (f"{bucket}/a.parquet", f"{bucket}/folder"):
+        first = _core.CacheWriter(output)
+        first.open(identity(), 16)
+        first.append(["first"], made[:1])
+        first.checkpoint()
+        second = _core.CacheWriter(output)
+        second.open(identity(), 16)
+        second.append(["second"], made[1:])
+        second.checkpoint()
+        first.finish({})
+        assert EmbeddingCache.open(output).states() == ["first"]
+        name = output.removeprefix(f"{bucket}/")
+        assert f"{name}.partial/part-000000001.parquet" in objects(store, bucket)
+        with pytest.raises(OutputLockedError, match="another process"):
+            second.finish({})
+        third = _core.CacheWriter(output)
+        third.open(identity(), 16)
+        assert third.contains_many(["first", "second"]) == [True, True]
+        third.finish({})
+        assert np.array_equal(EmbeddingCache.open(output).gather(["first", "second"]), made)
+
+
 def test_a_reader_notices_that_the_object_was_replaced(bucket, write_cache, rows, identity):
     """Half of each would be neither: so the rest of the former object is not taken from the new."""
     output = f"{bucket}/a.parquet"
