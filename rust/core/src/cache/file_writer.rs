@@ -9,7 +9,10 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::column::writer::{ColumnCloseResult, ColumnWriter, get_column_writer};
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
+use parquet::file::reader::ChunkReader;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{ColumnPath, SchemaDescriptor};
 
@@ -22,6 +25,8 @@ use super::storage::Sink;
 
 /// Rows given to the encoder of levels and values at a time.
 const AT_ONCE: usize = 64;
+/// Row groups of fewer rows are better put together with others.
+pub(super) const SMALL_GROUP: usize = ROW_GROUP_ROWS / 2;
 /// Which software wrote a file, as its footer says: this, a space and the version.
 pub(super) const CREATED_BY: &str = "ebm-encode";
 
@@ -35,6 +40,17 @@ pub(super) struct FileWriter {
     levels: Levels,
     dim: usize,
     rows: u64,
+    /// Where the pages of the row groups since the last [`FileWriter::sync`] are.
+    pages: Vec<Pages>,
+}
+
+/// Where the pages of a row group's columns are.
+type Pages = [Option<OffsetIndexMetaData>; 2];
+
+/// A row group that stands in a file.
+pub(super) struct Group {
+    pub(super) metadata: RowGroupMetaData,
+    pub(super) pages: Pages,
 }
 
 impl FileWriter {
@@ -48,8 +64,8 @@ impl FileWriter {
         let properties = Arc::new(properties);
         let root = schema.root_schema_ptr();
         let writer = SerializedFileWriter::new(sink, root, properties.clone()).map_err(wrong)?;
-        let levels = Levels::new(dim);
-        Ok(Self { path, writer, schema, properties, group: None, levels, dim, rows: 0 })
+        let (levels, pages) = (Levels::new(dim), Vec::new());
+        Ok(Self { path, writer, schema, properties, group: None, levels, dim, rows: 0, pages })
     }
 
     /// Appends rows (`values` is `states.len() x dim`, row-major).
@@ -84,9 +100,8 @@ impl FileWriter {
     /// Small groups are not: their rows are better put together with others. A group under way here is
     /// ended, unless it is small itself.
     pub(super) fn takes_group_of(&self, rows: usize) -> bool {
-        const SMALL: usize = ROW_GROUP_ROWS / 2;
         let here = self.group.as_ref().map_or(0, |group| group.rows);
-        (SMALL..=ROW_GROUP_ROWS).contains(&rows) && !(1..SMALL).contains(&here)
+        (SMALL_GROUP..=ROW_GROUP_ROWS).contains(&rows) && !(1..SMALL_GROUP).contains(&here)
     }
 
     /// Appends a row group of another file of this writer, bytes for bytes; returns whether it could.
@@ -94,15 +109,39 @@ impl FileWriter {
         let rows = source.group_rows()[group];
         let Some(columns) = source.encoded_columns(group) else { return Ok(false) };
         self.end_group()?;
-        let wrong = |error| write_error(&self.path, error);
         let input = source.ahead(group, &[0, 1])?;
-        let mut row_group = self.writer.next_row_group().map_err(wrong)?;
-        for column in columns {
-            row_group.append_column(&input, column).map_err(wrong)?;
-        }
-        row_group.close().map_err(wrong)?;
+        self.write_group(columns.map(|column| (input.clone(), column)))?;
         self.rows += rows as u64;
         Ok(true)
+    }
+
+    /// Appends rows as row groups of their own, none much smaller than the others.
+    pub(super) fn append_groups(&mut self, states: &StringArray, values: &[f32]) -> CacheResult<()> {
+        self.end_group()?;
+        let groups = states.len().div_ceil(ROW_GROUP_ROWS).max(1);
+        let rows = states.len().div_ceil(groups).max(1);
+        for (start, values) in (0..).step_by(rows).zip(values.chunks(rows * self.dim)) {
+            self.append(&states.slice(start, rows.min(states.len() - start)), values)?;
+            self.end_group()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all rows so far are on the disk; returns the row groups since the last time.
+    pub(super) fn sync(&mut self) -> CacheResult<Vec<Group>> {
+        self.end_group()?;
+        let wrong = |error| CacheError::io(&self.path, "write", error);
+        self.writer.flush().map_err(wrong)?;
+        self.writer.inner().sync()?;
+        let pages = std::mem::take(&mut self.pages);
+        let groups = self.writer.flushed_row_groups();
+        let new = groups[groups.len() - pages.len()..].iter().cloned().zip(pages);
+        Ok(new.map(|(metadata, pages)| Group { metadata, pages }).collect())
+    }
+
+    /// Bytes that [`FileWriter::sync`] has waited for.
+    pub(super) fn bytes(&self) -> u64 {
+        self.writer.inner().bytes()
     }
 
     /// Rows appended so far.
@@ -123,13 +162,30 @@ impl FileWriter {
 
     fn end_group(&mut self) -> CacheResult<()> {
         let Some(group) = self.group.take() else { return Ok(()) };
+        let [text, lists] = group.columns.map(Column::close);
+        let wrong = |error| write_error(&self.path, error);
+        self.write_group([text.map_err(wrong)?, lists.map_err(wrong)?])
+    }
+
+    /// Writes a row group of encoded columns.
+    fn write_group<R: ChunkReader>(
+        &mut self,
+        columns: [(R, ColumnCloseResult); 2],
+    ) -> CacheResult<()> {
+        let mut pages = columns.each_ref().map(|(_, column)| column.offset_index.clone());
+        let from = columns.each_ref().map(|(_, column)| column.metadata.data_page_offset());
         let wrong = |error| write_error(&self.path, error);
         let mut row_group = self.writer.next_row_group().map_err(wrong)?;
-        for column in group.columns {
-            let (bytes, closed) = column.close().map_err(wrong)?;
-            row_group.append_column(&bytes, closed).map_err(wrong)?;
+        for (bytes, column) in columns {
+            row_group.append_column(&bytes, column).map_err(wrong)?;
         }
-        row_group.close().map_err(wrong)?;
+        let written = row_group.close().map_err(wrong)?;
+        for ((pages, from), chunk) in pages.iter_mut().zip(from).zip(written.columns()) {
+            for page in pages.iter_mut().flat_map(|pages| &mut pages.page_locations) {
+                page.offset += chunk.data_page_offset() - from;
+            }
+        }
+        self.pages.push(pages);
         Ok(())
     }
 }
@@ -205,6 +261,11 @@ impl Column {
     }
 }
 
+/// What a footer says about the software that wrote it.
+pub(super) fn created_by() -> String {
+    format!("{CREATED_BY} {}", env!("CARGO_PKG_VERSION"))
+}
+
 /// States are compressed; embeddings are plain, since they hardly compress and are read often.
 fn properties() -> WriterProperties {
     let embedding = ColumnPath::from(vec![
@@ -213,7 +274,7 @@ fn properties() -> WriterProperties {
         "element".to_owned(),
     ]);
     WriterProperties::builder()
-        .set_created_by(format!("{CREATED_BY} {}", env!("CARGO_PKG_VERSION")))
+        .set_created_by(created_by())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
@@ -225,7 +286,7 @@ fn properties() -> WriterProperties {
         .build()
 }
 
-fn write_error(path: &Path, error: ParquetError) -> CacheError {
+pub(super) fn write_error(path: &Path, error: ParquetError) -> CacheError {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {
             Ok(error) => CacheError::io(path, "write", *error),

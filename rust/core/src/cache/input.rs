@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +11,8 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::error::{CacheError, CacheResult};
-use super::storage::{OpenObject, Place, StoreFailure, place_of};
+use super::open_file::OpenFile;
+use super::storage::{OpenObject, Place, place_of};
 
 /// Other software may make row groups of many gigabytes; those are read block by block.
 const LONGEST_PIECE: u64 = 256 << 20;
@@ -23,8 +23,8 @@ const BLOCK: usize = 1 << 20;
 /// place, and half of each would be neither.
 #[derive(Debug, Clone)]
 pub(super) enum Input {
-    /// An open file and its length.
-    File(Arc<File>, u64),
+    /// An open file.
+    File(Arc<OpenFile>),
     /// A file in memory, its own or mapped.
     Bytes(Bytes),
     /// An object of a store.
@@ -45,7 +45,12 @@ impl Input {
         if metadata.is_dir() {
             return Err(CacheError::format(path, "is a folder, expected a Parquet file"));
         }
-        Ok(Self::File(Arc::new(file), metadata.len()))
+        Ok(Self::file(Arc::new(file), metadata.len()))
+    }
+
+    /// The first `length` bytes of an open file.
+    pub(super) fn file(file: Arc<File>, length: u64) -> Self {
+        Self::File(Arc::new(OpenFile::new(file, length)))
     }
 
     /// The same with these bytes at hand: of an object they are fetched in one request.
@@ -63,11 +68,12 @@ impl Input {
         }
     }
 
-    /// What kept a store from giving some of its bytes, if anything did.
-    pub(super) fn failure(&self) -> Option<StoreFailure> {
+    /// What kept a disk or a store from giving some of its bytes, if anything did.
+    pub(super) fn failure(&self) -> Option<io::Error> {
         match self {
-            Self::Object(object) => object.failure(),
-            _ => None,
+            Self::File(file) => file.failure(),
+            Self::Object(object) => object.failure().map(io::Error::other),
+            Self::Bytes(_) | Self::Piece(..) => None,
         }
     }
 
@@ -80,7 +86,8 @@ impl Input {
 impl Length for Input {
     fn len(&self) -> u64 {
         match self {
-            Self::File(_, length) | Self::Piece(_, _, length) => *length,
+            Self::File(file) => file.len(),
+            Self::Piece(_, _, length) => *length,
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Object(object) => object.len(),
         }
@@ -109,7 +116,7 @@ impl ChunkReader for Input {
         let end = start.checked_add(length as u64).filter(|end| *end <= self.len());
         let end = end.ok_or_else(missing)?;
         match self {
-            Self::File(file, _) => {
+            Self::File(file) => {
                 let mut bytes = vec![0; length];
                 file.read_exact_at(&mut bytes, start)?;
                 Ok(bytes.into())
@@ -136,7 +143,7 @@ struct ReadAt {
 impl Read for ReadAt {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = match &self.input {
-            Input::File(file, _) => file.read_at(buffer, self.at)?,
+            Input::File(file) => file.read_at(buffer, self.at)?,
             other => {
                 let end = match other {
                     Input::Piece(bytes, first, _) => first + bytes.len() as u64,

@@ -19,6 +19,8 @@ mod mapped_cache;
 mod mapping;
 mod neighbours;
 mod norms;
+mod open_file;
+mod outside_rows;
 mod page_header;
 mod parts;
 mod plain_pages;

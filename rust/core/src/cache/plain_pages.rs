@@ -3,9 +3,6 @@
 //! So our writer lays them out. Their values go from the file straight to where they belong, or stay
 //! where a map has them; headers and levels are checked before that.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use bytes::{Buf, Bytes};
 use parquet::basic::{Compression, Encoding, Type};
 use parquet::errors::ParquetError;
@@ -14,6 +11,7 @@ use parquet::file::reader::ChunkReader;
 
 use super::direct_pages::{LEAF, copy_values};
 use super::levels::Levels;
+use super::open_file::OpenFile;
 use super::page_header::PageHeader;
 
 /// Bytes that are read for a page's header and levels at first.
@@ -60,7 +58,7 @@ impl PageHeader {
 /// Returns whether it could: `false` means that the pages are not plain, and `target` holds nothing of
 /// use.
 pub(super) fn read_group(
-    (file, length): (&File, u64),
+    file: &OpenFile,
     group: &RowGroupMetaData,
     dim: usize,
     target: &mut [f32],
@@ -71,7 +69,7 @@ pub(super) fn read_group(
         return Ok(false); // values are little endian in the file
     }
     // What is not there needs no memory.
-    if chunk.start.checked_add(chunk.length as u64).is_none_or(|end| end > length) {
+    if chunk.start.checked_add(chunk.length as u64).is_none_or(|end| end > file.len()) {
         return Ok(false);
     }
     let (mut at, mut left, mut filled) = (chunk.start, chunk.length, 0);

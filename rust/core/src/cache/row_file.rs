@@ -4,7 +4,6 @@
 //! schema that writers embed in the footer is set aside on purpose: what it calls `large_list`,
 //! `fixed_size_list`, `large_utf8`, string views or dictionaries is the same Parquet underneath.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +30,7 @@ use super::file_writer::CREATED_BY;
 use super::footer::{self, Footer};
 use super::input::Input;
 use super::mapping;
+use super::outside_rows::file_of_rows;
 use super::plain_pages::{self, PlainPage};
 use super::schema::METADATA_KEY;
 
@@ -67,12 +67,22 @@ impl RowFile {
     /// not Parquet, is damaged, or has other columns.
     pub fn open(path: impl AsRef<Path>) -> CacheResult<Self> {
         let path = path.as_ref();
-        Self::load(path, Input::open(path)?, PageIndexPolicy::Skip)
+        Self::load(path, Input::open(path)?, PageIndexPolicy::Skip, no_other_file(path))
     }
 
     /// Opens a file whose row groups may be copied as they are.
     pub(super) fn open_source(path: &Path) -> CacheResult<Self> {
-        Self::load(path, Input::open(path)?, PageIndexPolicy::Optional)
+        Self::load(path, Input::open(path)?, PageIndexPolicy::Optional, no_other_file(path))
+    }
+
+    /// Opens a checkpoint: a file, or a footer whose rows are in a file beside it. `open_rows` gets that
+    /// file's path.
+    pub(super) fn open_checkpoint(
+        path: &Path,
+        open_rows: impl FnOnce(&Path) -> CacheResult<Input>,
+    ) -> CacheResult<Self> {
+        let open_rows = |name: &str| open_rows(&path.with_file_name(name));
+        Self::load(path, Input::open(path)?, PageIndexPolicy::Optional, open_rows)
     }
 
     /// Opens a file held in memory; `name` stands for its path in errors.
@@ -80,23 +90,29 @@ impl RowFile {
     /// # Errors
     /// [`CacheError::Format`] as for [`RowFile::open`].
     pub fn from_bytes(name: impl AsRef<Path>, bytes: Bytes) -> CacheResult<Self> {
-        Self::load(name.as_ref(), Input::Bytes(bytes), PageIndexPolicy::Skip)
+        let name = name.as_ref();
+        Self::load(name, Input::Bytes(bytes), PageIndexPolicy::Skip, no_other_file(name))
     }
 
     /// Opens a file on disk as memory.
     pub(super) fn open_mapped(path: &Path) -> CacheResult<Self> {
         let input = match Input::open(path)? {
-            Input::File(file, _) => Input::Bytes(mapping::map(path, &file)?),
+            Input::File(file) => Input::Bytes(mapping::map(path, file.file())?),
             Input::Object(_) | Input::Piece(..) => {
                 let detail = "is in an object store, so it cannot be mapped; open it in memory";
                 return Err(CacheError::format(path, detail));
             }
             bytes @ Input::Bytes(_) => bytes,
         };
-        Self::load(path, input, PageIndexPolicy::Skip)
+        Self::load(path, input, PageIndexPolicy::Skip, no_other_file(path))
     }
 
-    fn load(path: &Path, input: Input, pages: PageIndexPolicy) -> CacheResult<Self> {
+    fn load(
+        path: &Path,
+        input: Input,
+        pages: PageIndexPolicy,
+        open_rows: impl FnOnce(&str) -> CacheResult<Input>,
+    ) -> CacheResult<Self> {
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
             .with_offset_index_policy(pages);
@@ -122,6 +138,10 @@ impl RowFile {
         }
         let ours =
             parquet.file_metadata().created_by().is_some_and(|by| by.starts_with(CREATED_BY));
+        let input = match file_of_rows(path, parquet)? {
+            Some(name) => open_rows(name)?,
+            None => input,
+        };
         let path = path.to_owned();
         let mut file = Self { path, input, metadata, footer, ours, group_rows, dim: 0 };
         file.require_own_rows()?;
@@ -210,8 +230,7 @@ impl RowFile {
             let metadata = self.metadata.metadata().row_group(group);
             let input = self.ahead(group, &[1])?;
             let copied = match &input {
-                Input::File(file, length) => {
-                    let file = (&**file, *length);
+                Input::File(file) => {
                     plain_pages::read_group(file, metadata, self.dim, target, verify)
                 }
                 input => plain_pages::copy_group(input, metadata, self.dim, target, verify),
@@ -434,6 +453,14 @@ impl RowFile {
     }
 }
 
+/// Refuses a footer whose rows are elsewhere.
+fn no_other_file(path: &Path) -> impl FnOnce(&str) -> CacheResult<Input> {
+    move |name| {
+        let detail = format!("holds no rows itself, they are in {name:?} beside it; name that file");
+        Err(CacheError::format(path, detail))
+    }
+}
+
 /// A batch reader whose panics on hostile bytes come out as errors.
 struct Guarded<'a> {
     file: &'a RowFile,
@@ -503,10 +530,10 @@ fn not_parquet(path: &Path, input: &Input, error: &ParquetError) -> CacheError {
     unreadable(path, input, error, "not a Parquet file, or cut off")
 }
 
-/// What kept a file from being read: what is in it, or a store that did not answer.
+/// What kept a file from being read: what is in it, or a disk or a store that did not answer.
 fn unreadable(path: &Path, input: &Input, error: &ParquetError, what: &str) -> CacheError {
     match input.failure() {
-        Some(failure) => CacheError::io(path, "read", io::Error::other(failure)),
+        Some(failure) => CacheError::io(path, "read", failure),
         None => CacheError::format(path, format!("{what}: {error}")),
     }
 }

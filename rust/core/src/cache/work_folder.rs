@@ -10,6 +10,8 @@ use super::storage::{self, Kind, Place, Replaces, Sink, place_of};
 
 const LOCK: &str = "lock";
 const REJECTED: &str = "REJECTED";
+/// How the names of files end that grow until they are the output.
+const ROWS: &str = "rows";
 /// How the names of lists end that a run keeps here until it is finished.
 const JOURNAL: &str = "jsonl";
 
@@ -67,6 +69,25 @@ impl WorkFolder {
         Ok(())
     }
 
+    /// Whether it is on this machine, where a file may grow.
+    pub(super) fn is_local(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// A path for a file that grows, which no shard's rows are in.
+    pub(super) fn next_rows(&self) -> PathBuf {
+        self.path.join(format!("part-{:09}.{ROWS}", self.next))
+    }
+
+    /// Removes the files with rows that no shard is the footer of.
+    pub(super) fn remove_rows_but(&self, kept: impl Fn(&Path) -> bool) -> CacheResult<()> {
+        if !self.is_local() {
+            return Ok(());
+        }
+        let files = storage::list(&self.path, ROWS)?;
+        files.iter().filter(|file| !kept(file)).try_for_each(|file| storage::remove(file))
+    }
+
     /// Writes the shard after those that exist, and returns its path.
     ///
     /// # Errors
@@ -106,6 +127,7 @@ impl WorkFolder {
     /// Removes all shards, and the mark of rejection.
     pub(super) fn clear(&mut self) -> CacheResult<()> {
         std::mem::take(&mut self.known).iter().try_for_each(|file| storage::remove(file))?;
+        self.remove_rows_but(|_| false)?;
         if self.rejected()?.is_some() {
             storage::remove(&self.path.join(REJECTED))?;
         }
@@ -134,7 +156,8 @@ impl Drop for WorkFolder {
     fn drop(&mut self) {
         let (Some(_), Ok(Place::Local(path))) = (&self.lock, place_of(&self.path)) else { return };
         if self.known.is_empty() && self.rejected().is_ok_and(|rejected| rejected.is_none()) {
-            // Nothing of value is lost if either fails: the next run finds an unlocked lock file.
+            // Nothing of value is lost if one fails: the next run finds an unlocked lock file.
+            let _ = self.remove_rows_but(|_| false);
             let _ = fs::remove_file(path.join(LOCK));
             let _ = fs::remove_dir(&path);
         }

@@ -2,9 +2,11 @@
 //!
 //! Killed at any instant, the output is the former one or a complete one, and the next writer of
 //! the same output and identity goes on after the last checkpoint. A checkpoint writes only the
-//! rows that came since the one before.
+//! rows that came since the one before; on this machine into the file that becomes the output, so
+//! that a run that nothing interrupts writes them once.
 
 mod commit;
+mod growing;
 mod merge;
 mod opening;
 mod read_back;
@@ -26,6 +28,7 @@ use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
 use super::storage::{self, Replaces, Version};
 use super::work_folder::WorkFolder;
+use growing::Growing;
 
 /// When to checkpoint, and what to do with an output that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +130,9 @@ pub struct CacheWriter {
     former: u64,
     /// Files of the former output, which come before all other sources.
     former_sources: usize,
+    /// Sources up to and with the last checkpoint of the growing file; those after it are small.
+    grown: usize,
+    growing: Option<Growing>,
     /// The former output's version, or that of its manifest.
     version: Option<Version>,
     /// Rows of all sources and then those pending, good or bad.
@@ -268,6 +274,9 @@ impl CacheWriter {
         if self.pending_states.is_empty() {
             return Ok(());
         }
+        if self.grow()? {
+            return Ok(());
+        }
         let footer = self.footer(self.pending_states.len() as u64, Value::Null);
         let shard = self.folder.write_shard(|sink| {
             let mut file = FileWriter::new(sink, self.dim)?;
@@ -300,6 +309,8 @@ impl CacheWriter {
         let written = changed || self.options.overwrite || self.options.compact || missing;
         if written && parts {
             self.add_part(provenance)?;
+        } else if written && let Some((file, path, _)) = self.complete(0, &provenance)? {
+            storage::put_in_place(file, &path)?;
         } else if written {
             let temporary_in = self.folder.path();
             storage::write_atomically(temporary_in, &self.output, Replaces::Anything, |sink| {

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub(super) use objects::{OpenObject, StoreFailure, many_at_once};
+pub(super) use objects::{OpenObject, many_at_once};
 pub(super) use place::{Place, output_path, place_of};
 pub(super) use sink::{Sink, Written};
 
@@ -245,9 +245,44 @@ fn write_locally(
     let file = File::create(temporary).map_err(|error| CacheError::io(target, "create", error))?;
     let written = write(Sink::file(target, file))?.finish()?;
     fs::rename(temporary, local).map_err(wrong)?;
-    let folder = local.parent().filter(|folder| !folder.as_os_str().is_empty());
-    sync_folder(folder.unwrap_or(Path::new(".")))?;
+    sync_folder_of(local)?;
     Ok(written)
+}
+
+/// Begins a file of this machine that grows at `path` until it is put in the place of `target`; returns
+/// it for writing and for reading.
+pub(super) fn begin(path: &Path, target: &Path) -> CacheResult<(Sink, File)> {
+    let wrong = |error| CacheError::io(target, "create", error);
+    let file = File::create(path).map_err(wrong)?;
+    Ok((Sink::file(target, file), File::open(path).map_err(wrong)?))
+}
+
+/// Puts a file that was begun in its place, whole or not at all, even after a crash.
+///
+/// # Errors
+/// [`CacheError::Io`]; the former file then still stands.
+pub(super) fn put_in_place(grown: Sink, path: &Path) -> CacheResult<Written> {
+    let target = grown.path().to_owned();
+    let written = grown.finish()?;
+    fs::rename(path, &target).map_err(|error| CacheError::io(&target, "write", error))?;
+    sync_folder_of(&target)?;
+    Ok(written)
+}
+
+/// Gives a file that was begun a second name, `target`, under which nothing is yet; returns `None`
+/// where the file system cannot do that.
+pub(super) fn link(grown: Sink, path: &Path, target: &Path) -> CacheResult<Option<Written>> {
+    let written = grown.finish()?;
+    if fs::hard_link(path, target).is_err() {
+        return Ok(None);
+    }
+    sync_folder_of(target)?;
+    Ok(Some(written))
+}
+
+fn sync_folder_of(file: &Path) -> CacheResult<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    sync_folder(folder.unwrap_or(Path::new(".")))
 }
 
 /// Waits until a folder's entries are on the disk.

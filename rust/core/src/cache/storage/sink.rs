@@ -62,6 +62,17 @@ impl Sink {
         &self.path
     }
 
+    /// Waits until what was written into a file so far is on the disk.
+    pub(in crate::cache) fn sync(&self) -> CacheResult<()> {
+        let To::File(file) = &self.to else { return Ok(()) };
+        file.sync_data().map_err(|error| CacheError::io(&self.path, "write", error))
+    }
+
+    /// Bytes written so far.
+    pub(in crate::cache) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Waits until everything is where it belongs.
     pub(super) fn finish(self) -> CacheResult<Written> {
         let written = self.written();

@@ -63,6 +63,8 @@ impl CacheWriter {
         self.sources.push(Source { file, first });
         self.former = first + moved.len() as u64;
         self.former_sources = self.sources.len();
+        self.grown = self.sources.len();
+        self.growing = None;
         self.total = self.former;
         self.version = version;
         self.options.overwrite = false;

@@ -50,8 +50,8 @@ impl CacheWriter {
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
     /// that no longer count; then names the parts in the manifest, and removes those it no longer
     /// names. Returns the manifest.
-    pub(super) fn add_part(&self, provenance: Value) -> CacheResult<Manifest> {
-        let folder = &self.output;
+    pub(super) fn add_part(&mut self, provenance: Value) -> CacheResult<Manifest> {
+        let folder = &self.output.clone();
         let (former, version) = Manifest::read(folder)?.unzip();
         if storage::is_remote(folder)? && version != self.version {
             return Err(CacheError::Locked { path: folder.clone() });
@@ -59,30 +59,46 @@ impl CacheWriter {
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
         let still = self.current.values().filter(|number| **number < self.former).count() as u64;
         let keep = !self.options.compact && !self.options.overwrite && still == self.former;
-        let new = if keep {
+        let (new, first) = if keep {
             let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
             manifest.parts = match &former {
                 Some(former) => former.parts.clone(),
                 None => files.map(Part::of).collect::<CacheResult<_>>()?,
             };
-            &self.sources[self.former_sources..]
+            (self.former_sources, self.former)
         } else {
             manifest.superseded = former_names(folder, former.as_ref())?;
-            &self.sources[..]
+            (0, 0)
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
         let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
-        let mut rows = 0;
-        let temporary_in = self.folder.path();
-        let written = storage::write_atomically(temporary_in, &path, Replaces::Anything, |sink| {
-            let (sink, count) = self.merge(new, sink.hashing(), provenance)?;
-            rows = count;
-            Ok(sink)
-        })?;
-        manifest.parts.push(Part::written(&path, rows, &written)?);
+        manifest.parts.push(self.write_part(&path, new, first, provenance)?);
         manifest.write(folder, version.as_ref())?;
         manifest.remove_superseded(folder)?;
         Ok(manifest)
+    }
+
+    /// Writes the rows of the sources from `new` on, the first of which has the number `first`, as a part.
+    fn write_part(
+        &mut self,
+        path: &Path,
+        new: usize,
+        first: u64,
+        provenance: Value,
+    ) -> CacheResult<Part> {
+        if let Some((file, grown, rows)) = self.complete(first, &provenance)?
+            && let Some(written) = storage::link(file, &grown, path)?
+        {
+            return Part::written(path, rows, &written);
+        }
+        let (mut rows, sources) = (0, &self.sources[new..]);
+        let temporary_in = self.folder.path();
+        let written = storage::write_atomically(temporary_in, path, Replaces::Anything, |sink| {
+            let (sink, count) = self.merge(sources, sink.hashing(), provenance)?;
+            rows = count;
+            Ok(sink)
+        })?;
+        Part::written(path, rows, &written)
     }
 
     /// Whether all rows of a source's row group count for their states.

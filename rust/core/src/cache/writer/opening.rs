@@ -1,17 +1,29 @@
 //! Opening a writer: what an earlier run left is taken up, or refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{CacheWriter, OutputLock, Source, WriterOptions};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
+use crate::cache::input::Input;
 use crate::cache::manifest::Manifest;
 use crate::cache::parts::{PARQUET, open_source_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
 use crate::cache::row_file::RowFile;
 use crate::cache::storage::{self, Kind};
+
+/// Opens a file with the rows of several checkpoints.
+fn open_once(opened: &mut HashMap<PathBuf, Input>, rows: &Path) -> CacheResult<Input> {
+    if let Some(input) = opened.get(rows) {
+        return Ok(input.clone());
+    }
+    let input = Input::open(rows)?;
+    opened.insert(rows.to_owned(), input.clone());
+    Ok(input)
+}
 
 impl CacheWriter {
     pub(super) fn open(
@@ -37,6 +49,8 @@ impl CacheWriter {
             sources: Vec::new(),
             former: 0,
             former_sources: 0,
+            grown: 0,
+            growing: None,
             version: None,
             total: 0,
             current: HashMap::new(),
@@ -64,17 +78,27 @@ impl CacheWriter {
             self.former = self.total;
             self.former_sources = self.sources.len();
         }
+        let mut opened = HashMap::new();
         for path in self.folder.shards().to_vec() {
-            match RowFile::open_source(&path).and_then(|file| self.add_shard(file)) {
+            let shard = RowFile::open_checkpoint(&path, |rows| open_once(&mut opened, rows));
+            match shard.and_then(|file| self.add_shard(file)) {
                 Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
                     // Its rows are encoded anew; a shard holds nothing else.
                     self.folder.remove_shard(&path)?;
                     self.discarded.push(error.to_string());
                 }
+                // The file of its rows became the output, or somebody removed it.
+                Err(error @ CacheError::NotFound { .. }) => {
+                    self.folder.remove_shard(&path)?;
+                    if self.former == 0 {
+                        self.discarded.push(error.to_string());
+                    }
+                }
                 other => other?,
             }
         }
-        Ok(())
+        self.grown = self.sources.len();
+        self.folder.remove_rows_but(|rows| opened.contains_key(rows))
     }
 
     /// What the output consists of so far.
@@ -99,7 +123,14 @@ impl CacheWriter {
             return self.folder.remove_shard(file.path());
         }
         self.require(&file)?;
-        self.add_source(file)
+        if self.add_source(file)? == 0
+            && let Some(source) = self.sources.pop()
+        {
+            // All its rows are the output's: a run ended after it had shown them.
+            self.total = source.first;
+            self.folder.remove_shard(source.file.path())?;
+        }
+        Ok(())
     }
 
     pub(super) fn require(&self, file: &RowFile) -> CacheResult<()> {
@@ -113,30 +144,62 @@ impl CacheWriter {
         Ok(())
     }
 
-    /// Checks the rows of a file and makes the good ones part of the output.
-    fn add_source(&mut self, file: RowFile) -> CacheResult<()> {
+    /// Checks the rows of a file and makes those part of the output that are good and not part of it
+    /// already; returns how many.
+    fn add_source(&mut self, file: RowFile) -> CacheResult<u64> {
         // Read to the end before anything counts, so that a damaged file leaves no trace.
         file.for_each(|_| Ok(()))?;
         for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
             self.checker.allow_equal(left, right);
         }
-        let first = self.total;
+        let (first, mut taken) = (self.total, 0);
         file.for_each(|rows| {
             let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
-            for key in &keys {
+            let known = self.already_there(&keys, &rows.values)?;
+            let new: Vec<usize> = (0..keys.len()).filter(|row| !known.contains(row)).collect();
+            let checked: Vec<StateKey> = new.iter().map(|row| keys[*row]).collect();
+            for key in &checked {
                 if self.current.remove(key).is_some() {
                     self.checker.retract(*key); // the later row of a state counts
                 }
             }
-            for (key, verdict) in keys.iter().zip(self.checker.check(&keys, &rows.values)) {
+            let verdicts = if known.is_empty() {
+                self.checker.check(&checked, &rows.values)
+            } else {
+                let row = |row: &usize| &rows.values[row * self.dim..(row + 1) * self.dim];
+                let values: Vec<f32> = new.iter().flat_map(row).copied().collect();
+                self.checker.check(&checked, &values)
+            };
+            for ((row, key), verdict) in new.iter().zip(checked).zip(verdicts) {
                 if verdict.is_ok() {
-                    self.current.insert(*key, self.total);
+                    self.current.insert(key, self.total + *row as u64);
+                    taken += 1;
                 }
-                self.total += 1;
             }
+            self.total += keys.len() as u64;
             Ok(())
         })?;
         self.sources.push(Source { file, first });
-        Ok(())
+        Ok(taken)
+    }
+
+    /// Which of some rows the former output has, bit for bit.
+    fn already_there(&self, keys: &[StateKey], values: &[f32]) -> CacheResult<HashSet<usize>> {
+        let there = keys.iter().enumerate().filter_map(|(row, key)| {
+            let number = *self.current.get(key)?;
+            (number < self.former).then_some((number, row))
+        });
+        let there: BTreeMap<u64, usize> = there.collect();
+        if there.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let numbers: Vec<u64> = there.keys().copied().collect();
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let former = self.read(&numbers)?;
+        let pairs = former.iter().zip(there.into_values());
+        let same = pairs.filter(|((_, former), row)| {
+            bits(former) == bits(&values[row * self.dim..(row + 1) * self.dim])
+        });
+        Ok(same.map(|(_, row)| row).collect())
     }
 }
