@@ -3,30 +3,31 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow_array::builder::{ArrayBuilder, StringBuilder};
 use arrow_array::{Array, StringArray};
+use bytes::Bytes;
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::column::writer::{ColumnCloseResult, ColumnWriter, get_column_writer};
-use parquet::data_type::ByteArray;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer};
+use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::reader::ChunkReader;
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::{ColumnPath, SchemaDescriptor};
+use parquet::schema::types::SchemaDescriptor;
 
 use super::checked_pages::Chunk;
 use super::error::{CacheError, CacheResult};
 use super::footer::Footer;
+use super::plain_chunk::PlainChunk;
 use super::row_file::RowFile;
-use super::schema::{EMBEDDING_COLUMN, ROW_GROUP_ROWS, cache_schema};
+use super::schema::{ROW_GROUP_ROWS, cache_schema};
 use super::storage::Sink;
 
-/// Rows given to the encoder of levels and values at a time.
-const AT_ONCE: usize = 64;
 /// Row groups of fewer rows are better put together with others.
-pub(super) const SMALL_GROUP: usize = ROW_GROUP_ROWS / 2;
+const SMALL_GROUP: usize = ROW_GROUP_ROWS / 2;
 /// Which software wrote a file, as its footer says: this, a space and the version.
 pub(super) const CREATED_BY: &str = "ebm-encode";
 
@@ -36,8 +37,9 @@ pub(super) struct FileWriter {
     writer: SerializedFileWriter<Sink>,
     schema: SchemaDescriptor,
     properties: WriterPropertiesPtr,
-    group: Option<RowGroup>,
-    levels: Levels,
+    /// Rows that are not in a row group yet.
+    states: StringBuilder,
+    values: Vec<f32>,
     dim: usize,
     rows: u64,
     /// Where the pages of the row groups since the last [`FileWriter::sync`] are.
@@ -64,8 +66,8 @@ impl FileWriter {
         let properties = Arc::new(properties);
         let root = schema.root_schema_ptr();
         let writer = SerializedFileWriter::new(sink, root, properties.clone()).map_err(wrong)?;
-        let (levels, pages) = (Levels::new(dim), Vec::new());
-        Ok(Self { path, writer, schema, properties, group: None, levels, dim, rows: 0, pages })
+        let (states, values, pages) = (StringBuilder::new(), Vec::new(), Vec::new());
+        Ok(Self { path, writer, schema, properties, states, values, dim, rows: 0, pages })
     }
 
     /// Appends rows (`values` is `states.len() x dim`, row-major).
@@ -78,16 +80,17 @@ impl FileWriter {
         }
         let mut done = 0;
         while done < rows {
-            let group =
-                self.group.get_or_insert_with(|| RowGroup::new(&self.schema, &self.properties));
-            let count = (rows - done).min(ROW_GROUP_ROWS - group.rows);
-            let own = done..done + count;
-            let texts = own.clone().map(|row| states.value(row));
-            group
-                .append(texts, &values[own.start * self.dim..own.end * self.dim], &self.levels)
-                .map_err(|error| write_error(&self.path, error))?;
+            let count = (rows - done).min(ROW_GROUP_ROWS - self.states.len());
+            let own = states.slice(done, count);
+            let values = &values[done * self.dim..(done + count) * self.dim];
             done += count;
-            if group.rows == ROW_GROUP_ROWS {
+            if count == ROW_GROUP_ROWS {
+                self.write_rows(&own, values)?;
+                continue;
+            }
+            own.iter().flatten().for_each(|state| self.states.append_value(state));
+            self.values.extend_from_slice(values);
+            if self.states.len() == ROW_GROUP_ROWS {
                 self.end_group()?;
             }
         }
@@ -100,7 +103,7 @@ impl FileWriter {
     /// Small groups are not: their rows are better put together with others. A group under way here is
     /// ended, unless it is small itself.
     pub(super) fn takes_group_of(&self, rows: usize) -> bool {
-        let here = self.group.as_ref().map_or(0, |group| group.rows);
+        let here = self.states.len();
         (SMALL_GROUP..=ROW_GROUP_ROWS).contains(&rows) && !(1..SMALL_GROUP).contains(&here)
     }
 
@@ -110,21 +113,10 @@ impl FileWriter {
         let Some(columns) = source.encoded_columns(group) else { return Ok(false) };
         self.end_group()?;
         let input = source.ahead(group, &[0, 1])?;
-        self.write_group(columns.map(|column| (input.clone(), column)))?;
+        let [text, lists] = columns;
+        self.write_group((&input, text), (&input, lists))?;
         self.rows += rows as u64;
         Ok(true)
-    }
-
-    /// Appends rows as row groups of their own, none much smaller than the others.
-    pub(super) fn append_groups(&mut self, states: &StringArray, values: &[f32]) -> CacheResult<()> {
-        self.end_group()?;
-        let groups = states.len().div_ceil(ROW_GROUP_ROWS).max(1);
-        let rows = states.len().div_ceil(groups).max(1);
-        for (start, values) in (0..).step_by(rows).zip(values.chunks(rows * self.dim)) {
-            self.append(&states.slice(start, rows.min(states.len() - start)), values)?;
-            self.end_group()?;
-        }
-        Ok(())
     }
 
     /// Waits until all rows so far are on the disk; returns the row groups since the last time.
@@ -161,24 +153,57 @@ impl FileWriter {
     }
 
     fn end_group(&mut self) -> CacheResult<()> {
-        let Some(group) = self.group.take() else { return Ok(()) };
-        let [text, lists] = group.columns.map(Column::close);
-        let wrong = |error| write_error(&self.path, error);
-        self.write_group([text.map_err(wrong)?, lists.map_err(wrong)?])
+        let states = self.states.finish();
+        if states.is_empty() {
+            return Ok(());
+        }
+        let mut values = std::mem::take(&mut self.values);
+        self.write_rows(&states, &values)?;
+        values.clear();
+        self.values = values;
+        Ok(())
+    }
+
+    /// Writes rows as a row group.
+    fn write_rows(&mut self, states: &StringArray, values: &[f32]) -> CacheResult<()> {
+        let encode = || {
+            let lists = PlainChunk::new(values, self.dim)?;
+            let described = lists.describe(self.schema.column(1))?;
+            Ok((self.encode_text(states)?, lists, described))
+        };
+        let ((text, closed), lists, described) =
+            encode().map_err(|error| write_error(&self.path, error))?;
+        self.write_group((&text, closed), (&&lists, described))
+    }
+
+    /// Encodes the states of a row group.
+    fn encode_text(
+        &self,
+        states: &StringArray,
+    ) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
+        let chunk = Chunk::default();
+        let pages = Box::new(chunk.clone());
+        let column = get_column_writer(self.schema.column(0), self.properties.clone(), pages);
+        let mut writer = get_typed_column_writer::<ByteArrayType>(column);
+        let states: Vec<ByteArray> = states.iter().flatten().map(ByteArray::from).collect();
+        writer.write_batch(&states, None, None)?;
+        let closed = writer.close()?;
+        Ok((chunk.take(), closed))
     }
 
     /// Writes a row group of encoded columns.
-    fn write_group<R: ChunkReader>(
+    fn write_group(
         &mut self,
-        columns: [(R, ColumnCloseResult); 2],
+        (text, states): (&impl ChunkReader, ColumnCloseResult),
+        (lists, embeddings): (&impl ChunkReader, ColumnCloseResult),
     ) -> CacheResult<()> {
-        let mut pages = columns.each_ref().map(|(_, column)| column.offset_index.clone());
-        let from = columns.each_ref().map(|(_, column)| column.metadata.data_page_offset());
+        let columns = [&states, &embeddings];
+        let mut pages = columns.map(|column| column.offset_index.clone());
+        let from = columns.map(|column| column.metadata.data_page_offset());
         let wrong = |error| write_error(&self.path, error);
         let mut row_group = self.writer.next_row_group().map_err(wrong)?;
-        for (bytes, column) in columns {
-            row_group.append_column(&bytes, column).map_err(wrong)?;
-        }
+        row_group.append_column(text, states).map_err(wrong)?;
+        row_group.append_column(lists, embeddings).map_err(wrong)?;
         let written = row_group.close().map_err(wrong)?;
         for ((pages, from), chunk) in pages.iter_mut().zip(from).zip(written.columns()) {
             for page in pages.iter_mut().flat_map(|pages| &mut pages.page_locations) {
@@ -190,98 +215,19 @@ impl FileWriter {
     }
 }
 
-/// The levels of rows in which no value is missing, [`AT_ONCE`] rows of them.
-struct Levels {
-    definition: Vec<i16>,
-    repetition: Vec<i16>,
-}
-
-impl Levels {
-    fn new(dim: usize) -> Self {
-        let count = AT_ONCE * dim;
-        let repetition = (0..count).map(|i| i16::from(i % dim != 0)).collect();
-        Self { definition: vec![1; count], repetition }
-    }
-}
-
-/// A row group under way: its columns are encoded in memory.
-struct RowGroup {
-    columns: [Column; 2],
-    rows: usize,
-}
-
-struct Column {
-    writer: ColumnWriter<'static>,
-    chunk: Chunk,
-}
-
-impl RowGroup {
-    fn new(schema: &SchemaDescriptor, properties: &WriterPropertiesPtr) -> Self {
-        let columns = [0, 1].map(|i| {
-            let chunk = Chunk::default();
-            let pages = Box::new(chunk.clone());
-            let writer = get_column_writer(schema.column(i), properties.clone(), pages);
-            Column { writer, chunk }
-        });
-        Self { columns, rows: 0 }
-    }
-
-    fn append<'a>(
-        &mut self,
-        states: impl Iterator<Item = &'a str>,
-        values: &[f32],
-        levels: &Levels,
-    ) -> Result<(), ParquetError> {
-        let [text, lists] = &mut self.columns;
-        let (ColumnWriter::ByteArrayColumnWriter(text), ColumnWriter::FloatColumnWriter(lists)) =
-            (&mut text.writer, &mut lists.writer)
-        else {
-            unreachable!("the cache schema's columns are text and lists of float32")
-        };
-        let states: Vec<ByteArray> = states.map(ByteArray::from).collect();
-        text.write_batch(&states, None, None)?;
-        for values in values.chunks(levels.definition.len().max(1)) {
-            let definition = &levels.definition[..values.len()];
-            let repetition = &levels.repetition[..values.len()];
-            lists.write_batch(values, Some(definition), Some(repetition))?;
-        }
-        self.rows += states.len();
-        Ok(())
-    }
-}
-
-impl Column {
-    fn close(self) -> Result<(bytes::Bytes, ColumnCloseResult), ParquetError> {
-        let closed = match self.writer {
-            ColumnWriter::ByteArrayColumnWriter(writer) => writer.close()?,
-            ColumnWriter::FloatColumnWriter(writer) => writer.close()?,
-            _ => unreachable!("the cache schema's columns are text and lists of float32"),
-        };
-        Ok((self.chunk.take(), closed))
-    }
-}
-
 /// What a footer says about the software that wrote it.
 pub(super) fn created_by() -> String {
     format!("{CREATED_BY} {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// States are compressed; embeddings are plain, since they hardly compress and are read often.
+/// States are compressed; embeddings are plain ([`PlainChunk`]).
 fn properties() -> WriterProperties {
-    let embedding = ColumnPath::from(vec![
-        EMBEDDING_COLUMN.to_owned(),
-        "list".to_owned(),
-        "element".to_owned(),
-    ]);
     WriterProperties::builder()
         .set_created_by(created_by())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_column_compression(embedding.clone(), Compression::UNCOMPRESSED)
-        .set_column_encoding(embedding.clone(), Encoding::PLAIN)
-        .set_column_dictionary_enabled(embedding, false)
         .set_dictionary_enabled(false)
-        // Smallest and largest state or value would only make the footer larger.
+        // The smallest and largest state would only make the footer larger.
         .set_statistics_enabled(EnabledStatistics::None)
         .build()
 }

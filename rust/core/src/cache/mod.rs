@@ -23,6 +23,7 @@ mod open_file;
 mod outside_rows;
 mod page_header;
 mod parts;
+mod plain_chunk;
 mod plain_pages;
 mod row_check;
 mod row_file;

@@ -65,9 +65,10 @@ fn encode(groups: Vec<Group>, rows: &str, entries: Vec<KeyValue>) -> Result<Vec<
 }
 
 fn pointing_to(rows: &str, group: RowGroupMetaData) -> Result<RowGroupMetaData> {
-    let columns = group.columns().iter().map(|column| {
-        column.clone().into_builder().set_file_path(rows.to_owned()).build()
-    });
+    let columns = group
+        .columns()
+        .iter()
+        .map(|column| column.clone().into_builder().set_file_path(rows.to_owned()).build());
     let columns = columns.collect::<Result<_>>()?;
     group.into_builder().set_column_metadata(columns).build()
 }

@@ -1,10 +1,15 @@
-//! The header before a data page, as far as a reader by address needs it.
+//! The header before a data page, as far as it is read and written by address.
 //!
 //! Format: Apache Parquet, `parquet.thrift`, `PageHeader` in Thrift's compact protocol.
 
 use std::io::Cursor;
 
-use thrift::protocol::{TCompactInputProtocol, TInputProtocol, TType};
+use parquet::basic::{Encoding, PageType};
+use parquet::errors::{ParquetError, Result};
+use thrift::protocol::{
+    TCompactInputProtocol, TCompactOutputProtocol, TFieldIdentifier, TInputProtocol,
+    TOutputProtocol, TStructIdentifier, TType,
+};
 
 /// A data page of version 1.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,4 +81,64 @@ fn next_field(input: &mut impl TInputProtocol) -> Option<Field> {
         return Some(Field::End);
     }
     Some(Field::Of(u16::try_from(field.id?).ok()?, field.field_type))
+}
+
+/// A data page of version 1 that is written.
+pub(super) struct NewPage {
+    /// Bytes before and after compression.
+    pub(super) sizes: [i32; 2],
+    /// CRC-32 of the bytes as they are written.
+    pub(super) checksum: u32,
+    /// Values in the page.
+    pub(super) values: i32,
+    /// Those of values, definition levels and repetition levels.
+    pub(super) encodings: [Encoding; 3],
+}
+
+impl NewPage {
+    /// Writes the page's header.
+    pub(super) fn write_header(&self, out: &mut Vec<u8>) -> Result<()> {
+        let mut header = Header(TCompactOutputProtocol::new(out));
+        header.begin("PageHeader")?;
+        header.number(1, PageType::DATA_PAGE as i32)?;
+        header.number(2, self.sizes[0])?;
+        header.number(3, self.sizes[1])?;
+        header.number(4, self.checksum.cast_signed())?;
+        header.field(5, TType::Struct)?;
+        header.begin("DataPageHeader")?;
+        header.number(1, self.values)?;
+        for (id, encoding) in (2..).zip(self.encodings) {
+            header.number(id, encoding as i32)?;
+        }
+        header.end()?;
+        header.end()
+    }
+}
+
+/// Structs of numbers in Thrift's compact protocol.
+struct Header<'a>(TCompactOutputProtocol<&'a mut Vec<u8>>);
+
+impl Header<'_> {
+    fn begin(&mut self, name: &str) -> Result<()> {
+        self.0.write_struct_begin(&TStructIdentifier::new(name)).map_err(thrift_error)
+    }
+
+    fn field(&mut self, id: i16, kind: TType) -> Result<()> {
+        self.0.write_field_begin(&TFieldIdentifier::new("", kind, id)).map_err(thrift_error)
+    }
+
+    fn number(&mut self, id: i16, value: i32) -> Result<()> {
+        self.field(id, TType::I32)?;
+        self.0.write_i32(value).map_err(thrift_error)?;
+        self.0.write_field_end().map_err(thrift_error)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.0.write_field_stop().map_err(thrift_error)?;
+        self.0.write_struct_end().map_err(thrift_error)
+    }
+}
+
+fn thrift_error(error: thrift::Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
 }

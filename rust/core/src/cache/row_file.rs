@@ -456,7 +456,8 @@ impl RowFile {
 /// Refuses a footer whose rows are elsewhere.
 fn no_other_file(path: &Path) -> impl FnOnce(&str) -> CacheResult<Input> {
     move |name| {
-        let detail = format!("holds no rows itself, they are in {name:?} beside it; name that file");
+        let detail =
+            format!("holds no rows itself, they are in {name:?} beside it; name that file");
         Err(CacheError::format(path, detail))
     }
 }

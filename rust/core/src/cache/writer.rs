@@ -25,7 +25,7 @@ use super::identity::Identity;
 use super::parts::{open_files, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
-use super::schema::FORMAT_VERSION;
+use super::schema::{FORMAT_VERSION, ROW_GROUP_ROWS};
 use super::storage::{self, Replaces, Version};
 use super::work_folder::WorkFolder;
 use growing::Growing;
@@ -33,7 +33,7 @@ use growing::Growing;
 /// When to checkpoint, and what to do with an output that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriterOptions {
-    /// Checkpoint after this many new rows.
+    /// Checkpoint when there are this many new rows: those that make whole row groups, if any do.
     pub checkpoint_rows: usize,
     /// Checkpoint when this much time has passed since the last one.
     pub checkpoint_interval: Duration,
@@ -190,10 +190,9 @@ impl CacheWriter {
                 Err(reason) => Verdict::Bad(reason),
             };
         }
-        let due = self.pending_states.len() >= self.options.checkpoint_rows
-            || self.last_checkpoint.elapsed() >= self.options.checkpoint_interval;
-        if due {
-            self.checkpoint()?;
+        let overdue = self.last_checkpoint.elapsed() >= self.options.checkpoint_interval;
+        if overdue || self.pending_states.len() >= self.options.checkpoint_rows {
+            self.save(overdue)?;
         }
         Ok(verdicts)
     }
@@ -270,25 +269,36 @@ impl CacheWriter {
     /// # Errors
     /// [`CacheError::Io`], after which earlier checkpoints still stand.
     pub fn checkpoint(&mut self) -> CacheResult<()> {
+        self.save(true)
+    }
+
+    /// Writes the pending rows, or as many of them as make whole row groups.
+    fn save(&mut self, all: bool) -> CacheResult<()> {
         self.last_checkpoint = Instant::now();
-        if self.pending_states.is_empty() {
+        let grown = self.grow()?;
+        let pending = self.pending_states.len();
+        let whole = pending - pending % ROW_GROUP_ROWS;
+        let rows = if all || (whole == 0 && !grown) { pending } else { whole };
+        if rows == 0 {
             return Ok(());
         }
-        if self.grow()? {
-            return Ok(());
-        }
-        let footer = self.footer(self.pending_states.len() as u64, Value::Null);
+        let footer = self.footer(rows as u64, Value::Null);
         let shard = self.folder.write_shard(|sink| {
             let mut file = FileWriter::new(sink, self.dim)?;
-            let states = StringArray::from_iter_values(&self.pending_states);
-            file.append(&states, &self.pending_values)?;
+            let states = StringArray::from_iter_values(&self.pending_states[..rows]);
+            file.append(&states, &self.pending_values[..rows * self.dim])?;
             file.close(&footer)
         })?;
-        let first = self.total - self.pending_states.len() as u64;
+        let first = self.total - pending as u64;
         self.sources.push(Source { file: RowFile::open_source(&shard)?, first });
-        self.pending_states.clear();
-        self.pending_values.clear();
+        self.forget_pending(rows);
         Ok(())
+    }
+
+    /// Forgets the first of the pending rows, which are in a source now.
+    fn forget_pending(&mut self, rows: usize) {
+        self.pending_states.drain(..rows);
+        self.pending_values.drain(..rows * self.dim);
     }
 
     /// Merges everything into the output, in one atomic step, and removes the shards.

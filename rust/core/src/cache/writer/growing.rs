@@ -1,20 +1,23 @@
 //! The file that becomes the output: rows go to the disk once, and each checkpoint is a small footer
 //! beside it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow_array::StringArray;
+use arrow_array::builder::StringBuilder;
 use serde_json::Value;
 
 use super::{CacheWriter, Source};
-use crate::cache::error::CacheResult;
-use crate::cache::file_writer::{FileWriter, SMALL_GROUP};
+use crate::cache::error::{CacheError, CacheResult};
+use crate::cache::file_writer::FileWriter;
 use crate::cache::input::Input;
 use crate::cache::outside_rows;
 use crate::cache::row_file::RowFile;
+use crate::cache::schema::ROW_GROUP_ROWS;
 use crate::cache::storage::{self, Sink};
 
 /// A file of row groups that has no footer yet.
@@ -34,41 +37,37 @@ impl fmt::Debug for Growing {
 }
 
 impl CacheWriter {
-    /// Makes the rows since the last checkpoint, and those of small checkpoints before it, row groups of
-    /// the growing file. Returns whether there are enough of them.
+    /// Writes the rows of small checkpoints and the pending ones into the growing file, as many as make
+    /// whole row groups. Returns whether there were enough of them.
     pub(super) fn grow(&mut self) -> CacheResult<bool> {
         let pending_from = self.total - self.pending_states.len() as u64;
         let first = self.sources.get(self.grown).map_or(pending_from, |source| source.first);
         let rows = self.total - first;
-        if rows < SMALL_GROUP as u64 || !self.folder.is_local() {
+        let rows = rows - rows % ROW_GROUP_ROWS as u64;
+        if rows == 0 || !self.folder.is_local() {
             return Ok(false);
         }
-        let (states, values);
-        let (states, values) = if first == pending_from {
-            states = StringArray::from_iter_values(&self.pending_states);
-            (&states, &self.pending_values)
-        } else {
-            (states, values) = self.rows_from(self.grown)?;
-            (&states, &values)
-        };
+        let from_pending = usize::try_from(first + rows - pending_from)
+            .map_err(|error| CacheError::Argument(error.to_string()))?;
         // Taken, so that after an error another is begun; what is in this one stays readable.
         let mut growing = match self.growing.take() {
             Some(growing) => growing,
             None => self.begin(first)?,
         };
-        growing.writer.append_groups(states, values)?;
+        let (states, values) = self.rows_from(self.grown, from_pending)?;
+        growing.writer.append(&states, &values)?;
         let groups = growing.writer.sync()?;
         let footer = self.footer(rows, Value::Null);
         let name = growing.path.file_name().unwrap_or_default().to_string_lossy();
-        let shard = self.folder.write_shard(|sink| outside_rows::write(sink, groups, &name, &footer))?;
+        let shard =
+            self.folder.write_shard(|sink| outside_rows::write(sink, groups, &name, &footer))?;
         let input = Input::file(Arc::clone(&growing.rows), growing.writer.bytes());
         let file = RowFile::open_checkpoint(&shard, |_| Ok(input))?;
         self.growing = Some(growing);
         let replaced = self.sources.split_off(self.grown);
         self.sources.push(Source { file, first });
         self.grown = self.sources.len();
-        self.pending_states.clear();
-        self.pending_values.clear();
+        self.forget_pending(from_pending);
         replaced.iter().try_for_each(|source| self.folder.remove_shard(source.file.path()))?;
         Ok(true)
     }
@@ -94,24 +93,35 @@ impl CacheWriter {
             return Ok(None);
         }
         let Some(Growing { path, mut writer, .. }) = self.growing.take() else { return Ok(None) };
-        let (states, values) = self.rows_from(self.grown)?;
+        let (states, values) = self.rows_from(self.grown, 0)?;
         writer.append(&states, &values)?;
         let rows = writer.rows();
         Ok(Some((writer.close(&self.footer(rows, provenance.clone()))?, path, rows)))
     }
 
-    /// The rows of these sources and those pending.
-    fn rows_from(&self, source: usize) -> CacheResult<(StringArray, Vec<f32>)> {
-        let (mut states, mut values) = (Vec::new(), Vec::new());
-        for source in &self.sources[source..] {
-            source.file.for_each(|rows| {
-                states.extend(rows.states.iter().flatten().map(str::to_owned));
-                values.extend(rows.values);
-                Ok(())
-            })?;
+    /// The rows of the sources from `source` on, and the first `pending` of those pending.
+    fn rows_from(
+        &self,
+        source: usize,
+        pending: usize,
+    ) -> CacheResult<(StringArray, Cow<'_, [f32]>)> {
+        let sources = &self.sources[source..];
+        let pending_values = &self.pending_values[..pending * self.dim];
+        let mut states = StringBuilder::new();
+        let mut values = Cow::Borrowed(pending_values);
+        if !sources.is_empty() {
+            let mut read = Vec::new();
+            for source in sources {
+                source.file.for_each(|rows| {
+                    rows.states.iter().flatten().for_each(|state| states.append_value(state));
+                    read.extend(rows.values);
+                    Ok(())
+                })?;
+            }
+            read.extend_from_slice(pending_values);
+            values = Cow::Owned(read);
         }
-        states.extend_from_slice(&self.pending_states);
-        values.extend_from_slice(&self.pending_values);
-        Ok((StringArray::from(states), values))
+        self.pending_states[..pending].iter().for_each(|state| states.append_value(state));
+        Ok((states.finish(), values))
     }
 }
