@@ -187,7 +187,9 @@ impl FileWriter {
         let mut writer = get_typed_column_writer::<ByteArrayType>(column);
         let states: Vec<ByteArray> = states.iter().flatten().map(ByteArray::from).collect();
         writer.write_batch(&states, None, None)?;
-        let closed = writer.close()?;
+        let mut closed = writer.close()?;
+        // Copies of a row group are without them, and a cache has the same bytes however it came to be.
+        closed.metadata = closed.metadata.into_builder().clear_page_encoding_stats().build()?;
         Ok((chunk.take(), closed))
     }
 

@@ -1,5 +1,6 @@
 //! A cache in front of an encoder: known states cost a lookup, others are encoded once.
 
+use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -122,6 +123,12 @@ struct Counters {
 #[derive(Debug)]
 struct Shared {
     writer: Mutex<Option<CacheWriter>>,
+    /// What is appended to.
+    append_to: Option<PathBuf>,
+    /// What ended the appending.
+    failure: Mutex<Option<String>>,
+    /// Rows that the writer has not got yet.
+    backlog: Mutex<Vec<(Arc<str>, Row)>>,
     latencies: Mutex<Histogram<u64>>,
     tokens: AtomicU64,
 }
@@ -144,13 +151,16 @@ impl CachedEncoder {
         let dim = encoder.dim();
         let identity = encoder.identity().clone();
         let open = |path| OutputLock::acquire(path)?.open(identity, dim, WriterOptions::default());
-        let writer = options.append_to.map(open).transpose()?;
+        let writer = options.append_to.clone().map(open).transpose()?;
         let memory = Memory::new(options.memory_bytes);
         let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
         let latencies = Histogram::new_with_max(longest, 3)
             .map_err(|error| CacheError::Argument(error.to_string()))?;
         let shared = Arc::new(Shared {
+            append_to: options.append_to,
+            failure: Mutex::default(),
             writer: Mutex::new(writer),
+            backlog: Mutex::default(),
             latencies: Mutex::new(latencies),
             tokens: AtomicU64::new(0),
         });
@@ -271,7 +281,7 @@ impl CachedEncoder {
     /// # Errors
     /// Whatever keeps it from being written.
     pub fn checkpoint(&self) -> CacheResult<()> {
-        self.shared.writer().as_mut().map_or(Ok(()), CacheWriter::checkpoint)
+        self.shared.writer()?.as_mut().map_or(Ok(()), CacheWriter::checkpoint)
     }
 
     /// Shows the rows that were appended so far to readers of the output, which must be a folder.
@@ -281,7 +291,7 @@ impl CachedEncoder {
     /// # Errors
     /// As for [`CacheWriter::commit`].
     pub fn commit(&self, provenance: Value) -> CacheResult<Option<u64>> {
-        self.shared.writer().as_mut().map(|writer| writer.commit(provenance)).transpose()
+        self.shared.writer()?.as_mut().map(|writer| writer.commit(provenance)).transpose()
     }
 
     /// Ends the encoder, and writes what was encoded into the file to append to.
@@ -290,7 +300,7 @@ impl CachedEncoder {
     /// Whatever keeps the file from being written; what was checkpointed is not lost.
     pub fn finish(mut self, provenance: Value) -> CacheResult<Option<FinishReport>> {
         self.end();
-        let writer = self.shared.writer().take();
+        let writer = self.shared.writer()?.take();
         writer.map(|writer| writer.finish(provenance)).transpose()
     }
 
@@ -325,17 +335,56 @@ impl Drop for CachedEncoder {
     /// Saves what was encoded; the next one that appends to the same file takes it up.
     fn drop(&mut self) {
         self.end();
-        if let Some(mut writer) = self.shared.writer().take()
-            && let Err(error) = writer.checkpoint()
-        {
+        let saved = self
+            .shared
+            .writer()
+            .and_then(|mut writer| writer.take().map_or(Ok(()), |mut writer| writer.checkpoint()));
+        if let Err(error) = saved {
             tracing::error!(%error, "rows encoded since the last checkpoint are lost");
         }
     }
 }
 
 impl Shared {
-    fn writer(&self) -> MutexGuard<'_, Option<CacheWriter>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The writer, with all rows that were encoded so far; an error if one ended the appending.
+    fn writer(&self) -> CacheResult<MutexGuard<'_, Option<CacheWriter>>> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.append_backlog(&mut writer);
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match failure.zip(self.append_to.clone()) {
+            Some((detail, path)) => {
+                let source = io::Error::other(detail);
+                Err(CacheError::Io { path, action: "append more rows", source })
+            }
+            None => Ok(writer),
+        }
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Vec<(Arc<str>, Row)>> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append_backlog(&self, writer: &mut Option<CacheWriter>) {
+        let rows = std::mem::take(&mut *self.backlog());
+        let Some(open) = writer.as_mut().filter(|_| !rows.is_empty()) else { return };
+        let texts: Vec<&str> = rows.iter().map(|(state, _)| &**state).collect();
+        let values: Vec<f32> = rows.iter().flat_map(|(_, row)| row.iter().copied()).collect();
+        match open.append(&texts, &values) {
+            Ok(verdicts) => {
+                for (state, verdict) in texts.iter().zip(verdicts) {
+                    if let Verdict::Bad(reason) = verdict {
+                        tracing::warn!(%reason, state, "a row was not appended");
+                    }
+                }
+            }
+            Err(error) => {
+                // The search goes on; what is checkpointed is kept.
+                tracing::error!(%error, "no more rows are appended");
+                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(error.to_string());
+                *writer = None;
+            }
+        }
     }
 }
 
@@ -357,28 +406,18 @@ impl Aftermath for Keep {
                 self.shared.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
             }
         }
-        let mut writer = self.shared.writer();
-        let Some(open) = writer.as_mut() else { return };
-        let good: Vec<(&str, &Row)> = states
-            .iter()
-            .zip(answers)
-            .filter_map(|(state, answer)| Some((&**state, answer.row.as_ref()?)))
-            .collect();
-        let texts: Vec<&str> = good.iter().map(|(state, _)| *state).collect();
-        let values: Vec<f32> = good.iter().flat_map(|(_, row)| row.iter().copied()).collect();
-        match open.append(&texts, &values) {
-            Ok(verdicts) => {
-                for (state, verdict) in texts.iter().zip(verdicts) {
-                    if let Verdict::Bad(reason) = verdict {
-                        tracing::warn!(%reason, state, "a row was not appended");
-                    }
-                }
-            }
-            Err(error) => {
-                // The search goes on; what is checkpointed is kept.
-                tracing::error!(%error, "no more rows are appended");
-                *writer = None;
-            }
+        if self.shared.append_to.is_some() {
+            let rows = states.iter().zip(answers);
+            let good =
+                rows.filter_map(|(state, answer)| Some((state.clone(), answer.row.clone()?)));
+            self.shared.backlog().extend(good);
+        }
+    }
+
+    fn answered(&mut self) {
+        // Whoever has the writer now may have it for long; the rows wait, not those who encode.
+        if let Ok(mut writer) = self.shared.writer.try_lock() {
+            self.shared.append_backlog(&mut writer);
         }
     }
 }
@@ -415,5 +454,60 @@ fn fill(found: &mut [Option<CachedAnswer<'_>>], answers: Vec<Encoded>) {
     let open = found.iter_mut().filter(|row| row.is_none());
     for (place, answer) in open.zip(answers) {
         *place = Some(answer.into_row().map(CachedRow::Encoded));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::{CachedEncoder, CachedEncoderOptions};
+    use crate::cache::{EmbeddingCache, Identity};
+    use crate::encoder::FakeEncoder;
+
+    fn appending_to(path: &std::path::Path) -> CachedEncoder {
+        let identity: Identity = serde_json::from_value(serde_json::json!({
+            "weights": "w", "config": "c", "tokenizer": "t", "template": "{state}",
+            "special_tokens": "none", "pooling": "mean", "layer": -1, "dtype": "float32",
+            "quantization": "none", "max_length": null, "truncation": "none",
+        }))
+        .unwrap();
+        let append_to = Some(path.to_owned());
+        let options = CachedEncoderOptions { append_to, ..CachedEncoderOptions::default() };
+        CachedEncoder::new(FakeEncoder::new(8, identity).unwrap(), None, options).unwrap()
+    }
+
+    #[test]
+    fn a_writer_at_work_keeps_no_caller_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("search.parquet");
+        let encoder = appending_to(&path);
+        let at_work = encoder.shared.writer.lock().unwrap();
+        let answers = encoder.encode(&["a", "b"]).unwrap();
+        assert!(answers.iter().all(Result::is_ok));
+        assert!(at_work.as_ref().unwrap().is_empty(), "the rows wait");
+        drop((at_work, answers));
+        encoder.checkpoint().unwrap();
+        assert_eq!(encoder.shared.writer().unwrap().as_ref().unwrap().len(), 2);
+        encoder.finish(Value::Null).unwrap();
+        assert_eq!(EmbeddingCache::open(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_ended_the_appending_is_told_to_whoever_relies_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("search.parquet");
+        let encoder = appending_to(&path);
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        let states: Vec<String> = (0..2100).map(|i| format!("state {i}")).collect();
+        let states: Vec<&str> = states.iter().map(String::as_str).collect();
+        let answers = encoder.encode(&states).unwrap();
+        assert!(answers.iter().all(Result::is_ok), "the search goes on");
+        drop(answers);
+        for _ in 0..2 {
+            let error = encoder.checkpoint().unwrap_err().to_string();
+            assert!(error.contains("search.parquet: cannot append more rows"), "{error}");
+        }
+        encoder.finish(Value::Null).unwrap_err();
     }
 }

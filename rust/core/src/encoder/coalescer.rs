@@ -244,6 +244,9 @@ pub(super) trait Aftermath: Send {
 
     /// Takes note of a batch's answers, before its callers get them.
     fn encoded(&mut self, states: &[Arc<str>], answers: &[Encoded]);
+
+    /// Does what callers need not wait for, after they have got them.
+    fn answered(&mut self);
 }
 
 /// Nothing becomes of them.
@@ -255,6 +258,8 @@ impl Aftermath for Forget {
     }
 
     fn encoded(&mut self, _: &[Arc<str>], _: &[Encoded]) {}
+
+    fn answered(&mut self) {}
 }
 
 /// The thread that owns the encoder.
@@ -295,6 +300,7 @@ impl<E: Encoder, A: Aftermath> Worker<E, A> {
             tracing::debug!(states, callers, waiting = self.queue.len(), took = ?start.elapsed(), "batch");
             self.after.encoded(&batch.states, &answers);
             self.queue.answer(&batch, &answers);
+            self.after.answered();
         }
     }
 
