@@ -152,7 +152,13 @@ mod tests {
         let mut directly = Vec::new();
         for (group, rows) in file.group_rows().iter().enumerate() {
             let mut target = vec![0.0; rows * dim];
-            assert!(file.copy_group(group, &mut target, Checksums::Verify).unwrap());
+            let mut visited = Vec::new();
+            let visit = &mut |first: usize, rows: &[f32]| {
+                visited.truncate(first * file.dim());
+                visited.extend_from_slice(rows);
+            };
+            assert!(file.copy_group(group, &mut target, Checksums::Verify, visit).unwrap());
+            assert_eq!(visited, target);
             directly.extend(target);
             file.for_each_in_group(group, |rows| {
                 by_arrow.extend(rows.values);

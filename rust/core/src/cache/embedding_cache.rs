@@ -107,11 +107,9 @@ impl EmbeddingCache {
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
         let (dim, identity) = common_kind(files)?;
-        let (values, groups) = if files.iter().any(RowFile::is_object) {
-            storage::many_at_once(|| read_files(path, files, dim, options))?
-        } else {
-            read_files(path, files, dim, options)?
-        };
+        let remote = files.iter().any(RowFile::is_object);
+        let (values, groups) =
+            storage::many_at_once(remote, || read_files(path, files, dim, options))?;
         let (mut texts, mut keys, mut stats) = (Vec::new(), Vec::new(), Vec::new());
         for group in groups {
             texts.extend(group.texts);
@@ -319,19 +317,6 @@ struct Group {
     stats: Vec<RowStats>,
 }
 
-impl Group {
-    /// Measures rows that were just read, while they are near.
-    fn of(texts: Vec<StringArray>, rows: &[f32], dim: usize, sketcher: Option<&Sketcher>) -> Self {
-        let Some(sketcher) = sketcher else {
-            return Self { texts, keys: Vec::new(), stats: Vec::new() };
-        };
-        let keys: Vec<StateKey> = texts.iter().flatten().flatten().map(StateKey::of).collect();
-        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
-        let stats = (0..keys.len()).map(|i| sketcher.stats(row(i))).collect();
-        Self { texts, keys, stats }
-    }
-}
-
 /// All rows of the files in one buffer, and what else was read of each row group.
 fn read_files(
     path: &Path,
@@ -353,20 +338,33 @@ fn read_files(
         }
     }
     let read = groups.into_par_iter().map(|(file, group, target)| {
-        let texts = read_group(file, group, target, options.checksums)?;
-        Ok(Group::of(texts, target, dim, sketcher.as_ref()))
+        let (mut stats, mut keys) = (Vec::new(), Vec::new());
+        // Measured while they are near.
+        let measure = |first: usize, rows: &[f32]| {
+            if let Some(sketcher) = &sketcher {
+                stats.truncate(first);
+                stats.extend(rows.chunks_exact(dim).map(|row| sketcher.stats(row)));
+            }
+        };
+        let texts = read_group(file, group, target, options.checksums, measure)?;
+        if sketcher.is_some() {
+            keys.extend(texts.iter().flatten().flatten().map(StateKey::of));
+        }
+        Ok(Group { texts, keys, stats })
     });
     let groups = read.collect::<CacheResult<Vec<_>>>()?;
     Ok((values, groups))
 }
 
+/// Reads a row group; `visit` gets its rows as from [`RowFile::copy_group`].
 fn read_group(
     file: &RowFile,
     group: usize,
     target: &mut [f32],
     checksums: Checksums,
+    mut visit: impl FnMut(usize, &[f32]),
 ) -> CacheResult<Vec<StringArray>> {
-    if file.copy_group(group, target, checksums)? {
+    if file.copy_group(group, target, checksums, &mut visit)? {
         return file.group_states(group);
     }
     let mut states = Vec::new();
@@ -378,6 +376,7 @@ fn read_group(
             return Err(CacheError::format(file.path(), detail));
         };
         target.copy_from_slice(&rows.values);
+        visit(filled / file.dim().max(1), target);
         filled = end;
         states.push(rows.states);
         Ok(())

@@ -56,13 +56,14 @@ impl PageHeader {
 /// Reads a row group's embeddings from a file into `target` (`rows x dim`, row-major).
 ///
 /// Returns whether it could: `false` means that the pages are not plain, and `target` holds nothing of
-/// use.
+/// use. `visit` gets the number of a row in the group, and rows from there on that were just read.
 pub(super) fn read_group(
     file: &OpenFile,
     group: &RowGroupMetaData,
     dim: usize,
     target: &mut [f32],
     verify: bool,
+    visit: &mut impl FnMut(usize, &[f32]),
 ) -> Result<bool, ParquetError> {
     let Some(chunk) = Chunk::of(group, dim) else { return Ok(false) };
     if cfg!(target_endian = "big") {
@@ -72,7 +73,7 @@ pub(super) fn read_group(
     if chunk.start.checked_add(chunk.length as u64).is_none_or(|end| end > file.len()) {
         return Ok(false);
     }
-    let (mut at, mut left, mut filled) = (chunk.start, chunk.length, 0);
+    let (mut at, mut left, mut filled, mut visited) = (chunk.start, chunk.length, 0, 0);
     let mut head = Vec::new();
     while left > 0 {
         head.resize(left.min(HEAD), 0);
@@ -112,6 +113,10 @@ pub(super) fn read_group(
             require(hasher.finalize() == checksum)?;
         }
         filled += count;
+        // Pages of other software may end within a row.
+        let rows = filled - filled % dim;
+        visit(visited / dim, &target[visited..rows]);
+        visited = rows;
         at += whole as u64;
         left -= whole;
     }

@@ -217,6 +217,8 @@ impl RowFile {
     }
 
     /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
+    /// `visit` gets the number of a row in the group, and rows from there on that were just read; if it
+    /// gets rows anew, those it got before were not the group's.
     ///
     /// The checksums of pages that are not plain are verified in any case.
     pub(super) fn copy_group(
@@ -224,22 +226,31 @@ impl RowFile {
         group: usize,
         target: &mut [f32],
         checksums: Checksums,
+        visit: &mut impl FnMut(usize, &[f32]),
     ) -> CacheResult<bool> {
         let verify = checksums == Checksums::Verify;
         let copied = guard(&self.path, || {
             let metadata = self.metadata.metadata().row_group(group);
             let input = self.ahead(group, &[1])?;
+            let wrong = |error| self.damaged(&error);
             let copied = match &input {
                 Input::File(file) => {
-                    plain_pages::read_group(file, metadata, self.dim, target, verify)
+                    if plain_pages::read_group(file, metadata, self.dim, target, verify, visit)
+                        .map_err(wrong)?
+                    {
+                        return Ok(true);
+                    }
+                    false
                 }
-                input => plain_pages::copy_group(input, metadata, self.dim, target, verify),
+                input => plain_pages::copy_group(input, metadata, self.dim, target, verify)
+                    .map_err(wrong)?,
             };
-            if copied.map_err(|error| self.damaged(&error))? {
-                return Ok(true);
+            let copied = copied
+                || direct_pages::read_group(input, metadata, self.dim, target).map_err(wrong)?;
+            if copied {
+                visit(0, target);
             }
-            let copied = direct_pages::read_group(input, metadata, self.dim, target);
-            copied.map_err(|error| self.damaged(&error))
+            Ok(copied)
         });
         match copied {
             // Another reading of pages that our writer did not make so would be a guess.

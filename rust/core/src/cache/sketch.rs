@@ -80,13 +80,22 @@ impl Sketcher {
 fn block_sums(values: &[f32], signs: &[f32]) -> (f64, f64) {
     let mut squares = [0.0_f32; LANES];
     let mut sums = [0.0_f32; LANES];
-    let values = values.chunks(LANES);
-    for (values, signs) in values.zip(signs.chunks(LANES)) {
-        for (lane, (value, sign)) in values.iter().zip(signs).enumerate() {
-            squares[lane] += value * value;
-            sums[lane] += value * sign;
+    let mut add = |values: &[f32; LANES], signs: &[f32; LANES]| {
+        for lane in 0..LANES {
+            squares[lane] += values[lane] * values[lane];
+            sums[lane] += values[lane] * signs[lane];
         }
-    }
+    };
+    // Of a length that the compiler knows: more than twice as fast.
+    let (values, last_values) = values.as_chunks();
+    let (signs, last_signs) = signs.as_chunks();
+    values.iter().zip(signs).for_each(|(values, signs)| add(values, signs));
+    let filled_up = |rest: &[f32]| {
+        let mut lanes = [0.0; LANES];
+        lanes[..rest.len()].copy_from_slice(rest);
+        lanes
+    };
+    add(&filled_up(last_values), &filled_up(last_signs));
     let total = |lanes: [f32; LANES]| lanes.iter().map(|lane| f64::from(*lane)).sum();
     (total(squares), total(sums))
 }

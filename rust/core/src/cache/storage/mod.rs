@@ -6,14 +6,16 @@
 mod objects;
 mod place;
 mod sink;
+mod threads;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub(super) use objects::{OpenObject, many_at_once};
+pub(super) use objects::OpenObject;
 pub(super) use place::{Place, output_path, place_of};
 pub(super) use sink::{Sink, Written};
+pub(super) use threads::many_at_once;
 
 use parquet::file::reader::ChunkReader;
 

@@ -19,7 +19,6 @@ use object_store::{
     ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, UpdateVersion,
     WriteMultipart,
 };
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::error::{CacheError, CacheResult};
@@ -30,8 +29,6 @@ const TAIL: u64 = 256 * 1024;
 const PIECE: usize = 16 * 1024 * 1024;
 /// Pieces on their way at a time.
 const PIECES_AT_ONCE: usize = 4;
-/// Requests that wait for a store at a time when much is read.
-const READS_AT_ONCE: usize = 8;
 /// The longest that one request may take: a row group over a slow line.
 const TIMEOUT: &str = "120 s";
 
@@ -301,18 +298,6 @@ impl Drop for Upload {
             // What the store keeps of it is no object; the error at hand says more.
             let _ = wait(async move { write.abort().await });
         }
-    }
-}
-
-/// Runs a step on threads that may wait for a store: more of them than there are cores.
-pub(in crate::cache) fn many_at_once<T: Send>(step: impl FnOnce() -> T + Send) -> T {
-    static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
-        let name = |i| format!("ebm-encode-read-{i}");
-        ThreadPoolBuilder::new().num_threads(READS_AT_ONCE).thread_name(name).build().ok()
-    });
-    match &*POOL {
-        Some(pool) => pool.install(step),
-        None => step(),
     }
 }
 
