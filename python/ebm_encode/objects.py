@@ -7,13 +7,18 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import PurePosixPath
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import blake3
 import pyarrow as pa
 from pyarrow import fs
 
 from ebm_encode.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import WriteableBuffer
 
 _WILDCARDS = frozenset("*?[")
 _BLOCK = 1 << 22
@@ -56,8 +61,7 @@ class ObjectFile:
         if mode != "rb":
             raise ValueError(f"mode {mode!r}: objects are read only, as bytes")
         files, key = _split(self.url)
-        raw = cast("io.RawIOBase", files.open_input_file(key))  # it has all of its methods
-        return io.BufferedReader(raw, _BLOCK)
+        return io.BufferedReader(_Bytes(files.open_input_file(key)), _BLOCK)
 
     def stat(self) -> Stamp:
         """Its size and time of modification."""
@@ -72,6 +76,43 @@ class ObjectFile:
             while block := file.read(_BLOCK):
                 hasher.update(block)
         return f"blake3:{hasher.hexdigest()}"
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of an object; past its end there are none, where Google's store has an error."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        super().__init__()
+        self._file = file
+        # The stubs leave out its second argument.
+        self._read_at = cast("Callable[[int, int], bytes]", file.read_at)
+        self._size = file.size()
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), max(0, self._size - self._at))
+        if wanted == 0:
+            return 0
+        found = self._read_at(wanted, self._at)
+        view[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def expand_url(url: str) -> list[ObjectFile]:
@@ -97,17 +138,23 @@ def expand_url(url: str) -> list[ObjectFile]:
 
 
 def _match(files: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
-    """What a pattern stands for, one part of the names after the other."""
-    first, *rest = pattern.split("/")
-    found = [fs.FileInfo(first, type=fs.FileType.Directory)]
-    for part in rest:
-        inside = [info for folder in found for info in _below(files, folder.path)]
-        found = [info for info in inside if fnmatchcase(info.base_name, part)]
-    return found
+    """What a pattern stands for; no part of it stands for several parts of a name."""
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if _WILDCARDS & set(part))
+    # All levels at once: not every store tells of folders that no object was made for.
+    several = fixed < len(parts) - 1
+    inside = _below(files, "/".join(parts[:fixed]), recursive=several)
+    names = [(info, info.path.split("/")) for info in inside]
+    return [
+        info
+        for info, name in names
+        if len(name) == len(parts) and all(map(fnmatchcase, name, parts))
+    ]
 
 
-def _below(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    return files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+def _below(files: fs.FileSystem, folder: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+    return files.get_file_info(selector)
 
 
 def _split(url: str) -> tuple[fs.FileSystem, str]:
@@ -119,12 +166,21 @@ def _settings() -> tuple[str | None, ...]:
     """What of the environment pyarrow is told; the rest, such as keys, it finds by itself."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return region, endpoint
+    return region, endpoint, os.environ.get("STORAGE_EMULATOR_HOST")
 
 
 @cache
 def _file_system(scheme: str, settings: tuple[str | None, ...]) -> fs.FileSystem:
-    region, endpoint = settings
+    region, endpoint, google = settings
+    if scheme == "gs" and google:
+        # As Google's own libraries take it: a server other than Google's, which asks for no name.
+        protocol, _, host = google.rpartition("://")
+        return fs.GcsFileSystem(
+            anonymous=True,
+            scheme=protocol or "http",
+            endpoint_override=host,
+            retry_time_limit=_PATIENCE,
+        )
     if scheme == "gs":
         return fs.GcsFileSystem(retry_time_limit=_PATIENCE)
     return fs.S3FileSystem(region=region, endpoint_override=endpoint)

@@ -13,11 +13,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytes::Bytes;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as Key;
 use object_store::{
-    ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, UpdateVersion,
-    WriteMultipart,
+    ClientConfigKey, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode,
+    StaticCredentialProvider, UpdateVersion, WriteMultipart,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -29,6 +29,8 @@ const TAIL: u64 = 256 * 1024;
 const PIECE: usize = 16 * 1024 * 1024;
 /// Pieces on their way at a time.
 const PIECES_AT_ONCE: usize = 4;
+/// Where Google's own libraries look for a server other than Google's, which asks for no name.
+const GOOGLE_EMULATOR: &str = "STORAGE_EMULATOR_HOST";
 /// The longest that one request may take: a row group over a slow line.
 const TIMEOUT: &str = "120 s";
 
@@ -359,7 +361,9 @@ fn store_of(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectSt
     let bucket = format!("{scheme}://{bucket}");
     let settings = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("GOOGLE_"))
+        .filter(|(name, _)| {
+            name.starts_with("AWS_") || name.starts_with("GOOGLE_") || name == GOOGLE_EMULATOR
+        })
         .collect();
     let key = (bucket, settings);
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -367,9 +371,17 @@ fn store_of(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectSt
         return Ok(Arc::clone(store));
     }
     let store: Arc<dyn ObjectStore> = if scheme == "gs" {
-        let builder = GoogleCloudStorageBuilder::from_env()
+        let mut builder = GoogleCloudStorageBuilder::from_env()
             .with_url(&key.0)
             .with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), TIMEOUT);
+        if let Some((_, host)) = key.1.iter().find(|(name, _)| name == GOOGLE_EMULATOR) {
+            let url = if host.contains("://") { host.clone() } else { format!("http://{host}") };
+            let nobody = GcpCredential { bearer: String::new() };
+            builder = builder
+                .with_base_url(&url)
+                .with_credentials(Arc::new(StaticCredentialProvider::new(nobody)))
+                .with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+        }
         Arc::new(builder.build()?)
     } else {
         let mut builder = AmazonS3Builder::from_env()
