@@ -35,7 +35,7 @@ demo: build ## Make a small model, encode real proof states, audit the cache, op
 test: test-rust test-bridge test-python ## Run all tests
 
 test-rust: setup ## Test the pure crates; they need no Python
-	cargo test --locked
+	cargo test --release --locked
 
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-encode-embed --package ebm-prover
