@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ebm_encode import EmbeddingCache, EmbeddingDataset
+from ebm_encode import EmbeddingCache, EmbeddingDataset, MappedCache
 from ebm_encode.errors import ArgumentError, UnknownStateError
 
 STATES = [f"n : ℕ\n⊢ n + {i} = {i} + n" for i in range(10)]
@@ -87,3 +87,18 @@ def test_what_cannot_be_is_refused(path):
         cache.gather_rows(np.array([0, 99]))
     with pytest.raises(ArgumentError, match="negative"):
         cache.gather_rows(np.array([-1]))
+
+
+@pytest.mark.parametrize("opener", [EmbeddingCache, MappedCache])
+def test_forked_workers_have_threads_of_their_own(path, truth, opener):
+    dataset = EmbeddingDataset(opener.open(path))
+
+    def opens_it_too(_: int) -> None:
+        assert (opener.open(path).gather(STATES) == [truth[state] for state in STATES]).all()
+
+    loader = DataLoader(
+        dataset, batch_size=4, num_workers=2, collate_fn=dataset.collate,
+        multiprocessing_context="fork", worker_init_fn=opens_it_too, timeout=120,
+    )  # fmt: skip
+    rows = torch.cat([batch.rows for batch in loader])
+    assert rows.tolist() == [row.tolist() for row in dataset]

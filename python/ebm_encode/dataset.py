@@ -33,7 +33,8 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
     """Rows of a cache, one per state, in the order of the states.
 
     With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
-    rows were copied once, by the core's threads. Workers are of no use; the rows are in memory.
+    rows were copied once, by the core's threads. Workers, forked ones too, are of no use: the rows
+    are in memory.
 
     Args:
         cache: The cache, in memory or mapped.

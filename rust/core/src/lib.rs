@@ -20,3 +20,4 @@ pub mod cache;
 pub mod encoder;
 pub mod packing;
 pub mod search;
+pub mod threads;

@@ -53,4 +53,10 @@ mod _core {
     /// Whether this build is optimised; a debug build is many times slower.
     #[pymodule_export]
     const OPTIMISED: bool = !cfg!(debug_assertions);
+
+    #[pymodule_init]
+    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        ebm_encode::threads::note_process();
+        Ok(())
+    }
 }

@@ -17,6 +17,7 @@ use super::row_file::RowFile;
 use super::sketch::{RowStats, Sketcher};
 use super::state_index::StateIndex;
 use super::storage;
+use crate::threads::spread;
 
 /// Bad rows that a refusal shows in full.
 pub(super) const EXAMPLES: usize = 3;
@@ -166,10 +167,12 @@ impl EmbeddingCache {
         require_room(numbers.len(), self.dim, rows)?;
         self.index.require_rows(numbers)?;
         if self.dim > 0 {
-            rows.par_chunks_mut(self.dim)
-                .with_min_len(AT_ONCE)
-                .zip(numbers)
-                .for_each(|(row, number)| row.copy_from_slice(self.row(*number)));
+            spread(|| {
+                rows.par_chunks_mut(self.dim)
+                    .with_min_len(AT_ONCE)
+                    .zip(numbers)
+                    .for_each(|(row, number)| row.copy_from_slice(self.row(*number)));
+            });
         }
         Ok(())
     }

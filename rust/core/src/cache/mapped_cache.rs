@@ -22,6 +22,7 @@ use super::plain_pages::PlainPage;
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
 use super::state_index::StateIndex;
+use crate::threads::spread;
 
 /// A cache whose rows are read by address from mapped files.
 ///
@@ -86,8 +87,8 @@ impl MappedCache {
         let read = groups
             .par_iter()
             .map(|(file, group)| Ok((file.group_states(*group)?, file.plain_pages(*group)?)));
-        let (texts, group_pages): (Vec<_>, Vec<_>) =
-            read.collect::<CacheResult<Vec<_>>>()?.into_iter().unzip();
+        let read = spread(|| read.collect::<CacheResult<Vec<_>>>())?;
+        let (texts, group_pages): (Vec<_>, Vec<_>) = read.into_iter().unzip();
         let (mut pages, mut first) = (Vec::new(), 0);
         for (((file, group), texts), bytes) in groups.into_iter().zip(&texts).zip(group_pages) {
             let end = first + texts.iter().map(Array::len).sum::<usize>();
@@ -144,10 +145,12 @@ impl MappedCache {
         if self.dim == 0 {
             return Ok(());
         }
-        rows.par_chunks_mut(self.dim)
-            .with_min_len(AT_ONCE)
-            .zip(numbers)
-            .try_for_each(|(row, number)| self.copy(*number, row))
+        spread(|| {
+            rows.par_chunks_mut(self.dim)
+                .with_min_len(AT_ONCE)
+                .zip(numbers)
+                .try_for_each(|(row, number)| self.copy(*number, row))
+        })
     }
 
     /// The row numbers of several states, in their order.

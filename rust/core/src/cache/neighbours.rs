@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::embedding_cache::EmbeddingCache;
+use crate::threads::spread;
 
 /// A row near another.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,11 +20,13 @@ impl EmbeddingCache {
     /// Rows without a direction (zero or not finite) are left out.
     #[must_use]
     pub fn nearest(&self, query: &[f32], count: usize) -> Vec<Neighbour> {
-        let mut found: Vec<Neighbour> = (0..self.len())
-            .into_par_iter()
-            .map(|row| Neighbour { row, cosine: cosine(query, self.row(row)) })
-            .filter(|neighbour| neighbour.cosine.is_finite())
-            .collect();
+        let mut found: Vec<Neighbour> = spread(|| {
+            (0..self.len())
+                .into_par_iter()
+                .map(|row| Neighbour { row, cosine: cosine(query, self.row(row)) })
+                .filter(|neighbour| neighbour.cosine.is_finite())
+                .collect()
+        });
         found.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
         found.truncate(count);
         found

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::footer::{SameTokens, StateKey};
 use super::norms::NormRange;
 use super::sketch::{RowStats, Sketcher, WIDTH};
+use crate::threads::spread;
 
 /// A norm below this is zero.
 const SMALLEST_NORM: f32 = 1e-6;
@@ -164,7 +165,7 @@ impl RowChecker {
         let (dim, sketcher) = (self.dim, &self.sketcher);
         let row = |i: usize| &rows[i * dim..(i + 1) * dim];
         let stats: Vec<RowStats> =
-            (0..keys.len()).into_par_iter().map(|i| sketcher.stats(row(i))).collect();
+            spread(|| (0..keys.len()).into_par_iter().map(|i| sketcher.stats(row(i))).collect());
         self.check_measured(keys, &stats, rows)
     }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::embedding_cache::{AT_ONCE, EXAMPLES};
 use super::error::{CacheError, CacheResult};
+use crate::threads::spread;
 
 /// The states of a cache in file order, and where each stands.
 #[derive(Debug, Default)]
@@ -42,7 +43,7 @@ impl StateIndex {
         let hash = |array: &StringArray| -> Vec<u64> {
             array.iter().flatten().map(|state| index.hasher.hash_one(state)).collect()
         };
-        let hashes: Vec<Vec<u64>> = index.texts.par_iter().map(hash).collect();
+        let hashes: Vec<Vec<u64>> = spread(|| index.texts.par_iter().map(hash).collect());
         let mut rows = HashTable::with_capacity(index.count);
         for (array, hashes) in (0_u32..).zip(hashes) {
             for (place, hash) in (0_u32..).zip(hashes) {
@@ -81,8 +82,9 @@ impl StateIndex {
         states: &[S],
         path: &Path,
     ) -> CacheResult<Vec<usize>> {
-        let found: Vec<Option<usize>> =
-            states.par_iter().with_min_len(AT_ONCE).map(|s| self.get(s.as_ref())).collect();
+        let found: Vec<Option<usize>> = spread(|| {
+            states.par_iter().with_min_len(AT_ONCE).map(|s| self.get(s.as_ref())).collect()
+        });
         let missing: Vec<&str> = (states.iter().zip(&found))
             .filter(|(_, place)| place.is_none())
             .map(|(state, _)| state.as_ref())

@@ -4,6 +4,7 @@ use rayon::slice::ParallelSliceMut;
 
 use super::PlanError;
 use super::sequences::{Sequences, common_prefix};
+use crate::threads::spread;
 
 /// Whether sequences of a window share what they have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub fn count_nodes(sequences: Sequences<'_>) -> usize {
 
 fn sorted(sequences: Sequences<'_>) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.par_sort_unstable_by(|&a, &b| sequences.get(a).cmp(sequences.get(b)).then(a.cmp(&b)));
+    spread(|| {
+        order.par_sort_unstable_by(|&a, &b| sequences.get(a).cmp(sequences.get(b)).then(a.cmp(&b)));
+    });
     order
 }

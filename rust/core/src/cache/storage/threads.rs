@@ -5,6 +5,8 @@ use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::threads::{is_forked, spread};
+
 /// Requests that wait for a store at a time: each has a row group of its own in memory.
 const REQUESTS: usize = 8;
 /// Threads of a core that read from a disk.
@@ -15,6 +17,9 @@ pub(in crate::cache) fn many_at_once<T: Send>(remote: bool, step: impl FnOnce() 
     static OF_STORES: LazyLock<Option<ThreadPool>> = LazyLock::new(|| pool(REQUESTS));
     static OF_DISKS: LazyLock<Option<ThreadPool>> =
         LazyLock::new(|| pool(OF_A_CORE * available_parallelism().map_or(1, usize::from)));
+    if is_forked() {
+        return spread(step);
+    }
     match if remote { &*OF_STORES } else { &*OF_DISKS } {
         Some(pool) => pool.install(step),
         None => step(),
