@@ -55,6 +55,7 @@ mod _core {
     const OPTIMISED: bool = !cfg!(debug_assertions);
 
     #[pymodule_init]
+    #[expect(clippy::unnecessary_wraps, reason = "PyO3 asks for this form")]
     fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         ebm_encode::threads::note_process();
         Ok(())
