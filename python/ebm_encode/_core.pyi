@@ -405,6 +405,8 @@ class PathAttention:
         query: NDArray[np.float32],
         key: NDArray[np.float32],
         value: NDArray[np.float32],
+        key_before: NDArray[np.float32],
+        value_before: NDArray[np.float32],
         starts: NDArray[np.int64],
         kept: NDArray[np.int64],
         output: NDArray[np.float32],
@@ -418,6 +420,9 @@ class PathAttention:
             query: `[H, N, D]`, any strides.
             key: `[G, N, D]`; `G` divides `H`, and neighbouring query heads share one.
             value: `[G, N, E]`.
+            key_before: Keys by depth, `[G, P, D]`, of the path on which the first run stands, as
+                far as it was computed before; `P` may be 0.
+            value_before: Their values, `[G, P, E]`.
             starts: First node of each run of new nodes, and `N`, `[R + 1]`; no run is empty.
             kept: Depth of each run's first node, `[R]`.
             output: `[N, H, E]`, written.

@@ -6,6 +6,9 @@ tokens is what is left of the path before it, then the run itself. So keys and v
 buffer by their depth, each run over what is there, and the queries of a run see the buffer's start
 up to their own depth: nothing is gathered and no pair outside the paths is computed.
 
+A window may go through a model in slices, one after the other. Then the first run of a slice may
+stand on a path that earlier slices computed; its keys and values are carried from slice to slice.
+
 Which of the keys on its path a token sees (all; those of a sliding window; those of a chunk) is
 what the model itself says, by the mask function that transformers hands to a mask interface. It
 speaks of positions in a sequence, and these are the depths.
@@ -31,7 +34,7 @@ NAME = "ebm_encode_paths"
 
 
 _MOST_KEPT = 2**26
-"""Most pairs of a window whose masks are kept from layer to layer; those beyond are made anew."""
+"""Most pairs of a slice whose masks are kept from layer to layer; those beyond are made anew."""
 
 
 class UnsupportedAttentionError(RuntimeError):
@@ -59,13 +62,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Paths:
-    """The runs of a window, in depth-first order, none empty; the longest path's length.
+    """The runs of a slice, in depth-first order, none empty.
 
     A long run may stand as several: the later ones then see what the earlier ones laid down.
+
+    Attributes:
+        runs: The runs; the first may stand on a path that was computed before.
+        longest: Length of the longest path.
+        carried: The keys and values of that path, by layer.
+        needed: Length of the path that the next slice stands on; 0 if there is none.
     """
 
     runs: list[Run]
     longest: int
+    carried: "Carried"
+    needed: int = 0
+
+    @property
+    def before(self) -> int:
+        """Length of the path that was computed before."""
+        return self.runs[0].kept
 
     @cached_property
     def walk(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -73,13 +89,67 @@ class Paths:
         starts = [*(run.start for run in self.runs), self.runs[-1].stop]
         return np.array(starts, np.int64), np.array([run.kept for run in self.runs], np.int64)
 
+    @cached_property
+    def last(self) -> tuple[int, torch.Tensor]:
+        """The path that the next slice stands on: how much of it is from before, then its nodes."""
+        path = torch.full((self.longest,), -1)
+        for run in self.runs:
+            path[run.depths] = torch.arange(run.start, run.stop)
+        path = path[: self.needed]
+        known = int((path < 0).sum())
+        return known, path[known:]
+
+
+class Carried:
+    """Keys and values of the path between one slice and the next, for each layer.
+
+    Layers are told apart by the order in which they attend, since a model may use one twice.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        """A slice begins: the first layer is next."""
+        self._next = 0
+
+    def exchange(
+        self, key: torch.Tensor, value: torch.Tensor, paths: Paths
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys (G, P, D) and values (G, P, E) that a layer's slice stands on.
+
+        Args:
+            key: Those of the slice's own nodes, (1, G, N, D); what the next slice needs is kept.
+            value: (1, G, N, E).
+            paths: The slice.
+        """
+        if paths.before:
+            before = self._layers[self._next]
+        else:
+            before = (
+                key.new_empty((*key.shape[1:2], 0, key.shape[3])),
+                value.new_empty((*value.shape[1:2], 0, value.shape[3])),
+            )
+        if paths.needed:
+            known, nodes = paths.last
+            nodes = nodes.to(key.device)
+            kept = (
+                torch.cat([old[:, :known], new[0].index_select(1, nodes)], dim=1)
+                for old, new in zip(before, (key, value), strict=True)
+            )
+            del self._layers[self._next : self._next + 1]
+            self._layers.insert(self._next, tuple(kept))
+        self._next += 1
+        return before
+
 
 @dataclass
 class PathMask:
     """Stands in the place of a mask: which keys of its path each run sees, for one kind of layer.
 
     Attributes:
-        paths: The window.
+        paths: The slice.
         visible: transformers' mask function, of batch, head, query position and key position.
         reach: No query sees a key that many positions before it or more; `None`: no such bound.
         dtype: Dtype of the scores that masks are added to.
@@ -106,7 +176,7 @@ class PathMask:
 
     @cached_property
     def ragged(self) -> varlen.Ragged:
-        """The paths of the window end to end."""
+        """The paths of the slice end to end."""
         return varlen.Ragged.of(self.paths, self.device)
 
     @cached_property
@@ -134,19 +204,24 @@ class PathMask:
 
 
 _window: ContextVar[Paths | None] = ContextVar("window", default=None)
-"""The window that this thread puts through a model; the mask interface cannot be told otherwise."""
+"""The slice that this thread puts through a model; the mask interface cannot be told otherwise."""
 
 
 @contextmanager
-def over_paths(base: Any, paths: Paths) -> Iterator[None]:
-    """Lets a model attend over the paths of a window."""
+def attending_over_paths(base: Any) -> Iterator[Callable[[Paths], None]]:
+    """Lets a model attend over paths; gives a function that says which, before each forward."""
     configs = {id(module.config): module.config for module in base.modules() if _configured(module)}
     before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
-    token = _window.set(paths)
+    token = _window.set(None)
+
+    def attend_over(paths: Paths) -> None:
+        paths.carried.rewind()
+        _window.set(paths)
+
     try:
         for config in configs.values():
             config._attn_implementation = NAME  # noqa: SLF001
-        yield
+        yield attend_over
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]  # noqa: SLF001
@@ -198,15 +273,18 @@ def path_attention(
     if not isinstance(attention_mask, PathMask) or position_bias is not None or both_ways:
         raise UnsupportedAttentionError("attention by other than paths")
     paths = attention_mask.paths
+    before = paths.carried.exchange(key, value, paths)
     plain = softcap is None and s_aux is None
     if plain and varlen.usable(query, key, value, attention_mask):
-        return varlen.attend(query, key, value, attention_mask, scaling), None
+        return varlen.attend(query, key, value, before, attention_mask, scaling=scaling), None
     if plain and kernel.usable(query, key, value, attention_mask):
-        return kernel.attend(query, key, value, attention_mask, scaling), None
+        return kernel.attend(query, key, value, before, attention_mask, scaling=scaling), None
     heads, nodes = query.shape[1], query.shape[2]
     groups = heads // key.shape[1]
     keys = key.new_empty((1, heads, paths.longest, key.shape[3]))
     values = value.new_empty((1, heads, paths.longest, value.shape[3]))
+    for laid, old in ((keys, before[0]), (values, before[1])):
+        laid[:, :, : paths.before] = _for_all_heads(old[None], groups)
     output = value.new_empty((1, nodes, heads, value.shape[3]))
     # In float32 on a CPU, products by hand are up to twice as fast for the short runs of a trie. In
     # 16 bit torch's function is nearer to the truth: it does not round the scores.

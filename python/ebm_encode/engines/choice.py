@@ -102,7 +102,7 @@ def _rows(engine: Engine, probes: Tokens, dim: int) -> NDArray[np.float32] | str
     rows = Rows.new(len(probes), dim)
     try:
         for batch in engine.plan(probes):
-            engine.forward([probes[i] for i in batch], rows.select(batch))
+            engine.trial([probes[i] for i in batch], rows.select(batch))
     except Exception as error:  # noqa: BLE001  (a model's code may raise anything; then it is not used)
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return rows.array

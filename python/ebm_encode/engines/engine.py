@@ -25,3 +25,6 @@ class Engine(Protocol):
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
         """One pass over one batch; writes the row of each sequence."""
+
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """As `forward`, for a self-test: a small batch is treated in all ways a large one is."""

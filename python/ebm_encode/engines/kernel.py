@@ -26,16 +26,23 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor],
     mask: "PathMask",
+    *,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Outputs (1, N, H, E) of queries (1, H, N, D), keys (1, G, N, D) and values (1, G, N, E)."""
+    """Outputs (1, N, H, E) of queries (1, H, N, D), keys (1, G, N, D) and values (1, G, N, E).
+
+    `before` has the keys (G, P, D) and values (G, P, E) that the first run stands on.
+    """
     output = value.new_empty((query.shape[2], query.shape[1], value.shape[3]))
     starts, kept = mask.paths.walk
     _threads(torch.get_num_threads()).attend(
         query[0].numpy(),
         key[0].numpy(),
         value[0].numpy(),
+        before[0].numpy(),
+        before[1].numpy(),
         starts,
         kept,
         output.numpy(),

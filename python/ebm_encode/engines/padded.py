@@ -51,6 +51,10 @@ class PaddedEngine:
             for row, states, sequence in own:
                 self._pool(states[: len(sequence)], row)
 
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """As `forward`."""
+        self.forward(sequences, rows)
+
     def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
         """The hidden state of every slot, (B, T, C)."""
         lengths = [len(sequence) for sequence in sequences]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ragged:
-    """The runs of a window and their paths, end to end.
+    """The runs of a slice and their paths, end to end.
 
     Attributes:
-        keys: The node of each key, int64 `[K]`.
+        keys: The place of each key, int64 `[K]`: first come those from before, then the nodes'.
         query_ends: Where each run begins among the nodes, and N, int32 `[R + 1]`.
         key_ends: Where each path begins among the keys, and K, int32 `[R + 1]`.
         most_queries: Length of the longest run.
@@ -35,11 +35,11 @@ class Ragged:
 
     @classmethod
     def of(cls, paths: "Paths", device: torch.device) -> "Ragged":
-        """Lays the paths of a window out."""
-        path = torch.zeros(paths.longest, dtype=torch.long)
+        """Lays the paths of a slice out."""
+        path = torch.arange(paths.longest)
         keys, queries, lengths = [], [0], [0]
         for run in paths.runs:
-            path[run.depths] = torch.arange(run.start, run.stop)
+            path[run.depths] = torch.arange(run.start, run.stop) + paths.before
             keys.append(path[: run.depths.stop].clone())
             queries.append(run.stop)
             lengths.append(lengths[-1] + run.depths.stop)
@@ -62,16 +62,24 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor],
     mask: "PathMask",
+    *,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Outputs (1, N, H, D) of queries (1, H, N, D), keys and values (1, G, N, D)."""
+    """Outputs (1, N, H, D) of queries (1, H, N, D), keys and values (1, G, N, D).
+
+    `before` has the keys and values (G, P, D) that the first run stands on.
+    """
     ragged = mask.ragged
-    by_node = [part[0].transpose(0, 1) for part in (query, key, value)]  # (N, H or G, D)
+    whole = [
+        new[0] if mask.paths.before == 0 else torch.cat([old, new[0]], dim=1)
+        for old, new in zip(before, (key, value), strict=True)
+    ]
     mixed: torch.Tensor = varlen_attn(
-        by_node[0].contiguous(),
-        by_node[1][ragged.keys],
-        by_node[2][ragged.keys],
+        query[0].transpose(0, 1).contiguous(),  # (N, H, D)
+        whole[0].transpose(0, 1)[ragged.keys],  # (K, G, D)
+        whole[1].transpose(0, 1)[ragged.keys],
         ragged.query_ends,
         ragged.key_ends,
         ragged.most_queries,

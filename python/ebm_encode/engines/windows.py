@@ -3,6 +3,9 @@
 A causal model's hidden state at a token depends on the tokens up to it alone. So the distinct
 prefixes of a window's sequences, the nodes of their trie, are all that has to go through the model,
 and a sequence's hidden states are those along its path.
+
+A window goes through the model in slices. How large a window is decides what is shared; how large a
+slice is, what a layer works on at a time.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines.attention import Paths, Run, over_paths
+from ebm_encode.engines.attention import Carried, Paths, Run, attending_over_paths
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.rows import Rows
@@ -21,6 +24,12 @@ from ebm_encode.tokens import Tokens
 
 _MOST_QUERIES = 96
 """Longer runs are cut on a CPU: the first part need not be held against the others' keys."""
+
+_SLICE_NODES = 1024
+"""Nodes that go through a model at a time on a CPU: what a layer makes of them stays in cache."""
+
+_TRIAL_SLICES = 3
+"""Slices of a window in a self-test, where it is short."""
 
 
 class WindowEngine:
@@ -52,6 +61,7 @@ class WindowEngine:
         self._max_tokens = max_tokens
         self._max_rows = max_rows
         self._share = share
+        self._slice_nodes = _SLICE_NODES if model.device.type == "cpu" else None
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Windows of sequences that begin alike, under the budget of nodes and rows."""
@@ -65,22 +75,37 @@ class WindowEngine:
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
         """One pass; writes the row of each sequence."""
+        self._run(sequences, rows, self._slice_nodes)
+
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+        """As `forward`, in several slices also where one would do."""
+        self._run(sequences, rows, -(-self.size(sequences) // _TRIAL_SLICES))
+
+    def _run(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, slice_nodes: int | None
+    ) -> None:
         trie = self._trie(sequences)
         with torch.inference_mode(), rows.on(self._model.device) as targets:
-            self._pool(self._hidden(trie), trie, targets)
+            self._pool(self._hidden(trie, slice_nodes), trie, targets)
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
         tokens = Tokens.of(sequences)
         return _core.Trie(tokens.ids, tokens.offsets, share=self._share)
 
-    def _hidden(self, trie: _core.Trie) -> torch.Tensor:
+    def _hidden(self, trie: _core.Trie, slice_nodes: int | None) -> torch.Tensor:
         """The hidden state of every node, (N, C)."""
         ids, positions = self._inputs(trie)
+        nodes = ids.shape[1]
         # Were there no mask at all, transformers would look for packed sequences by the positions.
         mask = torch.ones_like(ids)
-        cut = _MOST_QUERIES if self._model.device.type == "cpu" else max(ids.shape)
-        with over_paths(self._model.base, _paths(trie, cut)):
-            return self._tap.hidden(ids, mask, positions)[0]
+        cut = _MOST_QUERIES if self._model.device.type == "cpu" else nodes
+        slices = _slices(_runs(trie), slice_nodes or nodes, cut)
+        parts = []
+        with attending_over_paths(self._model.base) as attend_over:
+            for own, paths in slices:
+                attend_over(paths)
+                parts.append(self._tap.hidden(ids[:, own], mask[:, own], positions[:, own])[0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _inputs(self, trie: _core.Trie) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and positions of the nodes, (1, N) each, on the model's device."""
@@ -117,7 +142,7 @@ class MaskedWindowEngine(WindowEngine):
         super().__init__(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows)
         self.name = "shared-prefix-mask"
 
-    def _hidden(self, trie: _core.Trie) -> torch.Tensor:
+    def _hidden(self, trie: _core.Trie, slice_nodes: int | None) -> torch.Tensor:  # noqa: ARG002
         ids, positions = self._inputs(trie)
         nodes = torch.arange(ids.shape[1], device=ids.device)
         ends = torch.from_numpy(trie.ends).to(ids.device)
@@ -137,11 +162,32 @@ def _runs(trie: _core.Trie) -> list[Run]:
     return [Run(start, stop, depth) for start, stop, depth in ends]
 
 
-def _paths(trie: _core.Trie, longest_run: int) -> Paths:
-    runs = _runs(trie)
-    parts = [
-        Run(start, min(start + longest_run, run.stop), run.kept + start - run.start)
-        for run in runs
-        for start in range(run.start, run.stop, longest_run)
+def _slices(runs: list[Run], most: int, longest_run: int) -> list[tuple[slice, Paths]]:
+    """Divides a window's runs: slices of at most so many nodes each, of like size.
+
+    Returns the nodes of each slice among those of the window, and its runs, numbered from the
+    slice's first node, none longer than `longest_run`.
+    """
+    nodes = runs[-1].stop
+    count = -(-nodes // most)
+    bounds = [nodes * i // count for i in range(count + 1)]
+    parts: list[list[Run]] = [[] for _ in range(count)]
+    at = 0
+    for run in runs:
+        start = run.start
+        while start < run.stop:
+            while start >= bounds[at + 1]:
+                at += 1
+            stop = min(start + longest_run, run.stop, bounds[at + 1])
+            first = bounds[at]
+            parts[at].append(Run(start - first, stop - first, run.kept + start - run.start))
+            start = stop
+    carried = Carried()
+    needed = [*(part[0].kept for part in parts[1:]), 0]
+    return [
+        (
+            slice(bounds[i], bounds[i + 1]),
+            Paths(part, max(run.depths.stop for run in part), carried, needed[i]),
+        )
+        for i, part in enumerate(parts)
     ]
-    return Paths(parts, max(run.depths.stop for run in runs))

@@ -3,9 +3,9 @@
 
 use std::num::NonZero;
 
-use ebm_encode::attention::{AttentionError, Layer, PathAttention, Runs};
+use ebm_encode::attention::{AttentionError, Before, Layer, PathAttention, Runs};
 use ebm_encode::packing::{Sequences, Sharing, Trie};
-use ndarray::{Array3, ArrayView3, Axis};
+use ndarray::{Array3, ArrayView3, Axis, Slice};
 use proptest::prelude::*;
 
 /// Attention of one query by the textbook, in float64.
@@ -48,6 +48,34 @@ fn noise(shape: (usize, usize, usize), seed: u32) -> Array3<f32> {
     })
 }
 
+/// Runs of the nodes in a range, numbered from its first, and the path on which the first stands.
+fn slice_of(trie: &Trie, nodes: std::ops::Range<usize>) -> (Vec<i64>, Vec<i64>, Vec<usize>) {
+    let first = i64::try_from(nodes.start).unwrap();
+    let last = i64::try_from(nodes.end).unwrap();
+    let (mut starts, mut kept) = (Vec::new(), Vec::new());
+    for (ends, depth) in trie.starts.windows(2).zip(&trie.kept) {
+        let (start, stop) = (ends[0].max(first), ends[1].min(last));
+        if start < stop {
+            starts.push(start - first);
+            kept.push(depth + start - ends[0]);
+        }
+    }
+    starts.push(last - first);
+    let mut path = path_of(trie, nodes.start);
+    path.pop();
+    (starts, kept, path)
+}
+
+/// A node's ancestors from the first token, and itself.
+fn path_of(trie: &Trie, node: usize) -> Vec<usize> {
+    let mut path = vec![node];
+    while let Ok(parent) = usize::try_from(trie.parents[path[path.len() - 1]]) {
+        path.push(parent);
+    }
+    path.reverse();
+    path
+}
+
 fn sequences() -> impl Strategy<Value = Vec<Vec<u32>>> {
     prop::collection::vec(prop::collection::vec(0_u32..3, 1..40), 1..12)
 }
@@ -60,6 +88,7 @@ proptest! {
         (width, value_width) in (1_usize..20, 1_usize..20),
         reach in prop::option::of(1_usize..12),
         threads in 1_usize..4,
+        cut in 0.0..1.0_f64,
         seed in any::<u32>(),
     ) {
         sequences.sort();
@@ -82,17 +111,41 @@ proptest! {
         let [query, key, value] =
             by_node.each_ref().map(|array| array.view().permuted_axes([1, 0, 2]));
         let reach = reach.and_then(NonZero::new);
-        let layer = Layer { query, key, value, scale: 0.3, reach };
+        let none = Array3::zeros((groups, 0, width));
+        let no_value = Array3::zeros((groups, 0, value_width));
+        let before = Before { key: none.view(), value: no_value.view() };
+        let layer = Layer { query, key, value, before, scale: 0.3, reach };
         let mut output = Array3::from_elem((nodes, heads, value_width), f32::NAN);
-        let runs = Runs { starts: &trie.starts, kept: &trie.kept };
         let attention = PathAttention::new(NonZero::new(threads).unwrap()).unwrap();
-        attention.attend(&layer, runs, output.view_mut()).unwrap();
-        for node in 0..nodes {
-            let mut path = vec![node];
-            while let Ok(parent) = usize::try_from(trie.parents[path[path.len() - 1]]) {
-                path.push(parent);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a small count"
+        )]
+        let cut = (nodes as f64 * cut) as usize;
+        for part in [0..cut, cut..nodes] {
+            if part.is_empty() {
+                continue;
             }
-            path.reverse();
+            let (starts, kept, path) = slice_of(&trie, part.clone());
+            let before = [key.select(Axis(1), &path), value.select(Axis(1), &path)];
+            let own = |array: ArrayView3<'_, f32>| {
+                array.slice_axis(Axis(1), Slice::from(part.clone())).to_owned()
+            };
+            let owned = [own(query), own(key), own(value)];
+            let slice = Layer {
+                query: owned[0].view(),
+                key: owned[1].view(),
+                value: owned[2].view(),
+                before: Before { key: before[0].view(), value: before[1].view() },
+                ..layer
+            };
+            let rows = output.slice_axis_mut(Axis(0), Slice::from(part));
+            attention.attend(&slice, Runs { starts: &starts, kept: &kept }, rows).unwrap();
+        }
+        for node in 0..nodes {
+            let path = path_of(&trie, node);
             for head in 0..heads {
                 let truth = textbook(&layer, head, &path, path.len() - 1);
                 for (found, truth) in output.index_axis(Axis(0), node).row(head).iter().zip(truth) {
@@ -110,12 +163,14 @@ proptest! {
 fn what_does_not_fit_is_refused() {
     let attention = PathAttention::new(NonZero::new(1).unwrap()).unwrap();
     let (query, key) = (Array3::zeros((4, 3, 2)), Array3::zeros((2, 3, 2)));
+    let none = Array3::zeros((2, 0, 2));
     let mut output = Array3::zeros((3, 4, 2));
     let mut attend = |key: &Array3<f32>, starts: &[i64], kept: &[i64]| {
         let layer = Layer {
             query: query.view(),
             key: key.view(),
             value: key.view(),
+            before: Before { key: none.view(), value: none.view() },
             scale: 1.0,
             reach: None,
         };

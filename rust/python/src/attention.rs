@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use ebm_encode::attention::{AttentionError, Layer, PathAttention, Runs};
+use ebm_encode::attention::{AttentionError, Before, Layer, PathAttention, Runs};
 use numpy::{PyReadonlyArray1, PyReadonlyArray3, PyReadwriteArray3};
 use pyo3::prelude::*;
 
@@ -22,7 +22,7 @@ impl PyPathAttention {
         Ok(Self { attention: PathAttention::new(threads).map_err(attention_error)? })
     }
 
-    #[pyo3(signature = (query, key, value, starts, kept, output, *, scale, reach = None))]
+    #[pyo3(signature = (query, key, value, key_before, value_before, starts, kept, output, *, scale, reach = None))]
     #[expect(clippy::too_many_arguments, reason = "the arrays of a layer")]
     fn attend(
         &self,
@@ -30,6 +30,8 @@ impl PyPathAttention {
         query: PyReadonlyArray3<'_, f32>,
         key: PyReadonlyArray3<'_, f32>,
         value: PyReadonlyArray3<'_, f32>,
+        key_before: PyReadonlyArray3<'_, f32>,
+        value_before: PyReadonlyArray3<'_, f32>,
         starts: PyReadonlyArray1<'_, i64>,
         kept: PyReadonlyArray1<'_, i64>,
         mut output: PyReadwriteArray3<'_, f32>,
@@ -48,6 +50,7 @@ impl PyPathAttention {
             query: query.as_array(),
             key: key.as_array(),
             value: value.as_array(),
+            before: Before { key: key_before.as_array(), value: value_before.as_array() },
             scale,
             reach,
         };

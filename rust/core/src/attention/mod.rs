@@ -5,6 +5,9 @@
 //! buffer by their depth, each run over what is there, and the run's queries see the buffer's start
 //! up to their own depth: nothing is gathered and no pair outside the paths is computed. Heads and
 //! stretches of runs are divided among threads.
+//!
+//! A window may come in slices, one call each: then the first run of a slice may stand on a path that
+//! was computed before, of which the caller gives the keys and values.
 
 mod path;
 mod product;
@@ -37,13 +40,22 @@ pub enum AttentionError {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// The runs of a window: which new nodes stand on which path.
+/// The runs of a slice: which new nodes stand on which path.
 #[derive(Debug, Clone, Copy)]
 pub struct Runs<'a> {
     /// First node of each run, and the number of nodes, `[R + 1]`; none is empty.
     pub starts: &'a [i64],
     /// Depth of each run's first node, `[R]`: so many nodes it has from the path before it.
     pub kept: &'a [i64],
+}
+
+/// The path on which the first run stands, as far as it was computed before; `P` may be 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// Keys by depth, `[G, P, D]`.
+    pub key: ArrayView3<'a, f32>,
+    /// Values by depth, `[G, P, E]`.
+    pub value: ArrayView3<'a, f32>,
 }
 
 /// What one layer asks: `softmax(scale * Q K^T) V` along paths.
@@ -55,6 +67,8 @@ pub struct Layer<'a> {
     pub key: ArrayView3<'a, f32>,
     /// Values, `[G, N, E]`.
     pub value: ArrayView3<'a, f32>,
+    /// Keys and values that were computed before.
+    pub before: Before<'a>,
     /// What scores are multiplied with.
     pub scale: f32,
     /// No query sees a key this many positions before it, or more; `None`: it sees its whole path.
@@ -91,9 +105,11 @@ impl PathAttention {
         output: ArrayViewMut3<'_, f32>,
     ) -> Result<(), AttentionError> {
         let groups = require_shapes(layer, &output)?;
-        let runs = path::checked(runs, layer.query.len_of(Axis(1)))?;
+        let before = layer.before.key.len_of(Axis(1));
+        let runs = path::checked(runs, before, layer.query.len_of(Axis(1)))?;
         let heads = layer.query.len_of(Axis(0));
-        let parts = stretches(&runs, (4 * self.threads.current_num_threads()).div_ceil(heads));
+        let parts =
+            stretches(&runs, before, (4 * self.threads.current_num_threads()).div_ceil(heads));
         let mut lanes = Vec::with_capacity(heads * parts.len());
         let mut output = output.permuted_axes([1, 0, 2]);
         for (head, mut rest) in output.axis_iter_mut(Axis(0)).enumerate() {
@@ -109,6 +125,8 @@ impl PathAttention {
                     query: layer.query.index_axis_move(Axis(0), head),
                     key: layer.key.index_axis_move(Axis(0), head / groups),
                     value: layer.value.index_axis_move(Axis(0), head / groups),
+                    key_before: layer.before.key.index_axis_move(Axis(0), head / groups),
+                    value_before: layer.before.value.index_axis_move(Axis(0), head / groups),
                     scale: layer.scale,
                     reach: layer.reach.map_or(usize::MAX, NonZero::get),
                 };
@@ -127,7 +145,10 @@ fn require_shapes(
     let (heads, nodes, width) = layer.query.dim();
     let (groups, keys, key_width) = layer.key.dim();
     let (value_groups, values, value_width) = layer.value.dim();
+    let before = layer.before.key.len_of(Axis(1));
     let fits = (keys, key_width, values, value_groups) == (nodes, width, nodes, groups)
+        && layer.before.key.dim() == (groups, before, width)
+        && layer.before.value.dim() == (groups, before, value_width)
         && output.dim() == (nodes, heads, value_width)
         && groups > 0
         && heads % groups == 0;
@@ -135,10 +156,13 @@ fn require_shapes(
         return Ok(heads / groups);
     }
     Err(AttentionError::Shape(format!(
-        "queries {:?}, keys {:?}, values {:?} and outputs {:?} do not fit each other",
+        "queries {:?}, keys {:?} after {:?}, values {:?} after {:?} and outputs {:?} do not fit each \
+         other",
         layer.query.shape(),
         layer.key.shape(),
+        layer.before.key.shape(),
         layer.value.shape(),
+        layer.before.value.shape(),
         output.shape()
     )))
 }

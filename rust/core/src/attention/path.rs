@@ -21,26 +21,39 @@ impl Run {
     }
 }
 
+/// Where the key and value of a node on a path are.
+#[derive(Debug, Clone, Copy)]
+enum Ancestor {
+    /// Among those computed before, at this depth.
+    Before(usize),
+    /// Among the nodes.
+    Node(usize),
+}
+
 /// Some neighbouring runs, and what the first of them stands on.
 #[derive(Debug)]
 pub(super) struct Stretch {
     pub(super) nodes: Range<usize>,
     runs: Vec<Run>,
-    /// Node at each depth of the path before the first run.
-    path: Vec<usize>,
+    /// What stands at each depth of the path before the first run.
+    path: Vec<Ancestor>,
     /// Length of the longest path.
     longest: usize,
 }
 
-/// The runs as indices.
-pub(super) fn checked(runs: Runs<'_>, nodes: usize) -> Result<Vec<Run>, AttentionError> {
+/// The runs as indices; `before` is the length of the path that was computed before.
+pub(super) fn checked(
+    runs: Runs<'_>,
+    before: usize,
+    nodes: usize,
+) -> Result<Vec<Run>, AttentionError> {
     let wrong = |run, what| AttentionError::Run { run, what };
     let index = |value: i64| usize::try_from(value).ok();
     if runs.starts.len() != runs.kept.len() + 1 {
         return Err(wrong(runs.kept.len(), "there must be one start more than depths"));
     }
     let mut checked = Vec::with_capacity(runs.kept.len());
-    let (mut at, mut deepest) = (0, 0);
+    let (mut at, mut deepest) = (0, before);
     for (run, (ends, kept)) in runs.starts.windows(2).zip(runs.kept).enumerate() {
         let (Some(start), Some(stop), Some(kept)) = (index(ends[0]), index(ends[1]), index(*kept))
         else {
@@ -59,11 +72,11 @@ pub(super) fn checked(runs: Runs<'_>, nodes: usize) -> Result<Vec<Run>, Attentio
 }
 
 /// Divides runs into at most `parts` stretches of about as many pairs of a query and a key each.
-pub(super) fn stretches(runs: &[Run], parts: usize) -> Vec<Stretch> {
+pub(super) fn stretches(runs: &[Run], before: usize, parts: usize) -> Vec<Stretch> {
     let cost = |run: &Run| run.nodes.len() * run.depths().end;
     let each = runs.iter().map(cost).sum::<usize>().div_ceil(parts.max(1));
     let mut made: Vec<Stretch> = Vec::new();
-    let mut path: Vec<usize> = Vec::new();
+    let mut path: Vec<Ancestor> = (0..before).map(Ancestor::Before).collect();
     let mut spent = 0;
     for run in runs {
         path.truncate(run.kept);
@@ -84,7 +97,7 @@ pub(super) fn stretches(runs: &[Run], parts: usize) -> Vec<Stretch> {
             }
         }
         spent += cost(run);
-        path.extend(run.nodes.clone());
+        path.extend(run.nodes.clone().map(Ancestor::Node));
     }
     made
 }
@@ -97,6 +110,10 @@ pub(super) struct Lane<'a> {
     pub(super) key: ArrayView2<'a, f32>,
     /// `[N, E]`.
     pub(super) value: ArrayView2<'a, f32>,
+    /// `[P, D]`.
+    pub(super) key_before: ArrayView2<'a, f32>,
+    /// `[P, E]`.
+    pub(super) value_before: ArrayView2<'a, f32>,
     pub(super) scale: f32,
     pub(super) reach: usize,
 }
@@ -110,9 +127,13 @@ impl Lane<'_> {
         let stride = stretch.longest.next_multiple_of(LANES) | LANES;
         let mut keys = Array2::zeros((self.key.ncols(), stride));
         let mut values = Array2::zeros((stretch.longest, self.value.ncols()));
-        for (depth, node) in stretch.path.iter().enumerate() {
-            keys.column_mut(depth).assign(&self.key.row(*node));
-            values.row_mut(depth).assign(&self.value.row(*node));
+        for (depth, ancestor) in stretch.path.iter().enumerate() {
+            let (key, value) = match *ancestor {
+                Ancestor::Before(at) => (self.key_before.row(at), self.value_before.row(at)),
+                Ancestor::Node(at) => (self.key.row(at), self.value.row(at)),
+            };
+            keys.column_mut(depth).assign(&key);
+            values.row_mut(depth).assign(&value);
         }
         let most = stretch.runs.iter().map(|run| run.nodes.len()).max().unwrap_or(0);
         let mut room = vec![0.0; most * stretch.longest.next_multiple_of(LANES)];
