@@ -88,9 +88,10 @@ def make_model(
     folder: Path, tokenizer: Any, architecture: str = "llama", *, seed: int = 0, **changes: Any
 ) -> Path:
     """Saves a model of an architecture with random weights, and the tokenizer, in a folder."""
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    options = ARCHITECTURES.get(architecture, SHAPE) | special | changes
-    config = transformers.AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **options)
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    tokens |= {"vocab_size": len(tokenizer)}
+    options = ARCHITECTURES.get(architecture, SHAPE) | tokens | changes
+    config = transformers.AutoConfig.for_model(architecture, **options)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     # Wider than the usual 0.02, so that layers do something to the numbers.

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--rounds 3]
         [--stretch shared] [--start 0.5] [--contenders ours,alone,...] [--vllm-python PYTHON]
+        [--words 8192] [--vocabulary 32000] [--template raw]
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
 order of their texts, with the sharing that they naturally have, in each round from another part of
@@ -10,8 +11,10 @@ random weights; its tokenizer is trained on the states.
 
 Every contender runs in a process of its own, in turns, round after round, so that noise of the
 machine hits all alike; a ratio compares two contenders of the same round, and medians are printed.
-Each process measures the machine's matrix-product peak before and after its own run. A contender
-whose rows differ from those of each state alone is shown as failed.
+Matrix products of the model's largest shape take turns with the work in each process: "of products"
+is the FLOPs that the distinct prefixes need, over time, as a share of what these products sustain,
+"of best" as a share of the fastest one. A contender whose rows differ from those of each state
+alone is shown as failed.
 """
 
 import argparse
@@ -29,6 +32,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 from contenders import CONTENDERS, SIZES
+
+from ebm_encode.templates import Template
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
 import tiny_model
@@ -58,14 +63,21 @@ def choose(states: list[str], stretch: str, count: int, start: float) -> list[st
     return sorted(apart.values())[::step][:count]
 
 
-def make_model(folder: Path, size: str, states: list[str], vocabulary: int) -> None:
-    """A Llama of a size with seeded random weights."""
-    tokenizer = tiny_model.train_tokenizer(states[:: max(len(states) // 4000, 1)], vocabulary)
+def make_model(
+    folder: Path, size: str, states: list[str], *, words: int, vocabulary: int, markers: list[str]
+) -> None:
+    """A Llama of a size with seeded random weights.
+
+    Its tokenizer has `words` tokens and the markers of a template; its embeddings and its head are
+    for `vocabulary` tokens, of which some may not be used, as in real models.
+    """
+    tokenizer = tiny_model.train_tokenizer(states[:: max(len(states) // 4000, 1)], words)
+    tokenizer.add_tokens(markers, special_tokens=True)
     width, depth, inner = SIZES[size]
     shape = {
         "hidden_size": width, "num_hidden_layers": depth, "intermediate_size": inner,
         "num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64,
-        "max_position_embeddings": _LONGEST,
+        "max_position_embeddings": _LONGEST, "vocab_size": max(vocabulary, len(tokenizer)),
     }  # fmt: skip
     tokenizer.pad_token = "</s>"
     tokenizer.model_max_length = _LONGEST
@@ -92,7 +104,11 @@ def main() -> None:
     parser.add_argument(
         "--start", type=float, help="where the stretch of every round begins, from 0 to 1"
     )
-    parser.add_argument("--vocabulary", type=int, default=8192, help="size of the tokenizer")
+    parser.add_argument("--words", type=int, default=8192, help="tokens of the tokenizer")
+    parser.add_argument(
+        "--vocabulary", type=int, default=0, help="tokens of the model, if more than its tokenizer"
+    )
+    parser.add_argument("--template", default="raw", help="put around every state first")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument(
@@ -107,14 +123,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         everything = real_states(options.trajectories)
-        make_model(work / "model", options.size, everything, options.vocabulary)
+        template = Template.load(options.template)
+        make_model(
+            work / "model",
+            options.size,
+            everything,
+            words=options.words,
+            vocabulary=options.vocabulary,
+            markers=template.markers(),
+        )
         rounds: list[dict[str, dict[str, Any]]] = []
         for number in range(options.rounds):
             reports = {}
             spread = (number + 1) / (options.rounds + 1)
             start = spread if options.start is None else options.start
             states = choose(everything, options.stretch, options.states, start)
-            (work / "states.json").write_text(json.dumps(states))
+            prompts = [template.prompt(state) for state in states]
+            (work / "states.json").write_text(json.dumps(prompts))
             (work / "truth.npy").unlink(missing_ok=True)
             for name in names:
                 if number and options.slow_once and name.startswith("classic"):
@@ -167,20 +192,22 @@ def sharing(rounds: list[dict[str, dict[str, Any]]]) -> str:
 def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any) -> None:
     print(
         f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch},"
+        f" template {options.template},"
         f" tokens per distinct prefix {sharing(rounds)}),"
         f" {options.rounds} rounds, float32, torch {torch.__version__} on"
         f" {torch.get_num_threads()} threads, transformers {transformers.__version__},"
         f" Python {platform.python_version()}"
     )
     print(
-        "| contender | states/s | tokens/s | unique tokens/s | of peak | MB | error | ours / it |"
+        "| contender | states/s | tokens/s | unique tokens/s | of products | of best | MB | error"
+        " | it / ours, by round | median |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in names:
         reports = [each[name] for each in rounds if name in each]
         failed = [report["failed"] for report in reports if "failed" in report]
         if failed:
-            print(f"| {name} | {failed[0]} | | | | | | |")
+            print(f"| {name} | {failed[0]} | | | | | | | | |")
             continue
 
         def median(key: Any, reports: list[dict[str, Any]] = reports) -> float:
@@ -195,9 +222,11 @@ def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any
             f"| {name} | {median(lambda r: r['states'] / r['seconds']):.1f}"
             f" | {median(lambda r: r['tokens'] / r['seconds']):,.0f}"
             f" | {median(lambda r: r['nodes'] / r['seconds']):,.0f}"
-            f" | {median(lambda r: r['flops'] / r['seconds'] / r['peak']):.0%}"
+            f" | {median(lambda r: r['flops'] / r['seconds'] / r['sustained']):.0%}"
+            f" | {median(lambda r: r['flops'] / r['seconds'] / r['best']):.0%}"
             f" | {median(lambda r: r['megabytes']):,.0f}"
             f" | {max(r['error'] for r in reports):.0e}"
+            f" | {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
             f" | {statistics.median(ratios) if ratios else float('nan'):.2f} |"
         )
 

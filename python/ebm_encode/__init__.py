@@ -3,6 +3,7 @@
 The readers load without torch; `Encoder` and `EmbeddingDataset` bring it in on first use.
 """
 
+import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ __all__ = [
 ]
 
 __version__ = _core.__version__
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Between two operations torch's threads wait in a loop, for about 15 ms unless told otherwise,
+    # and hold the cores that attention needs; 10,000 turns take half a millisecond. Read by torch's
+    # OpenMP when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if metadata.version("ebm-encode") != __version__:
     _installed = metadata.version("ebm-encode")
