@@ -1,6 +1,7 @@
 """Models, states and caches for all tests. Nothing is fetched: models are made here, seeded."""
 
 import json
+import logging
 import os
 import signal
 
@@ -22,6 +23,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # a handler in this process gives those of the tests the system's default again.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def heard(caplog):
+    """What the package logs."""
+    logging.getLogger("ebm_encode").propagate = True
+    yield caplog
+    logging.getLogger("ebm_encode").propagate = False
 
 
 @pytest.fixture(autouse=True, scope="session")

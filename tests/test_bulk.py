@@ -162,9 +162,10 @@ def spoil(monkeypatch):
         name = "alone" if alone else "padded"
 
         def forward(self, sequences, rows):
-            right(self, sequences, rows)
+            arrival = right(self, sequences, rows)
             if self.name == name:
                 rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+            return arrival
 
         monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
 

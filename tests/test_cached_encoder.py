@@ -250,7 +250,8 @@ def test_rows_from_a_device_go_to_their_places(places):
 
 def test_rows_that_are_not_given_memory_have_their_own():
     rows = Rows.new(3, 5)
-    with rows.select([2, 0]).on(torch.device("cpu")) as targets:
-        for i, target in enumerate(targets):
-            target.fill_(i)
+    landing = rows.select([2, 0]).landing(torch.device("cpu"))
+    for i, target in enumerate(landing.targets):
+        target.fill_(i)
+    assert landing.depart().here
     assert (rows.array[[2, 0]] == [[0], [1]]).all()

@@ -12,6 +12,7 @@ from tokenizers import processors
 
 from ebm_encode import Encoder
 from ebm_encode.engines import compare
+from ebm_encode.engines.rows import Arrival
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from support import first_copied, zero_tail
 
@@ -27,8 +28,9 @@ def spoil(encoder, monkeypatch, fault, *, alone=False):
     right = engine.forward
 
     def forward(sequences, rows):
-        right(sequences, rows)
+        arrival = right(sequences, rows)
         rows.array[rows.places] = fault(rows.array[rows.places])
+        return arrival
 
     monkeypatch.setattr(engine, "forward", forward)
 
@@ -136,7 +138,7 @@ class _Limited:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.largest = max(self.largest, size)
-        self.forward(sequences, rows)
+        return self.forward(sequences, rows)
 
 
 def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
@@ -264,3 +266,57 @@ def test_truncated_weights_are_refused(llama, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         Encoder.load(str(copy))
+
+
+class _Device:
+    """Stands for a device that is told what to do and does it later, at the latest when awaited."""
+
+    def __init__(self, engine):
+        self.right, self.told, self.most = engine.forward, 0, 0
+
+    def __call__(self, sequences, rows):
+        self.told += 1
+        self.most = max(self.most, self.told)
+
+        def finish():
+            self.told -= 1
+            self.right(sequences, rows).wait()
+
+        return Arrival(finish)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [500, 100_000])
+def test_a_device_has_the_next_batch_while_one_is_in_use(
+    llama, states, monkeypatch, max_batch_tokens
+):
+    encoder = Encoder.load(llama, max_batch_tokens=max_batch_tokens, batch_size=1000)
+    right = encoder.encode(states)
+    device = _Device(encoder.choice.engine)
+    monkeypatch.setattr(encoder.choice.engine, "forward", device)
+    assert (encoder.encode(states) == right).all()
+    assert device.most == (2 if max_batch_tokens == 500 else 1)
+    tokens = encoder.prompts.tokenize(states)
+    batches = encoder.run(tokens, wanted=lambda batch: 0 in batch)
+    rows = {i: row for batch in batches for i, row in zip(batch.indices, batch.rows, strict=True)}
+    assert 0 in rows
+    assert all((row == right[i]).all() for i, row in rows.items())
+
+
+def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
+    llama, states, monkeypatch, heard
+):
+    encoder = Encoder.load(llama, max_batch_tokens=500)
+    right = encoder.encode(states)
+    device = _Device(encoder.choice.engine)
+    original = device.right
+
+    def wrong(sequences, rows):
+        arrival = original(sequences, rows)
+        rows.array[rows.places] *= np.float32(1.01)
+        return arrival
+
+    device.right = wrong
+    encoder._compared = 0
+    monkeypatch.setattr(encoder.choice.engine, "forward", device)
+    assert compare(encoder.encode(states), right)[0] <= 1e-5
+    assert "from here on" in heard.text

@@ -1,7 +1,6 @@
 """Engines: what goes through the model, and which one is taken for which model."""
 
 import json
-import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -197,19 +196,13 @@ def test_threads_may_share_an_encoder(llama, make_model, mixed):
         assert max(pool.map(encode, parts)) <= 1e-5
 
 
-@pytest.fixture
-def heard(caplog):
-    logging.getLogger("ebm_encode").propagate = True
-    yield caplog
-    logging.getLogger("ebm_encode").propagate = False
-
-
 def test_an_engine_that_drifts_is_not_used(llama, monkeypatch):
     right = engines.WindowEngine._run
 
     def drifting(self, sequences, rows, slice_nodes):
-        right(self, sequences, rows, slice_nodes)
+        arrival = right(self, sequences, rows, slice_nodes)
         rows.array[rows.places] *= np.float32(1.001)
+        return arrival
 
     monkeypatch.setattr(engines.WindowEngine, "_run", drifting)
     encoder = Encoder.load(llama)
@@ -223,8 +216,9 @@ def test_where_nothing_is_right_each_state_goes_alone(llama, monkeypatch, mixed)
         right = getattr(kind, run)
 
         def wrong(self, sequences, rows, *slices, right=right):
-            right(self, sequences, rows, *slices)
+            arrival = right(self, sequences, rows, *slices)
             rows.array[rows.places] *= np.float32(1 if self.name == "alone" else 1.001)
+            return arrival
 
         monkeypatch.setattr(kind, run, wrong)
     encoder = Encoder.load(llama)

@@ -42,15 +42,26 @@ def test_the_numbers_are_those_of_counting_by_hand(plan, llama, states):
         assert count == ((lengths <= bound) & (lengths > (bound / 2 if bound > 8 else 0))).sum()
 
 
-def test_the_forecast_is_what_encoding_then_puts_through_the_model(plan, llama, states):
+def test_the_forecast_is_what_encoding_then_puts_through_the_model(
+    plan, llama, states, monkeypatch
+):
     report = json.loads(plan("--json")[1])
     encoder = Encoder.load(llama)
-    counted = []
+    counted, windows = [], []
     embedding = encoder.model.base.get_input_embeddings()
     embedding.register_forward_hook(lambda _m, _i, out: counted.append(out[..., 0].numel()))
+    engine = encoder.choice.engine
+    right = engine.forward
+
+    def forward(sequences, rows):  # a window goes through the model in several slices
+        windows.append(len(sequences))
+        return right(sequences, rows)
+
+    monkeypatch.setattr(engine, "forward", forward)
     encoder._compared = 10_000
     encoder.encode(states)
-    assert (len(counted), sum(counted)) == (report["windows"], report["window_nodes"])
+    assert (len(windows), sum(counted)) == (report["windows"], report["window_nodes"])
+    assert len(counted) > len(windows)
 
 
 def test_what_it_prints(plan):

@@ -28,7 +28,7 @@ from ebm_encode.engines import (
     compare,
 )
 from ebm_encode.engines.choice import require_engine
-from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.rows import Arrival, Rows
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -113,6 +113,35 @@ class _Done:
     indices: list[int]
     rows: Rows
     failed: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A batch that a device has been told to run.
+
+    Attributes:
+        indices: Its sequences.
+        rows: Where their rows go.
+        failed: Those that do not fit the memory, with the reason.
+        arrivals: What to wait for, one of each part of the batch.
+    """
+
+    indices: list[int]
+    rows: Rows
+    failed: dict[int, str]
+    arrivals: list[Arrival]
+
+    @property
+    def here(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return all(arrival.here for arrival in self.arrivals)
+
+    def done(self) -> _Done:
+        """Waits for the rows."""
+        for arrival in self.arrivals:
+            arrival.wait()
+        good = [k for k, i in enumerate(self.indices) if i not in self.failed]
+        return _Done([self.indices[k] for k in good], self.rows.select(good), self.failed)
 
 
 class Encoder:
@@ -319,7 +348,7 @@ class Encoder:
 
         Args:
             tokens: Sequences of at least one token each.
-            wanted: Asked before each batch whether it is to be run; what it answers does not change
+            wanted: Asked of each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
         """
         for done in self._batches(tokens, None, wanted):
@@ -339,21 +368,36 @@ class Encoder:
                 yield self._alone_batch(tokens, i, into)
         rest = [i for i in range(len(tokens)) if i not in stretched]
         while rest:
-            chosen = self.choice
-            left = set(rest)
-            plan = chosen.engine.plan(tokens.select(rest))
-            for indices in _longest_first([[rest[k] for k in batch] for batch in plan], tokens):
-                if wanted(indices):
-                    rows = into.select(indices) if into else Rows.new(len(indices), self.dim)
-                    failed: dict[int, str] = {}
-                    self._forward(tokens, indices, rows, failed)
-                    good = [k for k, i in enumerate(indices) if i not in failed]
-                    done = _Done([indices[k] for k in good], rows.select(good), failed)
-                    if not self._still_right(tokens, done):
-                        break  # and plan anew, for the engine that is used from here on
-                    yield done
-                left.difference_update(indices)
+            plan = self.choice.engine.plan(tokens.select(rest))
+            batches = _longest_first([[rest[k] for k in batch] for batch in plan], tokens)
+            chosen = [batch for batch in batches if wanted(batch)]
+            left = {i for batch in chosen for i in batch}
+            for done in self._each(tokens, chosen, into):
+                if not self._still_right(tokens, done):
+                    break  # and plan anew, for the engine that is used from here on
+                yield done
+                left.difference_update(done.indices, done.failed)
             rest = [i for i in rest if i in left]
+
+    def _each(self, tokens: Tokens, batches: list[list[int]], into: Rows | None) -> Iterator[_Done]:
+        """The batches in their order; a device works on the next one while one is in use."""
+        before: _UnderWay | None = None
+        for indices in batches:
+            batch = self._start(tokens, indices, into)
+            if before is not None:
+                yield before.done()
+            before = batch
+            if before.here:
+                yield before.done()
+                before = None
+        if before is not None:
+            yield before.done()
+
+    def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> _UnderWay:
+        rows = into.select(indices) if into else Rows.new(len(indices), self.dim)
+        batch = _UnderWay(indices, rows, {}, [])
+        self._forward(tokens, indices, rows, batch)
+        return batch
 
     def _stretched(self, tokens: Tokens) -> dict[int, None]:
         """The sequences that would change the positions of others in their batch."""
@@ -412,7 +456,7 @@ class Encoder:
         rows = Rows.new(1, self.dim)
         try:
             with self._lock:
-                self._alone.forward([sequence], rows)
+                self._alone.forward([sequence], rows).wait()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -462,30 +506,29 @@ class Encoder:
         reason = f"{full} tokens are more than --max-length {limit}"
         return RowReport("overlong", full, reason=reason)
 
-    def _forward(
-        self, tokens: Tokens, indices: list[int], rows: Rows, failed: dict[int, str]
-    ) -> None:
-        """Runs a batch, in halves where the memory does not hold it."""
+    def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: _UnderWay) -> None:
+        """Runs some of a batch, in halves where the memory does not hold it."""
         slots = self.choice.engine.size([tokens[i] for i in indices])
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
                 with self._lock:
-                    self.choice.engine.forward([tokens[i] for i in indices], rows)
+                    arrival = self.choice.engine.forward([tokens[i] for i in indices], rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 _free_memory()
                 if not splittable:
-                    failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
+                    batch.failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
                     return
                 self._too_large = slots
                 log.warning("out of memory at %d tokens; going on with smaller batches", slots)
             else:
+                batch.arrivals.append(arrival)
                 return
         half = len(indices) // 2
         for part in (range(half), range(half, len(indices))):
-            self._forward(tokens, [indices[k] for k in part], rows.select(part), failed)
+            self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
 
     def _redo_bad_rows(
         self,

@@ -28,6 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ebm_encode.engines import kernel, varlen
+from ebm_encode.engines.rows import to_device
 
 NAME = "ebm_encode_paths"
 """Under this name transformers finds the attention and mask functions of this module."""
@@ -90,11 +91,11 @@ class Paths:
         return np.array(starts, np.int64), np.array([run.kept for run in self.runs], np.int64)
 
     @cached_property
-    def last(self) -> tuple[int, torch.Tensor]:
+    def last(self) -> tuple[int, NDArray[np.int64]]:
         """The path that the next slice stands on: how much of it is from before, then its nodes."""
-        path = torch.full((self.longest,), -1)
+        path = np.full(self.longest, -1)
         for run in self.runs:
-            path[run.depths] = torch.arange(run.start, run.stop)
+            path[run.depths] = np.arange(run.start, run.stop)
         path = path[: self.needed]
         known = int((path < 0).sum())
         return known, path[known:]
@@ -133,9 +134,9 @@ class Carried:
             )
         if paths.needed:
             known, nodes = paths.last
-            nodes = nodes.to(key.device)
+            places = to_device(nodes, key.device)
             kept = (
-                torch.cat([old[:, :known], new[0].index_select(1, nodes)], dim=1)
+                torch.cat([old[:, :known], new[0].index_select(1, places)], dim=1)
                 for old, new in zip(before, (key, value), strict=True)
             )
             del self._layers[self._next : self._next + 1]
@@ -182,8 +183,16 @@ class PathMask:
     @cached_property
     def banded(self) -> bool:
         """Whether a query sees just the keys from its reach to itself; chunks are not like that."""
-        zero = torch.zeros(1, dtype=torch.long, device=self.device)
-        queries = torch.arange(self.paths.longest, device=self.device)
+        try:
+            return self._banded_on(torch.device("cpu"))  # to ask a GPU would be to wait for it
+        except RuntimeError:
+            if self.device.type == "cpu":
+                raise
+            return self._banded_on(self.device)  # the function has numbers that are there
+
+    def _banded_on(self, device: torch.device) -> bool:
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        queries = torch.arange(self.paths.longest, device=device)
         reach = self.paths.longest if self.reach is None else self.reach
         first = (queries - reach + 1).clamp(min=0)
         before, at = queries - reach, queries

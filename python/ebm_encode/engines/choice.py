@@ -63,7 +63,7 @@ def choose_engine(
     dim = alone.width(probes[0])
     expected = Rows.new(len(probes), dim)
     for i in range(len(probes)):
-        alone.forward([probes[i]], expected.select([i]))
+        alone.forward([probes[i]], expected.select([i])).wait()
     if not np.isfinite(expected.array).all():
         reason = "the model's rows are not finite even alone; every row will be refused"
         log.warning("self-test: %s", reason)
@@ -102,7 +102,7 @@ def _rows(engine: Engine, probes: Tokens, dim: int) -> NDArray[np.float32] | str
     rows = Rows.new(len(probes), dim)
     try:
         for batch in engine.plan(probes):
-            engine.trial([probes[i] for i in batch], rows.select(batch))
+            engine.trial([probes[i] for i in batch], rows.select(batch)).wait()
     except Exception as error:  # noqa: BLE001  (a model's code may raise anything; then it is not used)
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return rows.array

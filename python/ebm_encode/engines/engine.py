@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.rows import Arrival, Rows
 from ebm_encode.tokens import Tokens
 
 Pooling = Literal["mean", "last"]
@@ -23,8 +23,8 @@ class Engine(Protocol):
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """How many tokens a batch puts through the model; what its memory goes by."""
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
-        """One pass over one batch; writes the row of each sequence."""
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
+        """One pass over one batch; the row of each sequence is there when it has arrived."""
 
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """As `forward`, for a self-test: a small batch is treated in all ways a large one is."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ebm_encode import _core
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
-from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -44,16 +44,18 @@ class PaddedEngine:
         """Tokens of a batch, padding included."""
         return len(sequences) * max(map(len, sequences))
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
-        with torch.inference_mode(), rows.on(self._model.device) as targets:
-            own = zip(targets, self._hidden(sequences), sequences, strict=True)
+        with torch.inference_mode():
+            landing = rows.landing(self._model.device)
+            own = zip(landing.targets, self._hidden(sequences), sequences, strict=True)
             for row, states, sequence in own:
                 self._pool(states[: len(sequence)], row)
+            return landing.depart()
 
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """As `forward`."""
-        self.forward(sequences, rows)
+        return self.forward(sequences, rows)
 
     def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
         """The hidden state of every slot, (B, T, C)."""
@@ -65,9 +67,9 @@ class PaddedEngine:
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
         device = self._model.device
-        input_ids = torch.from_numpy(ids).to(device)  # (B, T)
+        input_ids = to_device(ids, device)  # (B, T)
         positions = torch.arange(longest, device=device)
-        ends = torch.tensor(lengths, device=device)
+        ends = to_device(np.array(lengths), device)
         mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
         return self._tap.hidden(input_ids, mask)
 

@@ -1,8 +1,8 @@
 """Where pooled rows go: straight into the caller's memory."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,21 +35,78 @@ class Rows:
         row: NDArray[np.float32] = self.array[self.places[index]]
         return row
 
-    @contextmanager
-    def on(self, device: torch.device) -> Iterator[Sequence[torch.Tensor]]:
-        """Tensors on a device to write the rows to, one of (dim,) per sequence.
+    def landing(self, device: torch.device) -> "Landing":
+        """Where a device is to write the rows."""
+        return Landing(self, device)
 
-        On a CPU they are the array's own memory. From another device the rows come over together,
-        on leaving.
-        """
-        target = torch.from_numpy(self.array)
+
+class Arrival:
+    """Rows that may still be on their way to the caller's array.
+
+    Args:
+        finish: Waits for them and puts them in their places; `None` if they are there.
+    """
+
+    def __init__(self, finish: Callable[[], None] | None = None) -> None:
+        self._finish = finish
+
+    @property
+    def here(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return self._finish is None
+
+    def wait(self) -> None:
+        """Returns when the rows are in the caller's array."""
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
+
+
+class Landing:
+    """Where a batch's rows are written, and how they come from there to the caller's array.
+
+    Attributes:
+        targets: Tensors on the device, one of (dim,) per sequence; on a CPU they are the array's
+            own memory.
+    """
+
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self._rows = rows
+        self._device = device
+        self._array = torch.from_numpy(rows.array)
         if device.type == "cpu":
-            yield [target[place] for place in self.places]
+            self.targets = [self._array[place] for place in rows.places]
             return
-        shape = (len(self.places), self.array.shape[1])
-        rows = torch.empty(shape, dtype=torch.float32, device=device)
-        yield list(rows)
-        bring_over(rows, target, self.places)
+        shape = (len(rows.places), rows.array.shape[1])
+        self._there = torch.empty(shape, dtype=torch.float32, device=device)
+        self.targets = list(self._there)
+
+    def depart(self) -> Arrival:
+        """All rows are written, or will be by what the device has been told to do."""
+        if self._device.type == "cpu":
+            return Arrival()
+        if self._device.type != "cuda":
+            bring_over(self._there, self._array, self._rows.places)
+            return Arrival()
+        # The host goes on at once; the device copies into pinned memory when it is that far.
+        pinned = torch.empty(self._there.shape, dtype=torch.float32, pin_memory=True)
+        pinned.copy_(self._there, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self._device))
+
+        def finish() -> None:
+            copied.synchronize()
+            bring_over(pinned, self._array, self._rows.places)
+
+        return Arrival(finish)
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A tensor of an array's numbers on a device; the host does not wait for it to get there."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def bring_over(rows: torch.Tensor, target: torch.Tensor, places: Sequence[int]) -> None:

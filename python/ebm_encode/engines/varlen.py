@@ -8,8 +8,11 @@ stand, keys are gathered along the paths, and one call does a whole window.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn.attention.varlen import varlen_attn
+
+from ebm_encode.engines.rows import to_device
 
 if TYPE_CHECKING:
     from ebm_encode.engines.attention import PathMask, Paths
@@ -36,17 +39,17 @@ class Ragged:
     @classmethod
     def of(cls, paths: "Paths", device: torch.device) -> "Ragged":
         """Lays the paths of a slice out."""
-        path = torch.arange(paths.longest)
+        path = np.arange(paths.longest)
         keys, queries, lengths = [], [0], [0]
         for run in paths.runs:
-            path[run.depths] = torch.arange(run.start, run.stop) + paths.before
-            keys.append(path[: run.depths.stop].clone())
+            path[run.depths] = np.arange(run.start, run.stop) + paths.before
+            keys.append(path[: run.depths.stop].copy())
             queries.append(run.stop)
             lengths.append(lengths[-1] + run.depths.stop)
         return cls(
-            torch.cat(keys).to(device),
-            torch.tensor(queries, dtype=torch.int32, device=device),
-            torch.tensor(lengths, dtype=torch.int32, device=device),
+            to_device(np.concatenate(keys), device),
+            to_device(np.array(queries, np.int32), device),
+            to_device(np.array(lengths, np.int32), device),
             max(run.stop - run.start for run in paths.runs),
             paths.longest,
         )

@@ -18,7 +18,7 @@ from ebm_encode import _core
 from ebm_encode.engines.attention import Carried, Paths, Run, attending_over_paths
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
-from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -73,20 +73,22 @@ class WindowEngine:
         """Nodes of a window."""
         return len(self._trie(sequences).ids)
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
-        self._run(sequences, rows, self._slice_nodes)
+        return self._run(sequences, rows, self._slice_nodes)
 
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> None:
+    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """As `forward`, in several slices also where one would do."""
-        self._run(sequences, rows, -(-self.size(sequences) // _TRIAL_SLICES))
+        return self._run(sequences, rows, -(-self.size(sequences) // _TRIAL_SLICES))
 
     def _run(
         self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, slice_nodes: int | None
-    ) -> None:
+    ) -> Arrival:
         trie = self._trie(sequences)
-        with torch.inference_mode(), rows.on(self._model.device) as targets:
-            self._pool(self._hidden(trie, slice_nodes), trie, targets)
+        with torch.inference_mode():
+            landing = rows.landing(self._model.device)
+            self._pool(self._hidden(trie, slice_nodes), trie, landing.targets)
+            return landing.depart()
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
         tokens = Tokens.of(sequences)
@@ -110,8 +112,7 @@ class WindowEngine:
     def _inputs(self, trie: _core.Trie) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and positions of the nodes, (1, N) each, on the model's device."""
         device = self._model.device
-        ids, depths = torch.from_numpy(trie.ids), torch.from_numpy(trie.depths)
-        return ids[None, :].to(device), depths[None, :].to(device)
+        return to_device(trie.ids, device)[None, :], to_device(trie.depths, device)[None, :]
 
     def _pool(
         self, hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]
@@ -145,7 +146,7 @@ class MaskedWindowEngine(WindowEngine):
     def _hidden(self, trie: _core.Trie, slice_nodes: int | None) -> torch.Tensor:  # noqa: ARG002
         ids, positions = self._inputs(trie)
         nodes = torch.arange(ids.shape[1], device=ids.device)
-        ends = torch.from_numpy(trie.ends).to(ids.device)
+        ends = to_device(trie.ends, ids.device)
         # Node i sees node j exactly if j <= i < ends[j].
         visible = (nodes[None, :] <= nodes[:, None]) & (nodes[:, None] < ends[None, :])  # (N, N)
         mask = visible[None, None]  # (1, 1, N, N)
