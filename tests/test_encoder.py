@@ -24,7 +24,7 @@ def encoder(llama):
 
 def spoil(encoder, monkeypatch, fault, *, alone=False):
     """Puts a fault between the engine's rows and everyone else."""
-    engine = encoder._alone if alone else encoder.choice.engine
+    engine = encoder.runner._alone if alone else encoder.choice.engine
     right = engine.forward
 
     def forward(sequences, rows):
@@ -316,7 +316,7 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
         return arrival
 
     device.right = wrong
-    encoder._compared = 0
+    encoder.runner.compared = 0
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert "from here on" in heard.text

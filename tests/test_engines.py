@@ -131,7 +131,7 @@ def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, archit
 def test_every_shared_prefix_goes_through_the_model_once(llama, states, through):
     encoder = Encoder.load(llama)
     counted = through(encoder)
-    encoder._compared = 10_000  # no comparisons with states alone in between
+    encoder.runner.compared = 10_000  # no comparisons with states alone in between
     encoder.encode(states)
     sequences = encoder.prompts.tokenize(states)
     prefixes = {
@@ -150,7 +150,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
     counted = through(encoder)
     parent = max(states, key=len)
     children = [parent + f"\nh{i} : x{i} = {i}" for i in range(32)]
-    encoder._compared = 10_000
+    encoder.runner.compared = 10_000
     encoder.encode(children)
     lengths = encoder.prompts.tokenize([parent, *children]).lengths
     own = sum(lengths[1:] - lengths[0] + 2)
@@ -160,7 +160,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
 def test_without_sharing_every_token_goes_through_once(llama, states, through):
     encoder = Encoder.load(llama, engine="packed")
     counted = through(encoder)
-    encoder._compared = 10_000
+    encoder.runner.compared = 10_000
     encoder.encode(states)
     assert sum(counted) == len(encoder.prompts.tokenize(states).ids)
 

@@ -1,5 +1,6 @@
 """The main job: unique states through an encoder into a cache, resumable at any point."""
 
+import json
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _CHUNK_STATES = 4096
 """States that are tokenized and planned together; bounds the memory that token ids take."""
+
+_BUDGET = "budget.jsonl"
+"""In the work folder of a run: how large batches were measured to be best."""
 
 
 @dataclass
@@ -111,6 +115,7 @@ class BulkRun:
         # By text, so that states that begin alike are in one chunk and share what they can.
         order = sorted(states)
         try:
+            self._settle_budget(order)
             chunks = ahead(self._tokenized(order), "tokenize")
             with closing(ahead(self._batches(chunks), "forward")) as batches:
                 for chunk, batch in batches:
@@ -167,6 +172,24 @@ class BulkRun:
             "retried_alone": outcome.retried_alone,
             "quarantined": len(outcome.quarantined),
         }
+
+    def _settle_budget(self, order: list[str]) -> None:
+        """Measures how large batches should be; a resumed run has those of the run before.
+
+        Rows differ by rounding with what else is in their batch, so a run that measured anew would
+        not end with the same ones.
+        """
+        file = f"{self._writer.work_folder()}/{_BUDGET}"
+        former = _tokens_of(_core.read_file(file))
+        if former is not None and self._encoder.set_budget(former):
+            return
+        first = order[:_CHUNK_STATES]
+        tokens = self._encoder.prompts.tokenize(first)
+        reports = self._encoder.screen(tokens)
+        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+        if self._encoder.calibrate(tokens.select(usable)):
+            record = {"max_batch_tokens": self._encoder.runner.budget.tokens}
+            _core.write_file(file, json.dumps(record).encode() + b"\n")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
         for texts in _chunks(states, _CHUNK_STATES):
@@ -316,6 +339,15 @@ class BulkRun:
             else tokens
         )
         self.outcome.quarantined.append(record)
+
+
+def _tokens_of(record: bytes | None) -> int | None:
+    """The budget that an interrupted run noted, if it got that far."""
+    try:
+        tokens = json.loads(record or b"null")["max_batch_tokens"]
+    except (ValueError, TypeError, KeyError):
+        return None  # as good as none: it is measured anew
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 def _without(states: list[str], drop: list[bool]) -> list[str]:

@@ -4,31 +4,17 @@ Knows nothing of files other than the model's.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines import (
-    AloneEngine,
-    Engine,
-    EngineChoice,
-    MaskedWindowEngine,
-    PaddedEngine,
-    Pooling,
-    WindowEngine,
-    agrees,
-    choose_engine,
-    compare,
-)
-from ebm_encode.engines.choice import require_engine
-from ebm_encode.engines.rows import Arrival, Rows
+from ebm_encode.engines import Budget, EngineChoice, Pooling
+from ebm_encode.engines.budget import USUAL_TOKENS
+from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -37,18 +23,15 @@ from ebm_encode.errors import (
     TemplateError,
 )
 from ebm_encode.identity import identify
-from ebm_encode.model import DTYPES, Dtype, Model, load_model, one_line
+from ebm_encode.model import DTYPES, Dtype, Model, load_model
+from ebm_encode.runner import EngineName, Runner
 from ebm_encode.templates import PLACE, Template
 from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
 
 Overlong = Literal["truncate", "skip", "error"]
-EngineName = Literal["auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
 Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory"]
-
-DEFAULT_MAX_BATCH_TOKENS = 8192
-DEFAULT_BATCH_SIZE = 256
 
 # They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
 _PROBES = (
@@ -106,44 +89,6 @@ class Batch:
     failed: dict[int, str]
 
 
-@dataclass(frozen=True)
-class _Done:
-    """A batch whose rows have been written where they belong."""
-
-    indices: list[int]
-    rows: Rows
-    failed: dict[int, str]
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    """A batch that a device has been told to run.
-
-    Attributes:
-        indices: Its sequences.
-        rows: Where their rows go.
-        failed: Those that do not fit the memory, with the reason.
-        arrivals: What to wait for, one of each part of the batch.
-    """
-
-    indices: list[int]
-    rows: Rows
-    failed: dict[int, str]
-    arrivals: list[Arrival]
-
-    @property
-    def here(self) -> bool:
-        """Whether there is nothing to wait for."""
-        return all(arrival.here for arrival in self.arrivals)
-
-    def done(self) -> _Done:
-        """Waits for the rows."""
-        for arrival in self.arrivals:
-            arrival.wait()
-        good = [k for k, i in enumerate(self.indices) if i not in self.failed]
-        return _Done([self.indices[k] for k in good], self.rows.select(good), self.failed)
-
-
 class Encoder:
     """Turns states into embeddings with one model and one set of options.
 
@@ -152,9 +97,9 @@ class Encoder:
     Attributes:
         model: The loaded model.
         identity: Everything that changes the rows beyond rounding.
-        choice: The engine in use, and why.
         prompts: States to token sequences.
         overlong: What is done about prompts longer than `max_length`.
+        runner: Token sequences to rows.
     """
 
     def __init__(
@@ -166,12 +111,11 @@ class Encoder:
         layer: int,
         max_length: int | None,
         overlong: Overlong,
-        max_batch_tokens: int,
-        batch_size: int,
+        max_batch_tokens: int | None,
+        batch_size: int | None,
         engine: EngineName = "auto",
     ) -> None:
-        if min(max_batch_tokens, batch_size) < 1:
-            raise ArgumentError("max_batch_tokens and batch_size must be at least 1")
+        budget = Budget(USUAL_TOKENS if max_batch_tokens is None else max_batch_tokens, batch_size)
         longest = _longest(model, max_length)
         self.model = model
         self.overlong: Overlong = overlong
@@ -184,13 +128,6 @@ class Encoder:
             max_length=longest,
             truncates=overlong == "truncate",
         )
-        self._alone = AloneEngine(model, pooling, layer)
-        self._forced = engine != "auto"
-        candidates: list[Engine] = [
-            candidate
-            for candidate in _engines(model, pooling, layer, max_batch_tokens, batch_size)
-            if engine in ("auto", candidate.name)
-        ]
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -201,21 +138,9 @@ class Encoder:
         self._require_room_for_states()
         probes = self.prompts.tokenize(_PROBES)
         self._require_known(probes)
-        stretched = self._stretched(probes)
-        if len(stretched) < len(probes):
-            probes = probes.select([i for i in range(len(probes)) if i not in stretched])
-        try:
-            self.choice: EngineChoice = choose_engine(candidates, self._alone, probes, model.dtype)
-        except Exception as error:  # a model's code may raise anything
-            raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
-        if self._forced:
-            require_engine(self.choice, engine)
-        # The longest sequence whose row was compared with the sequence alone.
-        self._compared = int(probes.lengths.max())
-        # Engines switch the model's attention while they run it.
-        self._lock = threading.Lock()
-        # Slots of the smallest batch that ran out of memory, if any did.
-        self._too_large: int | None = None
+        self.runner = Runner(model, pooling, layer, budget, probes=probes, engine=engine)
+        # What a CPU is fastest with is known; of a device it must be measured.
+        self._to_calibrate = max_batch_tokens is None and model.device.type != "cpu"
 
     @classmethod
     def load(
@@ -229,8 +154,8 @@ class Encoder:
         layer: int = -1,
         max_length: int | None = None,
         overlong: Overlong = "truncate",
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_batch_tokens: int | None = None,
+        batch_size: int | None = None,
         engine: EngineName = "auto",
         trust_remote_code: bool = False,
     ) -> "Encoder":
@@ -245,8 +170,10 @@ class Encoder:
             layer: Which of Hugging Face's `hidden_states`; -1 is the last, after the final norm.
             max_length: Longest prompt in tokens; by default the model's own limit.
             overlong: What to do with longer ones: `truncate` their end, `skip` them, or `error`.
-            max_batch_tokens: Most tokens of one forward pass, padding included.
-            batch_size: Most states of one forward pass.
+            max_batch_tokens: Most tokens of one forward pass, padding included; by default 8,192,
+                and on an accelerator what `calibrate` finds, once that is called.
+            batch_size: Most states of one forward pass; by default one for each 32 tokens, and at
+                least 256.
             engine: How states go through the model; `auto` is the fastest that is right.
             trust_remote_code: Whether code that comes with the model may run.
 
@@ -283,6 +210,36 @@ class Encoder:
     def dim(self) -> int:
         """Length of every row."""
         return self.choice.dim
+
+    @property
+    def choice(self) -> EngineChoice:
+        """The engine in use, and why."""
+        return self.runner.choice
+
+    def set_budget(self, tokens: int) -> bool:
+        """Takes what an earlier call of `calibrate` found; returns whether it was wanted."""
+        if self._to_calibrate:
+            self.runner.budget.tokens = tokens
+        return self._to_calibrate
+
+    def calibrate(self, tokens: Tokens) -> bool:
+        """Measures with how many tokens of one pass the device is fastest, before bulk work.
+
+        Rows are the same, beyond rounding. On a CPU, and where the user has said how many, there is
+        nothing to measure.
+
+        Args:
+            tokens: Sequences like those to come, some ten thousands of tokens or more.
+
+        Returns:
+            Whether it was measured.
+        """
+        if not self._to_calibrate or not len(tokens):
+            return False
+        found = self.runner.calibrate(tokens)
+        rates = ", ".join(f"{size:,}: {rate:,.0f} tokens/s" for size, rate in found.rates.items())
+        log.info("up to %d tokens at a time (%s)", found.tokens, rates or "too few to measure")
+        return True
 
     def encode(self, states: Sequence[str]) -> NDArray[np.float32]:
         """The rows of some states, float32 `[len(states), dim]`, in their order.
@@ -323,7 +280,7 @@ class Encoder:
         reports = self.screen(tokens)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
-        for batch in self._batches(selected, Rows(out, usable)):
+        for batch in self.runner.run(selected, Rows(out, usable)):
             for index, reason in batch.failed.items():
                 reports[usable[index]] = _out_of_memory(selected, index, reason)
         self._redo_bad_rows(states, tokens, out, reports)
@@ -351,101 +308,9 @@ class Encoder:
             wanted: Asked of each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
         """
-        for done in self._batches(tokens, None, wanted):
+        for done in self.runner.run(tokens, wanted=wanted):
             rows = done.rows
             yield Batch(done.indices, rows.array[rows.places], done.failed)
-
-    def _batches(
-        self,
-        tokens: Tokens,
-        into: Rows | None,
-        wanted: Callable[[list[int]], bool] = lambda _: True,
-    ) -> Iterator[_Done]:
-        """Runs sequences in batches; the rows go into memory that is given, or a batch's own."""
-        stretched = self._stretched(tokens)
-        for i in stretched:
-            if wanted([i]):
-                yield self._alone_batch(tokens, i, into)
-        rest = [i for i in range(len(tokens)) if i not in stretched]
-        while rest:
-            plan = self.choice.engine.plan(tokens.select(rest))
-            batches = _longest_first([[rest[k] for k in batch] for batch in plan], tokens)
-            chosen = [batch for batch in batches if wanted(batch)]
-            left = {i for batch in chosen for i in batch}
-            for done in self._each(tokens, chosen, into):
-                if not self._still_right(tokens, done):
-                    break  # and plan anew, for the engine that is used from here on
-                yield done
-                left.difference_update(done.indices, done.failed)
-            rest = [i for i in rest if i in left]
-
-    def _each(self, tokens: Tokens, batches: list[list[int]], into: Rows | None) -> Iterator[_Done]:
-        """The batches in their order; a device works on the next one while one is in use."""
-        before: _UnderWay | None = None
-        for indices in batches:
-            batch = self._start(tokens, indices, into)
-            if before is not None:
-                yield before.done()
-            before = batch
-            if before.here:
-                yield before.done()
-                before = None
-        if before is not None:
-            yield before.done()
-
-    def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> _UnderWay:
-        rows = into.select(indices) if into else Rows.new(len(indices), self.dim)
-        batch = _UnderWay(indices, rows, {}, [])
-        self._forward(tokens, indices, rows, batch)
-        return batch
-
-    def _stretched(self, tokens: Tokens) -> dict[int, None]:
-        """The sequences that would change the positions of others in their batch."""
-        limit = self.model.stretches_after
-        long = [] if limit is None else np.flatnonzero(tokens.lengths > limit).tolist()
-        return dict.fromkeys(long)
-
-    def _alone_batch(self, tokens: Tokens, i: int, into: Rows | None) -> _Done:
-        rows = into.select([i]) if into else Rows.new(1, self.dim)
-        try:
-            rows.row(0)[:] = self.run_alone(tokens[i])
-        except EncodingError as error:
-            return _Done([], rows.select([]), {i: str(error)})
-        return _Done([i], rows, {})
-
-    def _still_right(self, tokens: Tokens, done: _Done) -> bool:
-        """Compares a batch with sequences longer than any compared so far with these alone.
-
-        Some of what can make an engine wrong shows only beyond some length: a sliding window that
-        is not kept to, positions that are stretched. So the longest of such a batch is compared,
-        and the shortest, which must not suffer from it. Returns whether the rows are right; if not,
-        another engine is chosen.
-
-        Raises:
-            ModelError: If the engine was forced.
-        """
-        engine, lengths = self.choice.engine, tokens.lengths[done.indices]
-        if engine is self._alone or lengths.max(initial=0) <= self._compared:
-            return True
-        longest = int(lengths.max())
-        ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
-        sample = [done.indices[k] for k in ends]
-        alone = np.stack([self.run_alone(tokens[i]) for i in sample])
-        error, cosine = compare(np.stack([done.rows.row(k) for k in ends]), alone)
-        if agrees(error, cosine, self.model.dtype) or not np.isfinite(alone).all():
-            self._compared = longest
-            return True
-        reason = (
-            f"{engine.name} differs from sequences alone at {longest} tokens (relative error"
-            f" {error:.1e}, cosine {cosine:.6f})"
-        )
-        if self._forced:
-            raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
-        probes = tokens.select(sample)
-        choice = choose_engine(self.choice.worse, self._alone, probes, self.model.dtype)
-        self.choice = replace(choice, reason=f"{reason}; {choice.reason}")
-        log.warning("engine %s from here on: %s", choice.engine.name, self.choice.reason)
-        return False
 
     def run_alone(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The row of one sequence, float32 `[dim]`: the model on it alone, no padding.
@@ -453,16 +318,7 @@ class Encoder:
         Raises:
             EncodingError: If it does not fit the memory.
         """
-        rows = Rows.new(1, self.dim)
-        try:
-            with self._lock:
-                self._alone.forward([sequence], rows).wait()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            _free_memory()
-            raise EncodingError(_memory_reason(len(sequence))) from error
-        return rows.row(0)
+        return self.runner.run_alone(sequence)
 
     def _require_room_for_states(self) -> None:
         """Refuses a template that fills the longest prompt: all prompts would be the same."""
@@ -506,30 +362,6 @@ class Encoder:
         reason = f"{full} tokens are more than --max-length {limit}"
         return RowReport("overlong", full, reason=reason)
 
-    def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: _UnderWay) -> None:
-        """Runs some of a batch, in halves where the memory does not hold it."""
-        slots = self.choice.engine.size([tokens[i] for i in indices])
-        splittable = len(indices) > 1
-        if not (splittable and self._too_large is not None and slots >= self._too_large):
-            try:
-                with self._lock:
-                    arrival = self.choice.engine.forward([tokens[i] for i in indices], rows)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                _free_memory()
-                if not splittable:
-                    batch.failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
-                    return
-                self._too_large = slots
-                log.warning("out of memory at %d tokens; going on with smaller batches", slots)
-            else:
-                batch.arrivals.append(arrival)
-                return
-        half = len(indices) // 2
-        for part in (range(half), range(half, len(indices))):
-            self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
-
     def _redo_bad_rows(
         self,
         states: Sequence[str],
@@ -560,26 +392,6 @@ class Encoder:
                 return
 
 
-def _engines(
-    model: Model, pooling: Pooling, layer: int, max_tokens: int, max_rows: int
-) -> list[Engine]:
-    """All engines for a model, best first."""
-    windows = partial(WindowEngine, model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows)
-    return [
-        windows(),
-        MaskedWindowEngine(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows),
-        windows(share=False),
-        PaddedEngine(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows),
-    ]
-
-
-def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
-    """The batch with the longest sequence comes first; compared alone, it vouches for the rest."""
-    lengths = tokens.lengths
-    first = max(range(len(batches)), key=lambda i: lengths[batches[i]].max())
-    return [batches[first], *batches[:first], *batches[first + 1 :]]
-
-
 def _refuse_single(states: Sequence[str]) -> None:
     if isinstance(states, str):
         raise ArgumentError("states is one text, expected a list of them")
@@ -599,22 +411,6 @@ def _longest(model: Model, max_length: int | None) -> int | None:
 
 def _out_of_memory(tokens: Tokens, index: int, reason: str) -> RowReport:
     return RowReport("out_of_memory", int(tokens.full_lengths[index]), reason=reason)
-
-
-def _memory_reason(length: int) -> str:
-    return f"out of memory, though encoded alone ({length} tokens)"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error)
-    )
-
-
-def _free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _preview(state: str) -> str:

@@ -36,6 +36,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
         "model": model.name,
         "template": encoder.prompts.template.name,
         "engine": encoder.choice.to_json(),
+        "batches": _batches(encoder),
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "device": _device_name(model.device),
         "versions": {
@@ -46,6 +47,13 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
             "tokenizers": tokenizers.__version__,
         },
     }
+
+
+def _batches(encoder: Encoder) -> dict[str, Any]:
+    """The most that went through the model at a time, and what was measured to find it."""
+    budget, found = encoder.runner.budget, encoder.runner.calibration
+    most = {"max_batch_tokens": budget.tokens, "batch_size": budget.rows}
+    return most | ({} if found is None else found.to_json())
 
 
 def _printable(value: Any) -> Any:

@@ -38,8 +38,8 @@ def encode(
     model_path: str,
     trajectories: Annotated[list[str], Many],
     output: str,
-    batch_size: Annotated[int, AtLeastOne] = 256,
-    max_batch_tokens: Annotated[int, AtLeastOne] = 8192,
+    batch_size: Annotated[int | None, AtLeastOne] = None,
+    max_batch_tokens: Annotated[int | None, AtLeastOne] = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
     engine: Literal[
@@ -76,9 +76,11 @@ def encode(
             All of these, and the output, may be URLs: s3://, gs:// or file://.
         output: The cache to write: a Parquet file, or a folder that exists, which gets a new part
             for the new rows. Rows of the same encoder that it has already are kept.
-        batch_size: Most states in one forward pass.
+        batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
+            least 256.
         max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit
-            that matters.
+            that matters; by default 8,192 on a CPU, and on an accelerator what is measured to be
+            fastest on the first states.
         dtype: Compute dtype; auto is the one the weights are stored in.
         device: Any torch device; auto is the first accelerator, else the CPU.
         engine: How states go through the model; auto is the fastest one whose rows are those of

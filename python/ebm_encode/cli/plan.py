@@ -17,8 +17,8 @@ def plan(
     *,
     model_path: str,
     trajectories: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
-    batch_size: Annotated[int, whole(at_least=1)] = 256,
-    max_batch_tokens: Annotated[int, whole(at_least=1)] = 8192,
+    batch_size: Annotated[int | None, whole(at_least=1)] = None,
+    max_batch_tokens: Annotated[int | None, whole(at_least=1)] = None,
     max_length: Annotated[int | None, whole(at_least=1)] = None,
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
@@ -31,8 +31,9 @@ def plan(
     Args:
         model_path: A Hugging Face causal model, of which only the tokenizer is read.
         trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
-        batch_size: Most states in one forward pass.
-        max_batch_tokens: Most tokens in one forward pass.
+        batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
+            least 256.
+        max_batch_tokens: Most tokens in one forward pass; by default 8,192.
         max_length: Longest prompt in tokens; by default the model's own limit.
         template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
         column: The column or JSON field that holds the state.
@@ -42,7 +43,8 @@ def plan(
     """
     chosen = Template.load(template)
     states = read_states(trajectories, column)
-    from ebm_encode.model import load_tokenizer  # noqa: PLC0415  (transformers, once needed)
+    from ebm_encode.engines.budget import USUAL_TOKENS, Budget  # noqa: PLC0415  (torch, once needed)
+    from ebm_encode.model import load_tokenizer  # noqa: PLC0415
     from ebm_encode.planning import forecast  # noqa: PLC0415
     from ebm_encode.tokens import Prompts  # noqa: PLC0415
 
@@ -52,7 +54,8 @@ def plan(
     empty = int((tokens.lengths == 0).sum())
     if empty:
         raise InputError(f"{empty} states have no token under this tokenizer and template")
-    report = forecast(tokens, max_nodes=max_batch_tokens, max_rows=batch_size, rate=rate).to_json()
+    budget = Budget(USUAL_TOKENS if max_batch_tokens is None else max_batch_tokens, batch_size)
+    report = forecast(tokens, max_nodes=budget.tokens, max_rows=budget.rows, rate=rate).to_json()
     if json_output:
         print(json.dumps(report))  # noqa: T201
     else:

@@ -4,6 +4,8 @@ Each plans batches and runs one batch at a time; what to do about a lack of memo
 the caller's concern. None is trusted before `choose` has compared it with each sequence alone.
 """
 
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.calibration import Calibration, Memory, calibrate
 from ebm_encode.engines.choice import EngineChoice, choose_engine
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
@@ -12,13 +14,17 @@ from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
 
 __all__ = [
     "AloneEngine",
+    "Budget",
+    "Calibration",
     "Engine",
     "EngineChoice",
     "MaskedWindowEngine",
+    "Memory",
     "PaddedEngine",
     "Pooling",
     "WindowEngine",
     "agrees",
+    "calibrate",
     "choose_engine",
     "compare",
 ]

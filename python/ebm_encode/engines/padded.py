@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode import _core
+from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.rows import Arrival, Rows, to_device
@@ -21,24 +22,21 @@ class PaddedEngine:
         model: The model.
         pooling: `mean` over a sequence's own tokens, or its `last`.
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
-        max_tokens: Most tokens of a batch, padding included.
-        max_rows: Most sequences of a batch.
+        budget: Most tokens of a batch, padding included, and most sequences.
     """
 
     name = "padded"
 
-    def __init__(
-        self, model: Model, pooling: Pooling, layer: int, *, max_tokens: int, max_rows: int
-    ) -> None:
+    def __init__(self, model: Model, pooling: Pooling, layer: int, budget: Budget) -> None:
         self._model = model
         self._pooling = pooling
         self._tap = LayerTap(model, layer)
-        self._max_tokens = max_tokens
-        self._max_rows = max_rows
+        self._budget = budget
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Batches under the budget of tokens and rows, longest first."""
-        return _core.plan_padded(tokens.lengths.astype(np.uint32), self._max_tokens, self._max_rows)
+        lengths = tokens.lengths.astype(np.uint32)
+        return _core.plan_padded(lengths, self._budget.tokens, self._budget.rows)
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """Tokens of a batch, padding included."""
@@ -87,7 +85,7 @@ class AloneEngine(PaddedEngine):
     name = "alone"
 
     def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
-        super().__init__(model, pooling, layer, max_tokens=1, max_rows=1)
+        super().__init__(model, pooling, layer, Budget(1, 1))
 
     def width(self, sequence: NDArray[np.uint32]) -> int:
         """Length of a row, told by running the model; its config may not say."""

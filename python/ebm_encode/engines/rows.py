@@ -68,29 +68,31 @@ class Landing:
     Attributes:
         targets: Tensors on the device, one of (dim,) per sequence; on a CPU they are the array's
             own memory.
+        block: All targets in one tensor, (S, dim); `None` on a CPU, where they may lie apart.
     """
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self._rows = rows
         self._device = device
         self._array = torch.from_numpy(rows.array)
+        self.block: torch.Tensor | None = None
         if device.type == "cpu":
             self.targets = [self._array[place] for place in rows.places]
             return
         shape = (len(rows.places), rows.array.shape[1])
-        self._there = torch.empty(shape, dtype=torch.float32, device=device)
-        self.targets = list(self._there)
+        self.block = torch.empty(shape, dtype=torch.float32, device=device)
+        self.targets = list(self.block)
 
     def depart(self) -> Arrival:
         """All rows are written, or will be by what the device has been told to do."""
-        if self._device.type == "cpu":
+        if self.block is None:
             return Arrival()
         if self._device.type != "cuda":
-            bring_over(self._there, self._array, self._rows.places)
+            bring_over(self.block, self._array, self._rows.places)
             return Arrival()
         # The host goes on at once; the device copies into pinned memory when it is that far.
-        pinned = torch.empty(self._there.shape, dtype=torch.float32, pin_memory=True)
-        pinned.copy_(self._there, non_blocking=True)
+        pinned = torch.empty(self.block.shape, dtype=torch.float32, pin_memory=True)
+        pinned.copy_(self.block, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode.engines.attention import Carried, Paths, Run, attending_over_paths
+from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
+from ebm_encode.engines.pooling import pool_last, pool_mean
 from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
@@ -39,8 +41,7 @@ class WindowEngine:
         model: The model.
         pooling: `mean` over a sequence's own tokens, or its `last`.
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
-        max_tokens: Most nodes of a window.
-        max_rows: Most sequences of a window.
+        budget: Most nodes and sequences of a window.
         share: Whether a prefix that neighbours have in common is computed once.
     """
 
@@ -49,24 +50,22 @@ class WindowEngine:
         model: Model,
         pooling: Pooling,
         layer: int,
+        budget: Budget,
         *,
-        max_tokens: int,
-        max_rows: int,
         share: bool = True,
     ) -> None:
         self.name = "shared-prefix" if share else "packed"
         self._model = model
-        self._pooling = pooling
+        self._pool = pool_last if pooling == "last" else pool_mean
         self._tap = LayerTap(model, layer)
-        self._max_tokens = max_tokens
-        self._max_rows = max_rows
+        self._budget = budget
         self._share = share
         self._slice_nodes = _SLICE_NODES if model.device.type == "cpu" else None
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Windows of sequences that begin alike, under the budget of nodes and rows."""
         return _core.plan_windows(
-            tokens.ids, tokens.offsets, self._max_tokens, self._max_rows, share=self._share
+            tokens.ids, tokens.offsets, self._budget.tokens, self._budget.rows, share=self._share
         )
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
@@ -87,7 +86,7 @@ class WindowEngine:
         trie = self._trie(sequences)
         with torch.inference_mode():
             landing = rows.landing(self._model.device)
-            self._pool(self._hidden(trie, slice_nodes), trie, landing.targets)
+            self._pool(self._hidden(trie, slice_nodes), trie, landing)
             return landing.depart()
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
@@ -114,21 +113,6 @@ class WindowEngine:
         device = self._model.device
         return to_device(trie.ids, device)[None, :], to_device(trie.depths, device)[None, :]
 
-    def _pool(
-        self, hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]
-    ) -> None:
-        """One float32 row per sequence from its path, (N, C) to S rows of (C,)."""
-        if self._pooling == "last":
-            for row, leaf in zip(targets, trie.leaves.tolist(), strict=True):
-                row.copy_(hidden[leaf])
-            return
-        runs = _runs(trie)
-        longest = max(run.depths.stop for run in runs)
-        path = hidden.new_empty((longest, hidden.shape[1]), dtype=torch.float32)
-        for row, run in zip(targets, runs, strict=True):
-            path[run.depths] = hidden[run.nodes]
-            torch.mean(path[: run.depths.stop], dim=0, out=row)
-
 
 class MaskedWindowEngine(WindowEngine):
     """Windows whose attention is the model's own, under a mask over all pairs of nodes.
@@ -137,10 +121,8 @@ class MaskedWindowEngine(WindowEngine):
     thrown away, and layers with a sliding window do not keep to it; the self-test tells.
     """
 
-    def __init__(
-        self, model: Model, pooling: Pooling, layer: int, *, max_tokens: int, max_rows: int
-    ) -> None:
-        super().__init__(model, pooling, layer, max_tokens=max_tokens, max_rows=max_rows)
+    def __init__(self, model: Model, pooling: Pooling, layer: int, budget: Budget) -> None:
+        super().__init__(model, pooling, layer, budget)
         self.name = "shared-prefix-mask"
 
     def _hidden(self, trie: _core.Trie, slice_nodes: int | None) -> torch.Tensor:  # noqa: ARG002

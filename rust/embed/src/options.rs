@@ -25,9 +25,9 @@ pub struct PythonEncoderOptions {
     pub max_length: Option<usize>,
     /// What to do with longer ones: `truncate`, or `skip`, which reports them.
     pub overlong: Option<String>,
-    /// Most tokens of one forward pass.
+    /// Most tokens of one forward pass; 8,192 by default.
     pub max_batch_tokens: Option<usize>,
-    /// Most states of one forward pass.
+    /// Most states of one forward pass; by default one for each 32 tokens, and at least 256.
     pub batch_size: Option<usize>,
     /// How states go through the model.
     pub engine: Option<String>,

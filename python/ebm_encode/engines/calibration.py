@@ -1,0 +1,144 @@
+"""How large a forward pass should be on a device: tried on sequences like those to come.
+
+A GPU wants more tokens at a time than a CPU, how many goes by the model, and larger windows share
+more. So sizes are tried, each twice the one before, until one gains nothing or memory runs short.
+"""
+
+import gc
+import logging
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.memory import free_memory, is_out_of_memory
+from ebm_encode.engines.rows import Rows
+from ebm_encode.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+SIZES = tuple(2**k for k in range(12, 18))
+"""Tokens of a pass that are tried, 4,096 to 131,072."""
+
+_GAIN = 1.02
+"""A size that is not faster by this is the last that is tried."""
+_SHARE_OF_MEMORY = 0.8
+"""How much of the free memory a pass may take."""
+_LONGEST = 10.0
+"""Seconds of a pass after which no larger one is tried: it would hold up whoever waits."""
+_FULL = 0.9
+"""A batch this full shows what its size can do."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What trials found.
+
+    Attributes:
+        tokens: Most tokens of a pass, the best of those tried.
+        rates: Tokens per second through the model, by size; empty if none could be tried.
+    """
+
+    tokens: int
+    rates: dict[int, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The values by name."""
+        rates = {str(size): round(rate, 1) for size, rate in self.rates.items()}
+        return {"tokens_per_second": rates}
+
+
+class Memory:
+    """The memory of a device, in bytes. What is not known is no reason to stop: running out is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: int | None = None
+
+    def free(self) -> float:
+        """What is left, with what torch holds without using it; no end if nobody knows."""
+        if self._device.type == "cpu":
+            return math.inf
+        try:
+            free, _ = torch.accelerator.get_memory_info(self._device)
+            held = torch.accelerator.memory_reserved(self._device)
+            return float(free + held - torch.accelerator.memory_allocated(self._device))
+        except (RuntimeError, NotImplementedError):
+            return math.inf
+
+    def start(self) -> None:
+        """From here on the most memory in use is noted."""
+        self._before = None
+        if self._device.type == "cpu":
+            return
+        with suppress(RuntimeError, NotImplementedError):
+            torch.accelerator.reset_peak_memory_stats(self._device)
+            self._before = torch.accelerator.memory_allocated(self._device)
+
+    def taken(self) -> float:
+        """The most that was in use since `start`, beyond what was then; 0 if nobody knows."""
+        if self._before is None:
+            return 0.0
+        return float(torch.accelerator.max_memory_allocated(self._device) - self._before)
+
+
+def calibrate(
+    engine: Engine, budget: Budget, tokens: Tokens, *, dim: int, memory: Memory
+) -> Calibration:
+    """Tries sizes, and leaves the best in the budget; of like ones the largest, which shares most.
+
+    Args:
+        engine: The engine, which goes by the budget.
+        budget: What to set.
+        tokens: Sequences like those to come; where they fill no pass, no larger one is tried.
+        dim: Length of a row.
+        memory: That of the engine's device.
+    """
+    usual = budget.tokens
+    rates: dict[int, float] = {}
+    bytes_per_token = 0.0
+    for size in SIZES:
+        if bytes_per_token * size > _SHARE_OF_MEMORY * memory.free():
+            break
+        budget.tokens = size
+        batch = _fullest(engine, tokens)
+        through = engine.size(batch)
+        if through < _FULL * size:
+            break
+        try:
+            _timed(engine, batch, dim)  # the first pass of a size finds memory and kernels for it
+            memory.start()
+            seconds = _timed(engine, batch, dim)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            free_memory()
+            break
+        bytes_per_token = memory.taken() / through
+        best_before = max(rates.values(), default=0.0)
+        rates[size] = through / seconds
+        if rates[size] < _GAIN * best_before or seconds > _LONGEST:
+            break
+    best = max(rates.values(), default=0.0)
+    budget.tokens = max((s for s, rate in rates.items() if rate * _GAIN >= best), default=usual)
+    return Calibration(budget.tokens, rates)
+
+
+def _fullest(engine: Engine, tokens: Tokens) -> list[NDArray[np.uint32]]:
+    """The batch of the engine's plan that has most tokens to put through."""
+    batches = ([tokens[i] for i in batch] for batch in engine.plan(tokens))
+    return max(batches, key=engine.size)
+
+
+def _timed(engine: Engine, batch: list[NDArray[np.uint32]], dim: int) -> float:
+    gc.collect()  # not in the middle of it
+    start = perf_counter()
+    engine.forward(batch, Rows.new(len(batch), dim)).wait()
+    return perf_counter() - start

@@ -1,0 +1,57 @@
+"""One float32 row of each sequence of a window, from the hidden states of its nodes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ebm_encode import _core
+from ebm_encode.engines.rows import Landing, to_device
+
+_ROWS = 256
+"""Sequences that are pooled by one product; bounds the memory of its matrix."""
+
+
+def pool_mean(hidden: torch.Tensor, trie: _core.Trie, landing: Landing) -> None:
+    """The mean along each path, summed in float32, (N, C) to S rows of (C,)."""
+    if landing.block is None:
+        _walk(hidden, trie, landing.targets)
+    else:
+        _multiply(hidden, trie, landing.block)
+
+
+def pool_last(hidden: torch.Tensor, trie: _core.Trie, landing: Landing) -> None:
+    """The last node of each path, (N, C) to S rows of (C,)."""
+    if landing.block is None:
+        for row, leaf in zip(landing.targets, trie.leaves.tolist(), strict=True):
+            row.copy_(hidden[leaf])
+    else:
+        landing.block.copy_(hidden[to_device(trie.leaves, hidden.device)])
+
+
+def _walk(hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]) -> None:
+    """Lays hidden states along the path, each run over what is there, and averages."""
+    starts, kept = trie.starts.tolist(), trie.kept.tolist()
+    runs = list(zip(starts[:-1], starts[1:], kept, strict=True))
+    longest = max(depth + stop - start for start, stop, depth in runs)
+    path = hidden.new_empty((longest, hidden.shape[1]), dtype=torch.float32)
+    for row, (start, stop, depth) in zip(targets, runs, strict=True):
+        end = depth + stop - start
+        path[depth:end] = hidden[start:stop]
+        torch.mean(path[:end], dim=0, out=row)
+
+
+def _multiply(hidden: torch.Tensor, trie: _core.Trie, block: torch.Tensor) -> None:
+    """Products with a 0/1 matrix: a GPU does them sooner than it starts an operation for each path.
+
+    Should the host allow it TF32, 16-bit values pass through that unchanged.
+    """
+    device = hidden.device
+    leaves, ends = to_device(trie.leaves, device), to_device(trie.ends, device)
+    lengths = to_device(trie.depths, device)[leaves] + 1
+    nodes = torch.arange(hidden.shape[0], device=device)
+    values = hidden.float()
+    for part in range(0, len(leaves), _ROWS):
+        own = leaves[part : part + _ROWS, None]  # (S, 1)
+        on_path = (nodes[None, :] <= own) & (own < ends[None, :])  # (S, N)
+        torch.mm(on_path.float(), values, out=block[part : part + _ROWS])
+    block.div_(lengths[:, None])

@@ -1,0 +1,225 @@
+"""How large batches are: found by measuring on a device, kept by a run that is resumed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ebm_encode import EmbeddingCache, Encoder
+from ebm_encode.bulk import _tokens_of
+from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling
+from ebm_encode.engines.rows import Arrival, Landing, Rows
+from ebm_encode.errors import ArgumentError
+from ebm_encode.tokens import Tokens
+from test_parity import alone
+
+
+class _Device:
+    """An engine on a device whose speed and memory are known, and a clock for it."""
+
+    def __init__(self, budget, *, fixed=0.0, per_token=1e-5, holds=np.inf, told=np.inf):
+        self.budget, self.now = budget, 0.0
+        self.fixed, self.per_token, self.holds, self.told = fixed, per_token, holds, told
+        self.passes, self.most, self.tokens = [], 0, np.inf
+
+    def plan(self, tokens):
+        return [range(i, min(i + self.each, len(tokens))) for i in range(0, len(tokens), self.each)]
+
+    @property
+    def each(self):
+        return max(self.budget.tokens // 64, 1)
+
+    def size(self, sequences):
+        return sum(map(len, sequences))
+
+    def forward(self, sequences, rows):
+        size = self.size(sequences)
+        self.passes.append(size)
+        assert len(rows.places) == len(sequences)
+        if size > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.most = size
+        return Arrival(lambda: setattr(self, "now", self.now + self.fixed + size * self.per_token))
+
+    def clock(self):
+        return self.now
+
+    def free(self):
+        return self.told * 100
+
+    def start(self):
+        self.most = 0
+
+    def taken(self):
+        return self.most * 100 if np.isfinite(self.told) else 0.0
+
+
+SEQUENCES = Tokens.of([np.arange(64, dtype=np.uint32)] * 4096)  # 262,144 tokens
+
+
+@pytest.fixture
+def found(monkeypatch):
+    def run(tokens=SEQUENCES, **speed):
+        budget = Budget()
+        device = _Device(budget, **speed)
+        monkeypatch.setattr(calibration, "perf_counter", device.clock)
+        result = calibrate(device, budget, tokens, dim=4, memory=device)
+        assert budget.tokens == result.tokens
+        return result, device
+
+    return run
+
+
+def test_a_device_that_wants_much_at_a_time_gets_it(found):
+    result, device = found(fixed=1.0)
+    assert result.tokens == 131_072
+    assert list(result.rates) == [4096, 8192, 16_384, 32_768, 65_536, 131_072]
+    assert max(device.passes) == 131_072
+
+
+def test_a_device_that_gains_nothing_is_asked_no_further(found):
+    result, _ = found()
+    assert (result.tokens, list(result.rates)) == (8192, [4096, 8192])
+    assert result.rates[8192] == pytest.approx(1e5)
+
+
+def test_a_size_that_is_slower_is_not_taken(monkeypatch):
+    budget = Budget()
+    device = _Device(budget)
+    monkeypatch.setattr(calibration, "perf_counter", device.clock)
+    right = device.forward
+
+    def crawls(sequences, rows):
+        device.per_token = 1e-5 if len(sequences) <= 64 else 2e-5
+        return right(sequences, rows)
+
+    device.forward = crawls
+    assert calibrate(device, budget, SEQUENCES, dim=4, memory=device).tokens == 4096
+
+
+def test_memory_that_is_too_small_ends_it(found):
+    assert found(fixed=1.0, holds=40_000)[0].tokens == 32_768
+    result, device = found(fixed=1.0, told=50_000)  # 0.8 of it hold 40,000 tokens
+    assert result.tokens == 32_768
+    assert max(device.passes) == 32_768
+
+
+def test_other_faults_are_not_taken_for_a_lack_of_memory(found, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(_Device, "forward", broken)
+    with pytest.raises(RuntimeError, match="assert"):
+        found()
+
+
+def test_few_sequences_change_nothing(found):
+    result, device = found(SEQUENCES.select(range(50)), fixed=1.0)
+    assert (result.tokens, result.rates, device.passes) == (8192, {}, [])
+
+
+def test_a_slow_device_is_not_tried_for_long(found):
+    result, _ = found(fixed=100.0)
+    assert list(result.rates) == [4096]
+
+
+def test_the_real_engine_is_measured(make_model, states, heard, monkeypatch):
+    """On a CPU there is nothing to find, but it goes the same way."""
+    monkeypatch.setattr(calibration, "SIZES", (500, 1000, 2000))
+    heard.set_level("INFO", "ebm_encode")
+    encoder = Encoder.load(make_model("llama"))
+    tokens = encoder.prompts.tokenize(states)
+    assert not encoder.calibrate(tokens)
+    encoder._to_calibrate = True
+    assert encoder.calibrate(tokens)
+    assert encoder.runner.budget.tokens in {500, 1000, 2000}
+    assert "tokens/s" in heard.text
+    folder = encoder.model.name
+    assert compare(encoder.encode(states), alone(folder, states))[0] <= 1e-5
+
+
+def test_who_says_how_many_is_not_measured(llama):
+    assert not Encoder.load(llama, max_batch_tokens=500)._to_calibrate
+    budget = Encoder.load(llama, max_batch_tokens=64_000).runner.budget
+    assert (budget.tokens, budget.rows) == (64_000, 2000)
+    assert Encoder.load(llama, max_batch_tokens=500).runner.budget.rows == 256
+    assert Encoder.load(llama, batch_size=3).runner.budget.rows == 3
+    for wrong in ({"max_batch_tokens": 0}, {"batch_size": 0}):
+        with pytest.raises(ArgumentError, match="at least 1"):
+            Encoder.load(llama, **wrong)
+
+
+def test_memory_of_what_tells_nothing():
+    memory = Memory(torch.device("cpu"))
+    memory.start()
+    assert (memory.free(), memory.taken()) == (np.inf, 0.0)
+
+
+def test_a_resumed_run_has_the_batches_of_the_run_before(
+    run_cli, llama, states, tmp_path, monkeypatch
+):
+    """Measured anew they could differ, and then the rows would by rounding."""
+    source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
+    source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states))
+    measured = iter([700, 3000, 3000])
+
+    class Found(calibration.Calibration):
+        def __init__(self):
+            super().__init__(next(measured), {700: 1.0})
+
+    def measure(_engine, budget, *_, **__):
+        result = Found()
+        budget.tokens = result.tokens
+        return result
+
+    monkeypatch.setattr("ebm_encode.runner.calibrate", measure)
+    init = Encoder.__init__
+
+    def on_a_device(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self._to_calibrate = True
+
+    monkeypatch.setattr(Encoder, "__init__", on_a_device)
+    arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
+    run = Encoder.run
+
+    def stopped(self, *arguments, **options):
+        batches = run(self, *arguments, **options)
+        yield next(batches)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "run", stopped)
+    assert run_cli(*arguments, "--checkpoint-rows", 1)[0] == 130
+    partial = tmp_path / "o.parquet.partial"
+    assert json.loads((partial / "budget.jsonl").read_text()) == {"max_batch_tokens": 700}
+    monkeypatch.setattr(Encoder, "run", run)
+    assert run_cli(*arguments, "--json")[0] == 0
+    assert not partial.exists()
+    assert next(measured) == 3000  # it was asked once only
+    batches = EmbeddingCache.open(output).provenance[0]["batches"]
+    assert batches == {"max_batch_tokens": 700, "batch_size": 256}
+
+
+def test_a_note_that_cannot_be_read_is_measured_anew():
+    for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": "x"}', b'{"max_batch_tokens": 0}'):
+        assert _tokens_of(note) is None
+    assert _tokens_of(b'{"max_batch_tokens": 5}\n') == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pool", [pooling.pool_mean, pooling.pool_last])
+def test_rows_are_pooled_alike_on_a_device_and_here(llama, states, pool, dtype, monkeypatch):
+    """What a GPU does by products equals the walk along each path."""
+    monkeypatch.setattr(pooling, "_ROWS", 50)
+    encoder = Encoder.load(llama)
+    tokens = encoder.prompts.tokenize(sorted(states)[:120])
+    trie = encoder.choice.engine._trie([tokens[i] for i in range(120)])
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(trie.ids), 8, generator=generator).to(dtype)
+    here = Landing(Rows.new(120, 8), torch.device("cpu"))
+    pool(hidden, trie, here)
+    there = Landing(Rows.new(120, 8), torch.device("cpu"))
+    there.block = torch.full((120, 8), torch.nan)
+    pool(hidden, trie, there)
+    assert compare(there.block.numpy(), here._array.numpy())[0] <= 1e-6
