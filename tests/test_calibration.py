@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.bulk import _tokens_of
+from ebm_encode.bulk import _settings_of
 from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling
 from ebm_encode.engines.rows import Arrival, Landing, Rows
 from ebm_encode.errors import ArgumentError
@@ -192,19 +192,23 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
     monkeypatch.setattr(Encoder, "run", stopped)
     assert run_cli(*arguments, "--checkpoint-rows", 1)[0] == 130
     partial = tmp_path / "o.parquet.partial"
-    assert json.loads((partial / "budget.jsonl").read_text()) == {"max_batch_tokens": 700}
+    noted = json.loads((partial / "settings.jsonl").read_text())
+    assert noted == {"max_batch_tokens": 700, "compiled": False}
     monkeypatch.setattr(Encoder, "run", run)
     assert run_cli(*arguments, "--json")[0] == 0
     assert not partial.exists()
     assert next(measured) == 3000  # it was asked once only
     batches = EmbeddingCache.open(output).provenance[0]["batches"]
-    assert batches == {"max_batch_tokens": 700, "batch_size": 256}
+    assert (batches["max_batch_tokens"], batches["batch_size"]) == (700, 256)
 
 
 def test_a_note_that_cannot_be_read_is_measured_anew():
-    for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": "x"}', b'{"max_batch_tokens": 0}'):
-        assert _tokens_of(note) is None
-    assert _tokens_of(b'{"max_batch_tokens": 5}\n') == 5
+    good = {"max_batch_tokens": 5, "compiled": True}
+    assert _settings_of(json.dumps(good).encode() + b"\n") == good
+    for wrong in ({"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}):
+        assert _settings_of(json.dumps(good | wrong).encode()) is None
+    for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": 5}'):
+        assert _settings_of(note) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

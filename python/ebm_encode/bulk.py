@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _CHUNK_STATES = 4096
 """States that are tokenized and planned together; bounds the memory that token ids take."""
 
-_BUDGET = "budget.jsonl"
-"""In the work folder of a run: how large batches were measured to be best."""
+_SETTINGS = "settings.jsonl"
+"""In the work folder of a run: what was measured to be fastest."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class BulkRun:
         # By text, so that states that begin alike are in one chunk and share what they can.
         order = sorted(states)
         try:
-            self._settle_budget(order)
+            self._settle(order)
             chunks = ahead(self._tokenized(order), "tokenize")
             with closing(ahead(self._batches(chunks), "forward")) as batches:
                 for chunk, batch in batches:
@@ -173,23 +173,24 @@ class BulkRun:
             "quarantined": len(outcome.quarantined),
         }
 
-    def _settle_budget(self, order: list[str]) -> None:
-        """Measures how large batches should be; a resumed run has those of the run before.
+    def _settle(self, order: list[str]) -> None:
+        """Measures what the device is fastest with; a resumed run has the run before's settings.
 
         Rows differ by rounding with what else is in their batch, so a run that measured anew would
         not end with the same ones.
         """
-        file = f"{self._writer.work_folder()}/{_BUDGET}"
-        former = _tokens_of(_core.read_file(file))
-        if former is not None and self._encoder.set_budget(former):
+        file = f"{self._writer.work_folder()}/{_SETTINGS}"
+        former = _settings_of(_core.read_file(file))
+        if former is not None and self._encoder.resume(former):
             return
         first = order[:_CHUNK_STATES]
         tokens = self._encoder.prompts.tokenize(first)
         reports = self._encoder.screen(tokens)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
-        if self._encoder.calibrate(tokens.select(usable)):
-            record = {"max_batch_tokens": self._encoder.runner.budget.tokens}
-            _core.write_file(file, json.dumps(record).encode() + b"\n")
+        times = sum(map(len, order)) / max(sum(map(len, first)), 1)
+        if self._encoder.calibrate(tokens.select(usable), times=times):
+            settings = json.dumps(self._encoder.runner.settings())
+            _core.write_file(file, settings.encode() + b"\n")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
         for texts in _chunks(states, _CHUNK_STATES):
@@ -341,13 +342,15 @@ class BulkRun:
         self.outcome.quarantined.append(record)
 
 
-def _tokens_of(record: bytes | None) -> int | None:
-    """The budget that an interrupted run noted, if it got that far."""
+def _settings_of(note: bytes | None) -> dict[str, Any] | None:
+    """What an interrupted run noted, if it got that far."""
     try:
-        tokens = json.loads(record or b"null")["max_batch_tokens"]
+        settings = json.loads(note or b"null")
+        tokens, compiled = settings["max_batch_tokens"], settings["compiled"]
     except (ValueError, TypeError, KeyError):
         return None  # as good as none: it is measured anew
-    return tokens if isinstance(tokens, int) and tokens > 0 else None
+    sound = isinstance(tokens, int) and tokens > 0 and isinstance(compiled, bool)
+    return settings if sound else None
 
 
 def _without(states: list[str], drop: list[bool]) -> list[str]:

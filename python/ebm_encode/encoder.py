@@ -6,7 +6,7 @@ Knows nothing of files other than the model's.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from ebm_encode.errors import (
 )
 from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model
-from ebm_encode.runner import EngineName, Runner
+from ebm_encode.runner import Compile, EngineName, Runner
 from ebm_encode.templates import PLACE, Template
 from ebm_encode.tokens import Prompts, Tokens
 
@@ -114,6 +114,7 @@ class Encoder:
         max_batch_tokens: int | None,
         batch_size: int | None,
         engine: EngineName = "auto",
+        compile_layers: Compile = "auto",
     ) -> None:
         budget = Budget(USUAL_TOKENS if max_batch_tokens is None else max_batch_tokens, batch_size)
         longest = _longest(model, max_length)
@@ -138,7 +139,15 @@ class Encoder:
         self._require_room_for_states()
         probes = self.prompts.tokenize(_PROBES)
         self._require_known(probes)
-        self.runner = Runner(model, pooling, layer, budget, probes=probes, engine=engine)
+        self.runner = Runner(
+            model,
+            pooling,
+            layer,
+            budget,
+            probes=probes,
+            engine=engine,
+            compile_layers=compile_layers,
+        )
         # What a CPU is fastest with is known; of a device it must be measured.
         self._to_calibrate = max_batch_tokens is None and model.device.type != "cpu"
 
@@ -157,6 +166,7 @@ class Encoder:
         max_batch_tokens: int | None = None,
         batch_size: int | None = None,
         engine: EngineName = "auto",
+        compile_layers: Compile = "auto",
         trust_remote_code: bool = False,
     ) -> "Encoder":
         """Loads a model and makes an encoder of it.
@@ -175,6 +185,8 @@ class Encoder:
             batch_size: Most states of one forward pass; by default one for each 32 tokens, and at
                 least 256.
             engine: How states go through the model; `auto` is the fastest that is right.
+            compile_layers: Whether torch compiles the model's layers: `on`, `off`, or `auto`, which
+                leaves it to `calibrate`.
             trust_remote_code: Whether code that comes with the model may run.
 
         Raises:
@@ -191,6 +203,8 @@ class Encoder:
             raise ArgumentError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
         if engine not in get_args(EngineName):
             raise ArgumentError(f"engine {engine!r}: expected {', '.join(get_args(EngineName))}")
+        if compile_layers not in get_args(Compile):
+            raise ArgumentError(f"compile_layers {compile_layers!r}: expected auto, on or off")
         model = load_model(
             model_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
@@ -204,6 +218,7 @@ class Encoder:
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
             engine=engine,
+            compile_layers=compile_layers,
         )
 
     @property
@@ -216,13 +231,13 @@ class Encoder:
         """The engine in use, and why."""
         return self.runner.choice
 
-    def set_budget(self, tokens: int) -> bool:
-        """Takes what an earlier call of `calibrate` found; returns whether it was wanted."""
+    def resume(self, settings: dict[str, Any]) -> bool:
+        """Takes the settings that an earlier run measured; returns whether they were wanted."""
         if self._to_calibrate:
-            self.runner.budget.tokens = tokens
+            self.runner.resume(settings)
         return self._to_calibrate
 
-    def calibrate(self, tokens: Tokens) -> bool:
+    def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> bool:
         """Measures with how many tokens of one pass the device is fastest, before bulk work.
 
         Rows are the same, beyond rounding. On a CPU, and where the user has said how many, there is
@@ -230,15 +245,17 @@ class Encoder:
 
         Args:
             tokens: Sequences like those to come, some ten thousands of tokens or more.
+            times: How many times as much as these is to come. If that is minutes of work on a GPU,
+                the model's layers are compiled too, if they are faster then.
 
         Returns:
             Whether it was measured.
         """
         if not self._to_calibrate or not len(tokens):
             return False
-        found = self.runner.calibrate(tokens)
-        rates = ", ".join(f"{size:,}: {rate:,.0f} tokens/s" for size, rate in found.rates.items())
-        log.info("up to %d tokens at a time (%s)", found.tokens, rates or "too few to measure")
+        found = self.runner.calibrate(tokens, times=times)
+        layers = ", layers compiled" if self.runner.compiled else ""
+        log.info("up to %d tokens at a time%s (%s)", found.tokens, layers, found)
         return True
 
     def encode(self, states: Sequence[str]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ebm_encode.engines import (
     calibrate,
     choose_engine,
     compare,
+    rate_of,
 )
 from ebm_encode.engines.choice import require_engine
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
@@ -39,7 +40,13 @@ from ebm_encode.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
+Compile = Literal["auto", "on", "off"]
 EngineName = Literal["auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
+
+_WORTH_COMPILING = 300.0
+"""Seconds of work below which compiling a model's layers cannot pay."""
+_PAYS = 1.03
+"""Compiled layers are used if they are faster by this."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Runner:
         budget: The most that one forward pass may hold.
         probes: Sequences for the self-test.
         engine: `auto`, or the one engine to use.
+        compile_layers: Whether torch compiles the model's layers; `auto`: if long work is ahead on
+            a GPU, and it proves faster.
 
     Attributes:
         choice: The engine in use, and why.
@@ -116,8 +125,10 @@ class Runner:
         *,
         probes: Tokens,
         engine: EngineName = "auto",
+        compile_layers: Compile = "auto",
     ) -> None:
         self.budget = budget
+        self._tries_compiling = compile_layers == "auto" and model.device.type == "cuda"
         self.calibration: Calibration | None = None
         self._model = model
         self._alone = AloneEngine(model, pooling, layer)
@@ -136,29 +147,87 @@ class Runner:
             raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
         if self._forced:
             require_engine(self.choice, engine)
+        self._probes = probes
         self.compared = int(probes.lengths.max())
         # Engines switch the model's attention while they run it.
         self._lock = threading.Lock()
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
+        if compile_layers == "on":
+            self._compile_or_fail()
 
-    def calibrate(self, tokens: Tokens) -> Calibration:
+    @property
+    def compiled(self) -> bool:
+        """Whether the model's layers run compiled."""
+        engine = self.choice.engine
+        return isinstance(engine, WindowEngine) and engine.compiled
+
+    def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> Calibration:
         """Sets the budget to what the device is fastest with, tried on sequences like those to be.
 
         No row is made of it. Later calls of `run` divide sequences anew.
+
+        Args:
+            tokens: Some of the sequences, at least one.
+            times: How many times as much as these is to come.
         """
-        memory = Memory(self._model.device)
+        memory, engine = Memory(self._model.device), self.choice.engine
         stretched = self._stretched(tokens)
-        usable = [i for i in range(len(tokens)) if i not in stretched]
+        usable = tokens.select([i for i in range(len(tokens)) if i not in stretched])
         with self._lock:
-            self.calibration = calibrate(
-                self.choice.engine,
-                self.budget,
-                tokens.select(usable),
-                dim=self.choice.dim,
-                memory=memory,
-            )
-        return self.calibration
+            found = calibrate(engine, self.budget, usable, dim=self.choice.dim, memory=memory)
+            if found.rate is not None and self._tries_compiling:
+                through = sum(engine.size([usable[i] for i in b]) for b in engine.plan(usable))
+                if times * through / found.rate >= _WORTH_COMPILING:
+                    found = replace(found, compiled=self._try_compiled(usable, found.rate, memory))
+        self.calibration = found
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """What was measured to be best; JSON values only."""
+        return {"max_batch_tokens": self.budget.tokens, "compiled": self.compiled}
+
+    def resume(self, settings: dict[str, Any]) -> None:
+        """Takes the settings of an earlier run, so that rows come out as its own did."""
+        self.budget.tokens = settings["max_batch_tokens"]
+        if settings["compiled"] and not self.compiled:
+            with self._lock:
+                self._compile()
+
+    def _try_compiled(self, tokens: Tokens, rate: float, memory: Memory) -> float | None:
+        """Compiles the layers if that is faster than `rate`; returns what was measured."""
+        if not self._compile():
+            return None
+        engine = self.choice.engine
+        assert isinstance(engine, WindowEngine)
+        try:
+            compiled = rate_of(engine, tokens, dim=self.choice.dim, memory=memory)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            log.info("layers are not compiled: %s", one_line(error))
+            free_memory()
+            compiled = None
+        if compiled is None or compiled < _PAYS * rate:
+            engine.compile(layers=False)
+        return compiled
+
+    def _compile(self) -> bool:
+        """Compiles the layers, if they then pass the self-test; returns whether they do."""
+        try:
+            self._compile_or_fail()
+        except ModelError as error:
+            log.info("layers are not compiled: %s", error)
+        return self.compiled
+
+    def _compile_or_fail(self) -> None:
+        engine = self.choice.engine
+        if not isinstance(engine, WindowEngine):
+            raise ModelError(f"--compile on: engine {engine.name} runs layers only as they are")
+        engine.compile(layers=True)
+        choice = choose_engine([engine], self._alone, self._probes, self._model.dtype)
+        if choice.engine is not engine:
+            engine.compile(layers=False)
+            free_memory()
+            raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
 
     def run(
         self,

@@ -45,6 +45,7 @@ def encode(
     engine: Literal[
         "auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"
     ] = "auto",
+    compile_layers: Annotated[Literal["auto", "on", "off"], Parameter(name="--compile")] = "auto",
     max_length: Annotated[int | None, AtLeastOne] = None,
     overlong: Literal["truncate", "skip", "error"] = "truncate",
     template: str = "raw",
@@ -85,6 +86,8 @@ def encode(
         device: Any torch device; auto is the first accelerator, else the CPU.
         engine: How states go through the model; auto is the fastest one whose rows are those of
             each state alone on this very model.
+        compile_layers: Whether torch compiles the model's layers, which takes about half a minute;
+            auto does so for long work on a GPU, if it proves faster there.
         max_length: Longest prompt in tokens; by default the model's own limit.
         overlong: What to do with longer ones: cut off their end, leave them out, or stop.
             They are listed in OUTPUT.overlong.jsonl.
@@ -134,6 +137,7 @@ def encode(
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
             engine=engine,
+            compile_layers=compile_layers,
             trust_remote_code=trust_remote_code,
         )
         log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)

@@ -5,7 +5,7 @@ the caller's concern. None is trusted before `choose` has compared it with each 
 """
 
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.calibration import Calibration, Memory, calibrate
+from ebm_encode.engines.calibration import Calibration, Memory, calibrate, rate_of
 from ebm_encode.engines.choice import EngineChoice, choose_engine
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
@@ -27,4 +27,5 @@ __all__ = [
     "calibrate",
     "choose_engine",
     "compare",
+    "rate_of",
 ]

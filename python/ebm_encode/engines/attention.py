@@ -344,5 +344,10 @@ def _weights(scores: torch.Tensor, s_aux: torch.Tensor | None) -> torch.Tensor:
     return torch.softmax(scores - scores.amax(dim=-1, keepdim=True), dim=-1)[..., :-1]
 
 
+def stay_out_of_graphs() -> None:
+    """Keeps attention a call where layers are compiled; it goes by runs, which differ each time."""
+    AttentionInterface.register(NAME, torch.compiler.disable(path_attention))
+
+
 AttentionInterface.register(NAME, path_attention)
 AttentionMaskInterface.register(NAME, path_mask)

@@ -44,15 +44,29 @@ class Calibration:
     Attributes:
         tokens: Most tokens of a pass, the best of those tried.
         rates: Tokens per second through the model, by size; empty if none could be tried.
+        compiled: The same at that size with the model's layers compiled, if that was tried.
     """
 
     tokens: int
     rates: dict[int, float]
+    compiled: float | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second at the size that was chosen, as the model is."""
+        return self.rates.get(self.tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The values by name."""
         rates = {str(size): round(rate, 1) for size, rate in self.rates.items()}
-        return {"tokens_per_second": rates}
+        return {"tokens_per_second": rates, "tokens_per_second_compiled": self.compiled}
+
+    def __str__(self) -> str:
+        """The rates in words."""
+        rates = [f"{size:,}: {rate:,.0f} tokens/s" for size, rate in self.rates.items()]
+        if self.compiled is not None:
+            rates.append(f"compiled: {self.compiled:,.0f} tokens/s")
+        return ", ".join(rates) or "too few to measure"
 
 
 class Memory:
@@ -113,9 +127,7 @@ def calibrate(
         if through < _FULL * size:
             break
         try:
-            _timed(engine, batch, dim)  # the first pass of a size finds memory and kernels for it
-            memory.start()
-            seconds = _timed(engine, batch, dim)
+            seconds = _second_pass(engine, batch, dim, memory)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,6 +147,21 @@ def _fullest(engine: Engine, tokens: Tokens) -> list[NDArray[np.uint32]]:
     """The batch of the engine's plan that has most tokens to put through."""
     batches = ([tokens[i] for i in batch] for batch in engine.plan(tokens))
     return max(batches, key=engine.size)
+
+
+def rate_of(engine: Engine, tokens: Tokens, *, dim: int, memory: Memory) -> float:
+    """Tokens per second through the model in the fullest batch of the engine's plan."""
+    batch = _fullest(engine, tokens)
+    return engine.size(batch) / _second_pass(engine, batch, dim, memory)
+
+
+def _second_pass(
+    engine: Engine, batch: list[NDArray[np.uint32]], dim: int, memory: Memory
+) -> float:
+    """Seconds of a pass. The first of its kind finds memory and kernels for it."""
+    _timed(engine, batch, dim)
+    memory.start()
+    return _timed(engine, batch, dim)
 
 
 def _timed(engine: Engine, batch: list[NDArray[np.uint32]], dim: int) -> float:

@@ -19,7 +19,7 @@ class LayerTap:
 
     def __init__(self, model: Model, layer: int) -> None:
         self._base = model.base
-        blocks = _blocks(model)
+        blocks = blocks_of(model)
         count = int(model.config.get_text_config().num_hidden_layers)
         if not -count - 1 <= layer <= count:
             raise ModelError(
@@ -82,7 +82,7 @@ def _stop_before(block: Any, seen: list[torch.Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _blocks(model: Model) -> Any | None:
+def blocks_of(model: Model) -> Any | None:
     """The model's list of layers: the one module list as long as the model is deep."""
     count = int(model.config.get_text_config().num_hidden_layers)
     lists = [

@@ -9,6 +9,7 @@ slice is, what a layer works on at a time.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ebm_encode import _core
 from ebm_encode.engines.attention import Carried, Paths, Run, attending_over_paths
 from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.compiled import CompiledLayers
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.pooling import pool_last, pool_mean
@@ -61,6 +63,20 @@ class WindowEngine:
         self._budget = budget
         self._share = share
         self._slice_nodes = _SLICE_NODES if model.device.type == "cpu" else None
+        self._compiled: CompiledLayers | None = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model's layers run compiled."""
+        return self._compiled is not None
+
+    def compile(self, *, layers: bool) -> None:
+        """From here on the model's layers run compiled, or as they are.
+
+        Raises:
+            ModelError: If the layers of the model cannot be told apart.
+        """
+        self._compiled = CompiledLayers(self._model) if layers else None
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Windows of sequences that begin alike, under the budget of nodes and rows."""
@@ -102,11 +118,14 @@ class WindowEngine:
         cut = _MOST_QUERIES if self._model.device.type == "cpu" else nodes
         slices = _slices(_runs(trie), slice_nodes or nodes, cut)
         parts = []
-        with attending_over_paths(self._model.base) as attend_over:
+        with attending_over_paths(self._model.base) as attend_over, self._layers():
             for own, paths in slices:
                 attend_over(paths)
                 parts.append(self._tap.hidden(ids[:, own], mask[:, own], positions[:, own])[0])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _layers(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._compiled is None else self._compiled.in_use()
 
     def _inputs(self, trie: _core.Trie) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and positions of the nodes, (1, N) each, on the model's device."""
@@ -135,7 +154,8 @@ class MaskedWindowEngine(WindowEngine):
         if self._model.base.config._attn_implementation == "eager":  # noqa: SLF001
             lowest = torch.finfo(self._model.base.dtype).min
             mask = torch.where(mask, 0.0, lowest).to(self._model.base.dtype)
-        return self._tap.hidden(ids, mask, positions)[0]
+        with self._layers():
+            return self._tap.hidden(ids, mask, positions)[0]
 
 
 def _runs(trie: _core.Trie) -> list[Run]:

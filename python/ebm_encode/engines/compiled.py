@@ -1,0 +1,46 @@
+"""A model's layers compiled by torch: what is not a matrix product takes fewer passes over memory.
+
+The layers are compiled as they are, but for attention, which stays a call. One compilation serves
+all layers and all sizes of a pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ebm_encode.engines.attention import stay_out_of_graphs
+from ebm_encode.engines.layer import blocks_of
+from ebm_encode.errors import ModelError
+from ebm_encode.model import Model
+
+_BACKEND = "inductor"
+
+
+class CompiledLayers:
+    """Compiled forms of a model's layers, made when they are first run.
+
+    Raises:
+        ModelError: If the layers of the model cannot be told apart.
+    """
+
+    def __init__(self, model: Model) -> None:
+        blocks = blocks_of(model)
+        if blocks is None:
+            raise ModelError(f"{model.name}: cannot tell the layers of this model apart")
+        stay_out_of_graphs()
+        self._pairs = [
+            (block, torch.compile(block.forward, dynamic=True, backend=_BACKEND))
+            for block in blocks
+        ]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model runs them; before and after, and for sequences alone, its own code runs."""
+        for block, compiled in self._pairs:
+            block.forward = compiled
+        try:
+            yield
+        finally:
+            for block, _ in self._pairs:
+                del block.forward

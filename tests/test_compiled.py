@@ -1,0 +1,157 @@
+"""Layers compiled by torch: the same rows, alone as they are, and used only where they pay.
+
+The compiler's last step, which makes machine code and wants a C++ compiler or a GPU, is left out.
+"""
+
+import logging
+
+import pytest
+import torch
+
+from ebm_encode import Encoder
+from ebm_encode.engines import Calibration, compare, compiled
+from ebm_encode.errors import ArgumentError, ModelError
+from test_parity import alone
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """The graphs that were compiled."""
+    made = []
+
+    def backend(graph, _inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "_BACKEND", backend)
+    yield made
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2", "qwen3_moe"])
+def test_compiled_layers_give_the_same_rows(make_model, states, graphs, architecture):
+    folder = make_model(architecture)
+    encoder = Encoder.load(folder, compile_layers="on")
+    assert encoder.runner.compiled
+    assert graphs
+    some = sorted(states)[100:180]
+    assert compare(encoder.encode(some), alone(folder, some))[0] <= 1e-5
+
+
+def test_sizes_and_layers_share_a_compilation(llama, states, graphs):
+    encoder = Encoder.load(llama, compile_layers="on")
+    encoder.encode(states[:40])
+    before = len(graphs)
+    for count in (1, 7, 200):
+        encoder.encode(states[:count])
+    assert len(graphs) == before
+
+
+def test_alone_runs_the_models_own_code(llama, states, monkeypatch):
+    """What rows are held against must not share a fault of the compiler's."""
+    monkeypatch.setattr(compiled, "_BACKEND", lambda graph, _: graph.forward)
+    encoder = Encoder.load(llama, compile_layers="on")
+    ran = []
+    in_use = compiled.CompiledLayers.in_use
+    monkeypatch.setattr(
+        compiled.CompiledLayers, "in_use", lambda self: ran.append(1) or in_use(self)
+    )
+    encoder.run_alone(encoder.prompts.tokenize(states[:1])[0])
+    assert not ran
+    assert all("forward" not in vars(module) for module in encoder.model.base.modules())
+    encoder.encode(states[:3])
+    assert ran
+    assert all("forward" not in vars(module) for module in encoder.model.base.modules())
+
+
+def test_a_compiler_that_is_wrong_is_not_used(llama, monkeypatch):
+    def wrong(graph, _inputs):
+        def run(*arguments):
+            outputs = graph.forward(*arguments)
+            return tuple(out * 1.01 if out.is_floating_point() else out for out in outputs)
+
+        return run
+
+    def broken(_graph, _inputs):
+        raise RuntimeError("no compiler")
+
+    for backend in (wrong, broken):
+        monkeypatch.setattr(compiled, "_BACKEND", backend)
+        with pytest.raises(ModelError, match="--compile on: cannot be used for this model"):
+            Encoder.load(llama, compile_layers="on")
+        torch.compiler.reset()
+
+
+def test_what_cannot_be_compiled_is_named(make_model, llama):
+    with pytest.raises(ModelError, match="--compile on: engine padded"):
+        Encoder.load(make_model("mamba2"), compile_layers="on")
+    with pytest.raises(ArgumentError, match="compile_layers 'yes'"):
+        Encoder.load(llama, compile_layers="yes")
+    assert not Encoder.load(llama).runner.compiled
+
+
+@pytest.fixture
+def on_a_gpu(llama, states, monkeypatch, heard):
+    """Calibrates an encoder as on a GPU, where passes run at the rates given."""
+    heard.set_level("INFO", "ebm_encode")
+
+    def run(rate, compiled_rate, times=1e6):
+        monkeypatch.setattr(
+            "ebm_encode.runner.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
+        )
+        if isinstance(compiled_rate, Exception):
+
+            def measure(*_, **__):
+                raise compiled_rate
+
+        else:
+
+            def measure(*_, **__):
+                return compiled_rate
+
+        monkeypatch.setattr("ebm_encode.runner.rate_of", measure)
+        encoder = Encoder.load(llama)
+        encoder._to_calibrate = encoder.runner._tries_compiling = True
+        encoder.calibrate(encoder.prompts.tokenize(states[:20]), times=times)
+        return encoder.runner
+
+    return run
+
+
+def test_layers_are_compiled_where_that_pays(on_a_gpu, heard):
+    runner = on_a_gpu(1000.0, 1200.0)
+    assert runner.compiled
+    assert runner.settings() == {"max_batch_tokens": 8192, "compiled": True}
+    assert runner.calibration.to_json()["tokens_per_second_compiled"] == 1200.0
+    assert "layers compiled (8,192: 1,000 tokens/s, compiled: 1,200 tokens/s)" in heard.text
+
+
+def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard):
+    assert not on_a_gpu(1000.0, 1010.0).compiled
+    assert not on_a_gpu(1000.0, torch.OutOfMemoryError("CUDA out of memory")).compiled
+    assert "layers are not compiled: OutOfMemoryError" in heard.text
+    before = len(graphs)
+    assert not on_a_gpu(1000.0, 1200.0, times=1.0).compiled  # seconds of work
+    assert len(graphs) == before
+
+
+def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monkeypatch):
+    settings = {"max_batch_tokens": 500, "compiled": True}
+    encoder = Encoder.load(llama)
+    assert not encoder.resume(settings)  # a CPU has nothing to take up
+    encoder._to_calibrate = True
+    assert encoder.resume(settings)
+    assert encoder.runner.settings() == settings
+    assert compare(encoder.encode(states[:9]), alone(llama, states[:9]))[0] <= 1e-5
+    torch.compiler.reset()
+
+    def broken(_graph, _inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiled, "_BACKEND", broken)
+    heard.set_level(logging.INFO, "ebm_encode")
+    encoder = Encoder.load(llama)
+    encoder._to_calibrate = True
+    assert encoder.resume(settings)  # goes on without
+    assert not encoder.runner.compiled
+    assert "layers are not compiled" in heard.text
