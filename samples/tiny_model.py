@@ -85,20 +85,29 @@ def train_tokenizer(texts: list[str], vocabulary: int = 2048) -> Any:
 
 
 def make_model(
-    folder: Path, tokenizer: Any, architecture: str = "llama", *, seed: int = 0, **changes: Any
+    folder: Path,
+    tokenizer: Any,
+    architecture: str = "llama",
+    *,
+    seed: int = 0,
+    std: float = 0.1,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> Path:
-    """Saves a model of an architecture with random weights, and the tokenizer, in a folder."""
+    """Saves a model of an architecture with random weights, and the tokenizer, in a folder.
+
+    Weights are wider than the usual 0.02, so that layers do something to the numbers.
+    """
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     tokens |= {"vocab_size": len(tokenizer)}
     options = ARCHITECTURES.get(architecture, SHAPE) | tokens | changes
     config = transformers.AutoConfig.for_model(architecture, **options)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    # Wider than the usual 0.02, so that layers do something to the numbers.
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=std)
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

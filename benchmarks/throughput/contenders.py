@@ -1,6 +1,7 @@
 """One way to the rows, in a process of its own: `python contenders.py NAME FOLDER`.
 
-The folder holds `model/` and `states.json`; the rows go to `NAME.npy`, the figures to `NAME.json`.
+The folder holds `model/`, `states.json` and `machine.json`, which says device and dtype; the rows
+go to `NAME.npy`, the figures to `NAME.json`.
 What a contender needs is imported by its own function, so that each runs where its own packages
 are.
 """
@@ -11,62 +12,101 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# Width, layers, and width of the feed-forward part, in the proportions of Llama.
-SIZES = {"small": (384, 6, 1024), "medium": (768, 12, 2048), "large": (1536, 16, 4096)}
+# Width, layers, width of the feed-forward part and of a head, in the proportions of Llama; 7b has
+# the shape of DeepSeek-Prover-V2-7B.
+SIZES = {
+    "small": (384, 6, 1024, 64),
+    "medium": (768, 12, 2048, 64),
+    "large": (1536, 16, 4096, 64),
+    "7b": (4096, 30, 11008, 128),
+}
 BATCH = 32
-PART = 256
+PARTS = {"cpu": 256, "cuda": 4096}
 """States between two measurements of the machine's matrix products; whole batches."""
 LONGEST = 2048
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
-def ours(model: str) -> Encode:
+@dataclass(frozen=True)
+class Setup:
+    """What all contenders of a run have in common.
+
+    Attributes:
+        model: The model's folder.
+        states: The texts.
+        device: Where the model is.
+        dtype: Its compute dtype.
+    """
+
+    model: str
+    states: list[str]
+    device: str
+    dtype: str
+
+    def causal(self) -> Any:
+        """The model as transformers has it, with its head."""
+        import torch
+        import transformers
+
+        causal = transformers.AutoModelForCausalLM.from_pretrained(
+            self.model, dtype=getattr(torch, self.dtype)
+        )
+        return causal.eval().to(self.device)
+
+
+def ours(setup: Setup) -> Encode:
     """This package as it comes: the self-test chooses the engine."""
-    from ebm_encode import Encoder
-
-    return Encoder.load(model).encode
+    return _ours(setup, "auto")
 
 
-def packed(model: str) -> Encode:
+def packed(setup: Setup) -> Encode:
     """This package without sharing."""
+    return _ours(setup, "packed")
+
+
+def _ours(setup: Setup, engine: Any) -> Encode:
     from ebm_encode import Encoder
 
-    return Encoder.load(model, engine="packed").encode
+    encoder = Encoder.load(setup.model, device=setup.device, dtype=setup.dtype, engine=engine)
+    # As a bulk run does before its first batch; nothing on a CPU.
+    encoder.calibrate(encoder.prompts.tokenize(setup.states[: PARTS["cuda"]]), times=50)
+    return encoder.encode
 
 
-def alone(model: str) -> Encode:
+def alone(setup: Setup) -> Encode:
     """One state at a time, base model only."""
-    return _batches(model, size=1)
+    return _batches(setup, size=1)
 
 
-def sorted_by_length(model: str) -> Encode:
+def sorted_by_length(setup: Setup) -> Encode:
     """Batches of 32 of like length, base model only."""
-    return _batches(model, size=BATCH, by_length=True)
+    return _batches(setup, size=BATCH, by_length=True)
 
 
-def classic_base(model: str) -> Encode:
+def classic_base(setup: Setup) -> Encode:
     """The recipe: batches of 32 in the order of the text; base model only."""
-    return _batches(model, size=BATCH)
+    return _batches(setup, size=BATCH)
 
 
-def classic_logits(model: str) -> Encode:
+def classic_logits(setup: Setup) -> Encode:
     """The recipe as found: batches of 32 in the order of the text, logits and all layers."""
-    return _batches(model, size=BATCH, head=True)
+    return _batches(setup, size=BATCH, head=True)
 
 
-def _batches(model: str, *, size: int, by_length: bool = False, head: bool = False) -> Encode:
+def _batches(setup: Setup, *, size: int, by_length: bool = False, head: bool = False) -> Encode:
     import torch
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    causal = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(setup.model)
+    causal = setup.causal()
 
     def encode(states: list[str]) -> np.ndarray:
         order = (
@@ -82,30 +122,33 @@ def _batches(model: str, *, size: int, by_length: bool = False, head: bool = Fal
                 batch = tokenizer(
                     [states[i] for i in some], return_tensors="pt", padding=True,
                     truncation=True, max_length=LONGEST, return_token_type_ids=False,
-                )  # fmt: skip
+                ).to(setup.device)  # fmt: skip
                 if head:
                     hidden = causal(**batch, output_hidden_states=True).hidden_states[-1]
                 else:
                     hidden = causal.base_model(**batch, use_cache=False).last_hidden_state
                 mask = batch["attention_mask"][..., None]
-                rows[some] = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+                summed = (hidden * mask).sum(1, dtype=torch.float32)
+                rows[some] = (summed / mask.sum(1)).cpu().numpy()
         return rows
 
     return encode
 
 
-def sentence_transformers(model: str) -> Encode:
+def sentence_transformers(setup: Setup) -> Encode:
     """sentence-transformers with mean pooling over the same folder."""
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    words = Transformer(model, max_seq_length=LONGEST)
+    dtype = {"dtype": getattr(torch, setup.dtype)}
+    words = Transformer(setup.model, max_seq_length=LONGEST, model_kwargs=dtype)
     pooling = Pooling(words.get_word_embedding_dimension(), "mean")
-    encoder = SentenceTransformer(modules=[words, pooling], device="cpu")
+    encoder = SentenceTransformer(modules=[words, pooling], device=setup.device)
     return lambda states: encoder.encode(states, batch_size=BATCH, show_progress_bar=False)
 
 
-def radix_mlp(model: str) -> Encode:
+def radix_mlp(setup: Setup) -> Encode:
     """RadixMLP's folding: all but attention once per shared prefix, attention on whole sequences.
 
     The folding is the `radix-mlp` package's; its own models are forks, so here transformers' model
@@ -116,8 +159,8 @@ def radix_mlp(model: str) -> Encode:
     from radix_mlp import compute_fold_and_scatter
     from torch.nn.functional import scaled_dot_product_attention
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    base = transformers.AutoModelForCausalLM.from_pretrained(model).base_model.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(setup.model)
+    base = setup.causal().base_model
     window: dict[str, Any] = {}
 
     def attention(_module, query, key, value, _mask, *, scaling=None, **_):
@@ -151,30 +194,30 @@ def radix_mlp(model: str) -> Encode:
             ids, places, scatter, fold = compute_fold_and_scatter(
                 flat, positions, ends.astype(np.uint32)
             )
-            window["scatter"] = torch.from_numpy(scatter.astype(np.int64))
-            window["fold"] = torch.from_numpy(fold.astype(np.int64))
+            window["scatter"] = torch.from_numpy(scatter.astype(np.int64)).to(setup.device)
+            window["fold"] = torch.from_numpy(fold.astype(np.int64)).to(setup.device)
             window["ends"] = ends.tolist()
             with torch.inference_mode():
                 hidden = base(
-                    input_ids=torch.from_numpy(ids.astype(np.int64))[None],
-                    position_ids=torch.from_numpy(places.astype(np.int64))[None],
+                    input_ids=torch.from_numpy(ids.astype(np.int64))[None].to(setup.device),
+                    position_ids=torch.from_numpy(places.astype(np.int64))[None].to(setup.device),
                     use_cache=False,
                 ).last_hidden_state[0]
                 whole = hidden[window["scatter"]]
                 for i, start, end in zip(some, ends[:-1], ends[1:], strict=True):
-                    rows[i] = whole[start:end].mean(0).numpy()
+                    rows[i] = whole[start:end].mean(0, dtype=torch.float32).cpu().numpy()
         return rows
 
     return encode
 
 
-def vllm(model: str) -> Encode:
+def vllm(setup: Setup) -> Encode:
     """Mean pooling by vLLM."""
     from vllm import LLM
     from vllm.config import PoolerConfig
 
     engine = LLM(
-        model, runner="pooling", convert="embed", dtype="float32", max_model_len=LONGEST,
+        setup.model, runner="pooling", convert="embed", dtype=setup.dtype, max_model_len=LONGEST,
         pooler_config=PoolerConfig(pooling_type="MEAN", use_activation=False),
         disable_log_stats=True, gpu_memory_utilization=0.4,
     )  # fmt: skip
@@ -188,7 +231,7 @@ def vllm(model: str) -> Encode:
     return encode
 
 
-CONTENDERS: dict[str, Callable[[str], Encode]] = {
+CONTENDERS: dict[str, Callable[[Setup], Encode]] = {
     "ours": ours,
     "packed": packed,
     "alone": alone,
@@ -211,12 +254,15 @@ class Peak:
         best: FLOP/s of the fastest product.
     """
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, setup: Setup) -> None:
         import torch
 
-        self._left, self._right = torch.randn(4096, width), torch.randn(width, inner)
-        self._out = torch.empty(4096, inner)
-        self._each = 2 * 4096 * width * inner
+        own = {"device": setup.device, "dtype": getattr(torch, setup.dtype)}
+        rows = 4096 if setup.device == "cpu" else 16384
+        self._left, self._right = torch.randn(rows, width, **own), torch.randn(width, inner, **own)
+        self._out = torch.empty(rows, inner, **own)
+        self._each = 2 * rows * width * inner
+        self._wait = torch.cuda.synchronize if setup.device == "cuda" else lambda: None
         self._count, self._seconds, self.best = 0, 0.0, 0.0
 
     @property
@@ -229,10 +275,12 @@ class Peak:
         import torch
 
         torch.mm(self._left, self._right, out=self._out)  # threads of the contender's fall asleep
+        self._wait()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             start = time.perf_counter()
             torch.mm(self._left, self._right, out=self._out)
+            self._wait()
             taken = time.perf_counter() - start
             self._count += 1
             self._seconds += taken
@@ -265,25 +313,37 @@ def cost(model: str, states: list[str]) -> tuple[int, int, float]:
     return sum(map(len, sequences)), nodes, float(flops)
 
 
+def _most_memory(setup: Setup) -> float:
+    """The most that was in use at a time, in bytes: on the device, where the model is on one."""
+    if setup.device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
     states = json.loads((folder / "states.json").read_text())
     model = str(folder / "model")
+    machine = json.loads((folder / "machine.json").read_text())
+    setup = Setup(model, states, machine["device"], machine["dtype"])
     config = json.loads((folder / "model" / "config.json").read_text())
-    encode = CONTENDERS[name](model)
+    encode = CONTENDERS[name](setup)
     encode(states[:2])
-    peak = Peak(config["hidden_size"], config["intermediate_size"])
+    peak = Peak(config["hidden_size"], config["intermediate_size"], setup)
     parts, seconds = [], 0.0
-    for first in range(0, len(states), PART):
+    part = PARTS[setup.device]
+    for first in range(0, len(states), part):
         peak.measure(0.5)
         start = time.perf_counter()
-        parts.append(encode(states[first : first + PART]))
+        parts.append(encode(states[first : first + part]))
         seconds += time.perf_counter() - start
     peak.measure(0.5)
     rows = np.concatenate(parts)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    megabytes = _most_memory(setup) / 2**20
     np.save(folder / f"{name}.npy", rows)
     tokens, nodes, flops = cost(model, states)
     figures = {
