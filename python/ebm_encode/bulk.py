@@ -182,6 +182,8 @@ class BulkRun:
         Rows differ by rounding with what else is in their batch, so a run that measured anew would
         not end with the same ones.
         """
+        if not self._encoder.wants_calibration:
+            return
         file = self._settings_file()
         former = _settings_of(_core.read_file(file))
         if former is not None and self._encoder.resume(former):

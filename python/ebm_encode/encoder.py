@@ -231,6 +231,11 @@ class Encoder:
         """The engine in use, and why."""
         return self.runner.choice
 
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether `calibrate` would measure."""
+        return self._to_calibrate
+
     def settings(self) -> dict[str, Any]:
         """What `calibrate` found, and for whom; JSON values only."""
         return self._whose() | self.runner.settings()
