@@ -8,7 +8,8 @@ import torch
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.bulk import _settings_of
-from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling
+from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling, rows
+from ebm_encode.engines.memory import is_out_of_memory
 from ebm_encode.engines.rows import Arrival, Landing, Rows
 from ebm_encode.errors import ArgumentError
 from ebm_encode.tokens import Tokens
@@ -112,9 +113,14 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory(found, monkeypatch):
     monkeypatch.setattr(_Device, "forward", broken)
     with pytest.raises(RuntimeError, match="assert"):
         found()
+    budget = Budget(500)
+    with pytest.raises(RuntimeError, match="assert"):
+        calibrate(_Device(budget), budget, SEQUENCES, dim=4, memory=_Device(budget))
+    assert budget.tokens == 500
 
 
 def test_few_sequences_change_nothing(found):
+    assert found(SEQUENCES.select([]))[0].rates == {}
     result, device = found(SEQUENCES.select(range(50)), fixed=1.0)
     assert (result.tokens, result.rates, device.passes) == (8192, {}, [])
 
@@ -193,7 +199,7 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
     assert run_cli(*arguments, "--checkpoint-rows", 1)[0] == 130
     partial = tmp_path / "o.parquet.partial"
     noted = json.loads((partial / "settings.jsonl").read_text())
-    assert noted == {"max_batch_tokens": 700, "compiled": False}
+    assert (noted["max_batch_tokens"], noted["compiled"]) == (700, False)
     monkeypatch.setattr(Encoder, "run", run)
     assert run_cli(*arguments, "--json")[0] == 0
     assert not partial.exists()
@@ -227,3 +233,46 @@ def test_rows_are_pooled_alike_on_a_device_and_here(llama, states, pool, dtype, 
     there.block = torch.full((120, 8), torch.nan)
     pool(hidden, trie, there)
     assert compare(there.block.numpy(), here._array.numpy())[0] <= 1e-6
+
+
+def test_what_is_not_finite_stays_on_its_paths(llama):
+    """Products with zeros would carry it to the rows of all others."""
+    encoder = Encoder.load(llama)
+    tokens = encoder.prompts.tokenize(["a b", "a c", "d"])
+    trie = encoder.choice.engine._trie([tokens[i] for i in range(3)])
+    hidden = torch.ones(len(trie.ids), 4)
+    hidden[int(trie.leaves[1])] = torch.inf
+    landing = Landing(Rows.new(3, 4), torch.device("cpu"))
+    landing.block = torch.empty(3, 4)
+    pooling.pool_mean(hidden, trie, landing)
+    assert landing.block.isfinite().all(dim=1).tolist() == [True, False, True]
+    assert (landing.block[[0, 2]] == 1).all()
+
+
+def test_rows_of_a_gpu_are_written_after_the_pass(monkeypatch):
+    """The array becomes a tensor in inference mode, and may be written in that mode alone."""
+    waited = []
+    monkeypatch.setattr(rows, "_to_host", lambda block: (block.clone(), lambda: waited.append(1)))
+    own = Rows.new(4, 3).select([2, 0])
+    own.array[:] = 0
+    with torch.inference_mode():
+        landing = own.landing(torch.device("cpu"))
+        landing.block, landing._device = torch.tensor([[1.0] * 3, [2.0] * 3]), torch.device("cuda")
+        arrival = landing.depart()
+    assert not arrival.here
+    arrival.wait()
+    assert (waited, own.array[:, 0].tolist()) == ([1], [2.0, 0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)  # fmt: skip
+def test_what_says_that_memory_ran_out(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("device-side assert"))

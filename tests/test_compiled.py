@@ -3,8 +3,10 @@
 The compiler's last step, which makes machine code and wants a C++ compiler or a GPU, is left out.
 """
 
+import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,12 +138,15 @@ def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard
 
 
 def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monkeypatch):
-    settings = {"max_batch_tokens": 500, "compiled": True}
     encoder = Encoder.load(llama)
+    settings = encoder.settings() | {"max_batch_tokens": 500, "compiled": True}
     assert not encoder.resume(settings)  # a CPU has nothing to take up
     encoder._to_calibrate = True
+    for other in ("identity", "device", "engine"):
+        assert not encoder.resume(settings | {other: "another"})
+    assert encoder.runner.budget.tokens == 8192
     assert encoder.resume(settings)
-    assert encoder.runner.settings() == settings
+    assert encoder.settings() == settings
     assert compare(encoder.encode(states[:9]), alone(llama, states[:9]))[0] <= 1e-5
     torch.compiler.reset()
 
@@ -155,3 +160,38 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     assert encoder.resume(settings)  # goes on without
     assert not encoder.runner.compiled
     assert "layers are not compiled" in heard.text
+    heard.clear()
+    encoder = Encoder.load(llama, compile_layers="off")
+    encoder._to_calibrate = True
+    assert encoder.resume(settings)
+    assert not heard.text  # who says no is not asked
+
+
+def test_rows_that_compiled_layers_make_wrong_leave_no_settings(
+    run_cli, llama, states, tmp_path, monkeypatch
+):
+    """Else the next run would take them up, and fail as this one did."""
+    source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
+    source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states[:40]))
+    init = Encoder.__init__
+
+    def on_a_device(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self._to_calibrate = True
+        right = self.choice.engine.forward
+
+        def wrong(sequences, rows):
+            arrival = right(sequences, rows)
+            rows.array[rows.places] *= np.float32(1.001)
+            return arrival
+
+        self.choice.engine.forward = wrong
+        self.runner.compared = 10_000
+
+    monkeypatch.setattr(Encoder, "__init__", on_a_device)
+    arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
+    code, _, err = run_cli(*arguments, "--compile", "on")
+    assert (code, "--compile off" in " ".join(err.split())) == (1, True)
+    partial = tmp_path / "o.parquet.partial"
+    assert (partial / "REJECTED").exists()
+    assert not (partial / "settings.jsonl").exists()

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,26 @@ def test_threads_may_share_an_encoder(llama, make_model, mixed):
 
     with ThreadPoolExecutor(6) as pool:
         assert max(pool.map(encode, parts)) <= 1e-5
+
+
+def test_a_batch_of_an_engine_found_wrong_meanwhile_is_run_anew(llama, mixed):
+    """Another thread may find it wrong while a batch of it is under way."""
+    encoder = Encoder.load(llama)
+    runner, right = encoder.runner, encoder.encode(mixed)
+    first = runner.choice.engine
+    forward = first.forward
+
+    def overtaken(sequences, rows):
+        arrival = forward(sequences, rows)
+        rows.array[rows.places] *= np.float32(1.01)
+        runner.choice = replace(runner.choice, engine=runner.choice.worse[-1])
+        runner.compared = 10_000  # which is what the other thread has compared with its own engine
+        return arrival
+
+    first.forward = overtaken
+    runner.compared = 10_000
+    assert compare(encoder.encode(mixed), right)[0] <= 1e-5
+    assert encoder.choice.engine.name == "padded"
 
 
 def test_an_engine_that_drifts_is_not_used(llama, monkeypatch):

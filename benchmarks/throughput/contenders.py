@@ -252,6 +252,7 @@ class Peak:
 
     Attributes:
         best: FLOP/s of the fastest product.
+        bytes: What its own matrices take.
     """
 
     def __init__(self, width: int, inner: int, setup: Setup) -> None:
@@ -262,6 +263,8 @@ class Peak:
         self._left, self._right = torch.randn(rows, width, **own), torch.randn(width, inner, **own)
         self._out = torch.empty(rows, inner, **own)
         self._each = 2 * rows * width * inner
+        matrices = (self._left, self._right, self._out)
+        self.bytes = sum(matrix.nbytes for matrix in matrices)
         self._wait = torch.cuda.synchronize if setup.device == "cuda" else lambda: None
         self._count, self._seconds, self.best = 0, 0.0, 0.0
 
@@ -313,13 +316,13 @@ def cost(model: str, states: list[str]) -> tuple[int, int, float]:
     return sum(map(len, sequences)), nodes, float(flops)
 
 
-def _most_memory(setup: Setup) -> float:
+def _most_memory(setup: Setup, peak: Peak) -> float:
     """The most that was in use at a time, in bytes: on the device, where the model is on one."""
     if setup.device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     import torch
 
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - peak.bytes
 
 
 def main() -> None:
@@ -343,7 +346,7 @@ def main() -> None:
         seconds += time.perf_counter() - start
     peak.measure(0.5)
     rows = np.concatenate(parts)
-    megabytes = _most_memory(setup) / 2**20
+    megabytes = _most_memory(setup, peak) / 2**20
     np.save(folder / f"{name}.npy", rows)
     tokens, nodes, flops = cost(model, states)
     figures = {

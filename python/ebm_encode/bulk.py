@@ -135,7 +135,10 @@ class BulkRun:
         for state, bad in self._writer.norm_outliers():
             self._writer.retract(state)
             self._retry_alone(state, bad)
-        self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
+        try:
+            self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
+        except VerificationError as error:
+            raise self._without_settings(error) from error
         provenance["verification"] = (
             self.outcome.verification.to_json() if self.outcome.verification else None
         )
@@ -179,7 +182,9 @@ class BulkRun:
         Rows differ by rounding with what else is in their batch, so a run that measured anew would
         not end with the same ones.
         """
-        file = f"{self._writer.work_folder()}/{_SETTINGS}"
+        if not self._encoder.wants_calibration:
+            return
+        file = self._settings_file()
         former = _settings_of(_core.read_file(file))
         if former is not None and self._encoder.resume(former):
             return
@@ -189,8 +194,19 @@ class BulkRun:
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
         if self._encoder.calibrate(tokens.select(usable), times=times):
-            settings = json.dumps(self._encoder.runner.settings())
+            settings = json.dumps(self._encoder.settings())
             _core.write_file(file, settings.encode() + b"\n")
+
+    def _settings_file(self) -> str:
+        return f"{self._writer.work_folder()}/{_SETTINGS}"
+
+    def _without_settings(self, error: VerificationError) -> VerificationError:
+        """Rows were wrong with these settings, so that no run may go on with them."""
+        _core.remove_file(self._settings_file())
+        hint = (
+            "; its layers were compiled: add --compile off" if self._encoder.runner.compiled else ""
+        )
+        return VerificationError(f"{error}{hint}")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
         for texts in _chunks(states, _CHUNK_STATES):
@@ -329,7 +345,8 @@ class BulkRun:
         if not agrees(error, cosine, self._encoder.model.dtype):
             reason = f"the stored row of {state[:60]!r} is not its own (cosine {cosine:.6f})"
             self._writer.reject(reason)
-            raise VerificationError(f"{reason}. Run again with --overwrite to encode all rows anew")
+            wrong = f"{reason}. Run again with --overwrite to encode all rows anew"
+            raise self._without_settings(VerificationError(wrong))
 
     def _quarantine(self, state: str, kind: str, reason: str, tokens: int | None = None) -> None:
         log.warning("quarantined %r: %s", state[:60], reason)

@@ -231,11 +231,33 @@ class Encoder:
         """The engine in use, and why."""
         return self.runner.choice
 
-    def resume(self, settings: dict[str, Any]) -> bool:
-        """Takes the settings that an earlier run measured; returns whether they were wanted."""
-        if self._to_calibrate:
-            self.runner.resume(settings)
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether `calibrate` would measure."""
         return self._to_calibrate
+
+    def settings(self) -> dict[str, Any]:
+        """What `calibrate` found, and for whom; JSON values only."""
+        return self._whose() | self.runner.settings()
+
+    def resume(self, settings: dict[str, Any]) -> bool:
+        """Takes settings that an earlier run measured.
+
+        Returns whether it did: not those of another model, device or engine, nor where there is
+        nothing to measure.
+        """
+        whose = {name: settings.get(name) for name in self._whose()}
+        if not self._to_calibrate or whose != self._whose():
+            return False
+        self.runner.resume(settings)
+        return True
+
+    def _whose(self) -> dict[str, str]:
+        return {
+            "identity": self.identity.digest(),
+            "device": self.model.device_name,
+            "engine": self.choice.engine.name,
+        }
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> bool:
         """Measures with how many tokens of one pass the device is fastest, before bulk work.

@@ -5,6 +5,7 @@ Knows nothing of templates, pooling or caches.
 
 import json
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,13 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return torch.device(self.base.device)
+
+    @property
+    def device_name(self) -> str:
+        """The kind of device, and which it is."""
+        if self.device.type == "cuda":
+            return f"cuda ({torch.cuda.get_device_name(self.device)})"
+        return f"{self.device.type} ({platform.machine()})"
 
 
 def load_model(

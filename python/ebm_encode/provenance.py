@@ -38,7 +38,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
         "engine": encoder.choice.to_json(),
         "batches": _batches(encoder),
         "attention": getattr(model.base.config, "_attn_implementation", None),
-        "device": _device_name(model.device),
+        "device": model.device_name,
         "versions": {
             "ebm_encode": __version__,
             "python": platform.python_version(),
@@ -64,9 +64,3 @@ def _printable(value: Any) -> Any:
     if isinstance(value, list):
         return [_printable(item) for item in value]
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({platform.machine()})"

@@ -57,11 +57,13 @@ class Done:
         indices: Which sequences they are of.
         rows: Their rows, not yet checked.
         failed: Those of the batch that do not fit the memory, with the reason.
+        engine: What made them.
     """
 
     indices: list[int]
     rows: Rows
     failed: dict[int, str]
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class _UnderWay:
         indices: Its sequences.
         rows: Where their rows go.
         failed: Those that do not fit the memory, with the reason.
+        engine: What makes them.
         arrivals: What to wait for, one of each part of the batch.
     """
 
     indices: list[int]
     rows: Rows
     failed: dict[int, str]
+    engine: Engine
     arrivals: list[Arrival]
 
     @property
@@ -90,7 +94,8 @@ class _UnderWay:
         for arrival in self.arrivals:
             arrival.wait()
         good = [k for k, i in enumerate(self.indices) if i not in self.failed]
-        return Done([self.indices[k] for k in good], self.rows.select(good), self.failed)
+        indices = [self.indices[k] for k in good]
+        return Done(indices, self.rows.select(good), self.failed, self.engine)
 
 
 class Runner:
@@ -128,6 +133,7 @@ class Runner:
         compile_layers: Compile = "auto",
     ) -> None:
         self.budget = budget
+        self._may_compile = compile_layers != "off"
         self._tries_compiling = compile_layers == "auto" and model.device.type == "cuda"
         self.calibration: Calibration | None = None
         self._model = model
@@ -190,7 +196,7 @@ class Runner:
     def resume(self, settings: dict[str, Any]) -> None:
         """Takes the settings of an earlier run, so that rows come out as its own did."""
         self.budget.tokens = settings["max_batch_tokens"]
-        if settings["compiled"] and not self.compiled:
+        if settings["compiled"] and self._may_compile and not self.compiled:
             with self._lock:
                 self._compile()
 
@@ -204,10 +210,10 @@ class Runner:
             compiled = rate_of(engine, tokens, dim=self.choice.dim, memory=memory)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             log.info("layers are not compiled: %s", one_line(error))
-            free_memory()
             compiled = None
         if compiled is None or compiled < _PAYS * rate:
             engine.compile(layers=False)
+            free_memory()
         return compiled
 
     def _compile(self) -> bool:
@@ -228,6 +234,7 @@ class Runner:
             engine.compile(layers=False)
             free_memory()
             raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
+        self.compared = int(self._probes.lengths.max())  # what was compared, ran otherwise
 
     def run(
         self,
@@ -273,9 +280,10 @@ class Runner:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            free_memory()
-            raise EncodingError(_memory_reason(len(sequence))) from error
-        return rows.row(0)
+        else:
+            return rows.row(0)
+        free_memory()
+        raise EncodingError(_memory_reason(len(sequence)))
 
     def _stretched(self, tokens: Tokens) -> dict[int, None]:
         """The sequences that would change the positions of others in their batch."""
@@ -288,8 +296,8 @@ class Runner:
         try:
             rows.row(0)[:] = self.run_alone(tokens[i])
         except EncodingError as error:
-            return Done([], rows.select([]), {i: str(error)})
-        return Done([i], rows, {})
+            return Done([], rows.select([]), {i: str(error)}, self._alone)
+        return Done([i], rows, {}, self._alone)
 
     def _each(self, tokens: Tokens, batches: list[list[int]], into: Rows | None) -> Iterator[Done]:
         """The batches in their order; a device works on the next one while one is in use."""
@@ -307,30 +315,30 @@ class Runner:
 
     def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> _UnderWay:
         rows = into.select(indices) if into else Rows.new(len(indices), self.choice.dim)
-        batch = _UnderWay(indices, rows, {}, [])
+        batch = _UnderWay(indices, rows, {}, self.choice.engine, [])
         self._forward(tokens, indices, rows, batch)
         return batch
 
     def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: _UnderWay) -> None:
         """Runs some of a batch, in halves where the memory does not hold it."""
-        slots = self.choice.engine.size([tokens[i] for i in indices])
+        slots = batch.engine.size([tokens[i] for i in indices])
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
                 with self._lock:
-                    arrival = self.choice.engine.forward([tokens[i] for i in indices], rows)
+                    arrival = batch.engine.forward([tokens[i] for i in indices], rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                free_memory()
-                if not splittable:
-                    batch.failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
-                    return
-                self._too_large = slots
-                log.warning("out of memory at %d tokens; going on with smaller batches", slots)
             else:
                 batch.arrivals.append(arrival)
                 return
+            free_memory()
+            if not splittable:
+                batch.failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
+                return
+            self._too_large = slots
+            log.warning("out of memory at %d tokens; going on with smaller batches", slots)
         half = len(indices) // 2
         for part in (range(half), range(half, len(indices))):
             self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
@@ -346,8 +354,12 @@ class Runner:
         Raises:
             ModelError: If the engine was forced.
         """
-        engine, lengths = self.choice.engine, tokens.lengths[done.indices]
-        if engine is self._alone or lengths.max(initial=0) <= self.compared:
+        engine, lengths = done.engine, tokens.lengths[done.indices]
+        if engine is self._alone:
+            return True
+        if engine is not self.choice.engine:  # another thread has found it wrong meanwhile
+            return False
+        if lengths.max(initial=0) <= self.compared:
             return True
         longest = int(lengths.max())
         ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
@@ -364,9 +376,11 @@ class Runner:
         if self._forced:
             raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
         probes = tokens.select(sample)
-        choice = choose_engine(self.choice.worse, self._alone, probes, self._model.dtype)
-        self.choice = replace(choice, reason=f"{reason}; {choice.reason}")
-        log.warning("engine %s from here on: %s", choice.engine.name, self.choice.reason)
+        with self._lock:
+            if engine is self.choice.engine:
+                choice = choose_engine(self.choice.worse, self._alone, probes, self._model.dtype)
+                self.choice = replace(choice, reason=f"{reason}; {choice.reason}")
+                log.warning("engine %s from here on: %s", choice.engine.name, self.choice.reason)
         return False
 
 

@@ -117,8 +117,27 @@ def calibrate(
     """
     usual = budget.tokens
     rates: dict[int, float] = {}
+    try:
+        _try_sizes(engine, budget, tokens, rates, dim=dim, memory=memory)
+    finally:
+        best = max(rates.values(), default=0.0)
+        near = (size for size, rate in rates.items() if rate * _GAIN >= best)
+        budget.tokens = max(near, default=usual)
+    return Calibration(budget.tokens, rates)
+
+
+def _try_sizes(
+    engine: Engine,
+    budget: Budget,
+    tokens: Tokens,
+    rates: dict[int, float],
+    *,
+    dim: int,
+    memory: Memory,
+) -> None:
+    """Adds the rate of each size that was tried."""
     bytes_per_token = 0.0
-    for size in SIZES:
+    for size in SIZES if len(tokens) else ():
         if bytes_per_token * size > _SHARE_OF_MEMORY * memory.free():
             break
         budget.tokens = size
@@ -131,16 +150,13 @@ def calibrate(
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            free_memory()
             break
         bytes_per_token = memory.taken() / through
         best_before = max(rates.values(), default=0.0)
         rates[size] = through / seconds
         if rates[size] < _GAIN * best_before or seconds > _LONGEST:
             break
-    best = max(rates.values(), default=0.0)
-    budget.tokens = max((s for s, rate in rates.items() if rate * _GAIN >= best), default=usual)
-    return Calibration(budget.tokens, rates)
+    free_memory()  # what was held for sizes that are not used
 
 
 def _fullest(engine: Engine, tokens: Tokens) -> list[NDArray[np.uint32]]:

@@ -43,15 +43,20 @@ def _walk(hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor
 def _multiply(hidden: torch.Tensor, trie: _core.Trie, block: torch.Tensor) -> None:
     """Products with a 0/1 matrix: a GPU does them sooner than it starts an operation for each path.
 
-    Should the host allow it TF32, 16-bit values pass through that unchanged.
+    Should the host allow it TF32, 16-bit values pass through that unchanged. What is not finite is
+    kept out of the products, where it would spoil the rows of all paths, and put into its own.
     """
     device = hidden.device
     leaves, ends = to_device(trie.leaves, device), to_device(trie.ends, device)
     lengths = to_device(trie.depths, device)[leaves] + 1
     nodes = torch.arange(hidden.shape[0], device=device)
     values = hidden.float()
+    broken = ~values.isfinite().all(dim=1)  # (N,)
+    values = values.masked_fill(broken[:, None], 0)
     for part in range(0, len(leaves), _ROWS):
         own = leaves[part : part + _ROWS, None]  # (S, 1)
         on_path = (nodes[None, :] <= own) & (own < ends[None, :])  # (S, N)
-        torch.mm(on_path.float(), values, out=block[part : part + _ROWS])
+        rows = block[part : part + _ROWS]
+        torch.mm(on_path.float(), values, out=rows)
+        rows.masked_fill_((on_path & broken[None, :]).any(dim=1)[:, None], torch.nan)
     block.div_(lengths[:, None])

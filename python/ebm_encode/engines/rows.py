@@ -90,17 +90,27 @@ class Landing:
         if self._device.type != "cuda":
             bring_over(self.block, self._array, self._rows.places)
             return Arrival()
-        # The host goes on at once; the device copies into pinned memory when it is that far.
-        pinned = torch.empty(self.block.shape, dtype=torch.float32, pin_memory=True)
-        pinned.copy_(self.block, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(self._device))
+        here, copied = _to_host(self.block)
 
         def finish() -> None:
-            copied.synchronize()
-            bring_over(pinned, self._array, self._rows.places)
+            copied()
+            # Tensors that were made in this mode may be written in it alone.
+            with torch.inference_mode():
+                bring_over(here, self._array, self._rows.places)
 
         return Arrival(finish)
+
+
+def _to_host(block: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+    """A copy in pinned memory, and what waits for it.
+
+    The host goes on at once; the device copies when it is that far.
+    """
+    pinned = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    pinned.copy_(block, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(block.device))
+    return pinned, copied.synchronize
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
