@@ -86,6 +86,7 @@ class BulkRun:
         self._writer = writer
         self._output = output
         self._overlong = Journal(writer.work_folder())
+        self._settings = f"{writer.work_folder()}/{_SETTINGS}"
         for damage in writer.discarded():
             log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
 
@@ -184,8 +185,7 @@ class BulkRun:
         """
         if not self._encoder.wants_calibration:
             return
-        file = self._settings_file()
-        former = _settings_of(_core.read_file(file))
+        former = _settings_of(_core.read_file(self._settings))
         if former is not None and self._encoder.resume(former):
             return
         first = order[:_CHUNK_STATES]
@@ -195,14 +195,11 @@ class BulkRun:
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
         if self._encoder.calibrate(tokens.select(usable), times=times):
             settings = json.dumps(self._encoder.settings())
-            _core.write_file(file, settings.encode() + b"\n")
-
-    def _settings_file(self) -> str:
-        return f"{self._writer.work_folder()}/{_SETTINGS}"
+            _core.write_file(self._settings, settings.encode() + b"\n")
 
     def _without_settings(self, error: VerificationError) -> VerificationError:
         """Rows were wrong with these settings, so that no run may go on with them."""
-        _core.remove_file(self._settings_file())
+        _core.remove_file(self._settings)
         hint = (
             "; its layers were compiled: add --compile off" if self._encoder.runner.compiled else ""
         )

@@ -254,7 +254,7 @@ class Encoder:
 
     def _whose(self) -> dict[str, str]:
         return {
-            "identity": self.identity.digest(),
+            "identity": self.identity.digest,
             "device": self.model.device_name,
             "engine": self.choice.engine.name,
         }
