@@ -84,7 +84,7 @@ class Memory:
             free, _ = torch.accelerator.get_memory_info(self._device)
             held = torch.accelerator.memory_reserved(self._device)
             return float(free + held - torch.accelerator.memory_allocated(self._device))
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return math.inf
 
     def start(self) -> None:
@@ -92,7 +92,7 @@ class Memory:
         self._before = None
         if self._device.type == "cpu":
             return
-        with suppress(RuntimeError, NotImplementedError):
+        with suppress(RuntimeError):
             torch.accelerator.reset_peak_memory_stats(self._device)
             self._before = torch.accelerator.memory_allocated(self._device)
 
