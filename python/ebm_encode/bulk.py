@@ -189,11 +189,9 @@ class BulkRun:
         if former is not None and self._encoder.resume(former):
             return
         first = order[:_CHUNK_STATES]
-        tokens = self._encoder.prompts.tokenize(first)
-        reports = self._encoder.screen(tokens)
-        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+        _, _, tokens = self._screened(first)
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
-        if self._encoder.calibrate(tokens.select(usable), times=times):
+        if self._encoder.calibrate(tokens, times=times):
             settings = json.dumps(self._encoder.settings())
             _core.write_file(self._settings, settings.encode() + b"\n")
 
@@ -211,10 +209,14 @@ class BulkRun:
             if all(saved):
                 yield _Chunk(texts, saved)
                 continue
-            tokens = self._encoder.prompts.tokenize(texts)
-            reports = self._encoder.screen(tokens)
-            usable = [i for i, report in enumerate(reports) if report.status == "ok"]
-            yield _Chunk(texts, saved, reports, usable, tokens.select(usable))
+            yield _Chunk(texts, saved, *self._screened(texts))
+
+    def _screened(self, texts: list[str]) -> tuple[list[RowReport], list[int], Tokens]:
+        """What can be said of each text, which can be run, and the sequences of those."""
+        tokens = self._encoder.prompts.tokenize(texts)
+        reports = self._encoder.screen(tokens)
+        usable = [i for i, report in enumerate(reports) if report.status == "ok"]
+        return reports, usable, tokens.select(usable)
 
     def _batches(
         self, chunks: Generator[_Chunk, None, None]

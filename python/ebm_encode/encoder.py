@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode.engines import Budget, EngineChoice, Pooling
-from ebm_encode.engines.budget import USUAL_TOKENS
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
@@ -116,7 +115,7 @@ class Encoder:
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
     ) -> None:
-        budget = Budget(USUAL_TOKENS if max_batch_tokens is None else max_batch_tokens, batch_size)
+        budget = Budget.of(max_batch_tokens, batch_size)
         longest = _longest(model, max_length)
         self.model = model
         self.overlong: Overlong = overlong
@@ -246,8 +245,8 @@ class Encoder:
         Returns whether it did: not those of another model, device or engine, nor where there is
         nothing to measure.
         """
-        whose = {name: settings.get(name) for name in self._whose()}
-        if not self._to_calibrate or whose != self._whose():
+        ours = all(settings.get(name) == value for name, value in self._whose().items())
+        if not self._to_calibrate or not ours:
             return False
         self.runner.resume(settings)
         return True

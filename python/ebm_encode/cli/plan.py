@@ -43,7 +43,7 @@ def plan(
     """
     chosen = Template.load(template)
     states = read_states(trajectories, column)
-    from ebm_encode.engines.budget import USUAL_TOKENS, Budget  # noqa: PLC0415  (torch, once needed)
+    from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
     from ebm_encode.model import load_tokenizer  # noqa: PLC0415
     from ebm_encode.planning import forecast  # noqa: PLC0415
     from ebm_encode.tokens import Prompts  # noqa: PLC0415
@@ -54,7 +54,7 @@ def plan(
     empty = int((tokens.lengths == 0).sum())
     if empty:
         raise InputError(f"{empty} states have no token under this tokenizer and template")
-    budget = Budget(USUAL_TOKENS if max_batch_tokens is None else max_batch_tokens, batch_size)
+    budget = Budget.of(max_batch_tokens, batch_size)
     report = forecast(tokens, max_nodes=budget.tokens, max_rows=budget.rows, rate=rate).to_json()
     if json_output:
         print(json.dumps(report))  # noqa: T201

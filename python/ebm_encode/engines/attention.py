@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ebm_encode import _core
 from ebm_encode.engines import kernel, varlen
 from ebm_encode.engines.rows import to_device
 
@@ -59,6 +60,13 @@ class Run:
     def depths(self) -> slice:
         """The run on its path."""
         return slice(self.kept, self.kept + self.stop - self.start)
+
+
+def runs_of(trie: _core.Trie) -> list[Run]:
+    """The new tokens of each sequence, which may be none."""
+    starts, kept = trie.starts.tolist(), trie.kept.tolist()
+    ends = zip(starts[:-1], starts[1:], kept, strict=True)
+    return [Run(start, stop, depth) for start, stop, depth in ends]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,15 @@ class Budget:
         if self.tokens < 1 or (self.given_rows is not None and self.given_rows < 1):
             raise ArgumentError("max_batch_tokens and batch_size must be at least 1")
 
+    @classmethod
+    def of(cls, tokens: int | None, rows: int | None) -> "Budget":
+        """That of a user, who need not say either.
+
+        Raises:
+            ArgumentError: If one is below 1.
+        """
+        return cls(USUAL_TOKENS if tokens is None else tokens, rows)
+
     @property
     def rows(self) -> int:
         """Most sequences."""

@@ -5,7 +5,6 @@ more. So sizes are tried, each twice the one before, until one gains nothing or 
 """
 
 import gc
-import logging
 import math
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.rows import Rows
 from ebm_encode.tokens import Tokens
-
-log = logging.getLogger(__name__)
 
 SIZES = tuple(2**k for k in range(12, 18))
 """Tokens of a pass that are tried, 4,096 to 131,072."""

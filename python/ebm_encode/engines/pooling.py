@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ebm_encode import _core
+from ebm_encode.engines.attention import runs_of
 from ebm_encode.engines.rows import Landing, to_device
 
 _ROWS = 256
@@ -30,14 +31,12 @@ def pool_last(hidden: torch.Tensor, trie: _core.Trie, landing: Landing) -> None:
 
 def _walk(hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]) -> None:
     """Lays hidden states along the path, each run over what is there, and averages."""
-    starts, kept = trie.starts.tolist(), trie.kept.tolist()
-    runs = list(zip(starts[:-1], starts[1:], kept, strict=True))
-    longest = max(depth + stop - start for start, stop, depth in runs)
+    runs = runs_of(trie)
+    longest = max(run.depths.stop for run in runs)
     path = hidden.new_empty((longest, hidden.shape[1]), dtype=torch.float32)
-    for row, (start, stop, depth) in zip(targets, runs, strict=True):
-        end = depth + stop - start
-        path[depth:end] = hidden[start:stop]
-        torch.mean(path[:end], dim=0, out=row)
+    for row, run in zip(targets, runs, strict=True):
+        path[run.depths] = hidden[run.nodes]
+        torch.mean(path[: run.depths.stop], dim=0, out=row)
 
 
 def _multiply(hidden: torch.Tensor, trie: _core.Trie, block: torch.Tensor) -> None:

@@ -16,7 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines.attention import Carried, Paths, Run, attending_over_paths
+from ebm_encode.engines.attention import (
+    Carried,
+    Paths,
+    Run,
+    attending_over_paths,
+    runs_of,
+)
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.compiled import CompiledLayers
 from ebm_encode.engines.engine import Pooling
@@ -116,7 +122,7 @@ class WindowEngine:
         # Were there no mask at all, transformers would look for packed sequences by the positions.
         mask = torch.ones_like(ids)
         cut = _MOST_QUERIES if self._model.device.type == "cpu" else nodes
-        slices = _slices(_runs(trie), slice_nodes or nodes, cut)
+        slices = _slices(runs_of(trie), slice_nodes or nodes, cut)
         parts = []
         with attending_over_paths(self._model.base) as attend_over, self._layers():
             for own, paths in slices:
@@ -156,13 +162,6 @@ class MaskedWindowEngine(WindowEngine):
             mask = torch.where(mask, 0.0, lowest).to(self._model.base.dtype)
         with self._layers():
             return self._tap.hidden(ids, mask, positions)[0]
-
-
-def _runs(trie: _core.Trie) -> list[Run]:
-    """The new tokens of each sequence, which may be none."""
-    starts, kept = trie.starts.tolist(), trie.kept.tolist()
-    ends = zip(starts[:-1], starts[1:], kept, strict=True)
-    return [Run(start, stop, depth) for start, stop, depth in ends]
 
 
 def _slices(runs: list[Run], most: int, longest_run: int) -> list[tuple[slice, Paths]]:
