@@ -6,6 +6,7 @@ stand, keys are gathered along the paths, and one call does a whole window.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,12 @@ from ebm_encode.engines.rows import to_device
 
 if TYPE_CHECKING:
     from ebm_encode.engines.attention import PathMask, Paths
+
+
+_MOST_WIDTH = 256
+"""Widest head that the kernel takes."""
+_WIDTHS = 8
+"""It takes heads of a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,18 @@ class Ragged:
 
 def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: "PathMask") -> bool:
     """Whether the kernel takes these, and says by a window what the mask says."""
-    fits = query.dtype in {torch.float16, torch.bfloat16} and key.shape[3] == value.shape[3]
-    return query.device.type == "cuda" and fits and mask.banded
+    width = key.shape[3]
+    fits = query.dtype in {torch.float16, torch.bfloat16} and width == value.shape[3]
+    fits = fits and width <= _MOST_WIDTH and width % _WIDTHS == 0
+    return fits and has_kernel(query.device) and mask.banded
+
+
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch's kernel runs on a device: NVIDIA's from Ampere on, and AMD's."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend(

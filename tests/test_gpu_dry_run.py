@@ -1,0 +1,152 @@
+"""A pass on a GPU that is not there: tensors without numbers, which know their shape and device.
+
+They refuse what a GPU would: operands on different devices, shapes that the kernel's own signature
+does not take. And they refuse to be read by the host, for which a GPU would have to be waited for.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.attention import varlen as torch_varlen
+
+from ebm_encode.engines import rows, varlen
+from ebm_encode.engines.attention import PathMask
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.padded import PaddedEngine
+from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.windows import WindowEngine
+from ebm_encode.model import Model
+
+_WIDTH = 256
+_SHAPE = {
+    "hidden_size": _WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "intermediate_size": 256, "vocab_size": 1000,
+}  # fmt: skip
+_CONFIGS = {
+    "llama": transformers.LlamaConfig(**_SHAPE),
+    "qwen3": transformers.Qwen3Config(**_SHAPE),
+    "mistral": transformers.MistralConfig(**_SHAPE, sliding_window=16),
+    "gemma2": transformers.Gemma2Config(**_SHAPE, sliding_window=16),
+    "gpt2": transformers.GPT2Config(n_embd=_WIDTH, n_layer=3, n_head=4, vocab_size=1000),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Mode in which new tensors on `cuda` have no numbers; what arrives at the host is listed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    banded = PathMask._banded_on
+
+    def asked_on_the_host(mask, device):
+        assert device.type == "cpu"
+        with unset_fake_temporarily():
+            return banded(mask, device)
+
+    arrived = []
+    monkeypatch.setattr(PathMask, "_banded_on", asked_on_the_host)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(rows, "_to_host", lambda block: (block, lambda: None))
+    monkeypatch.setattr(rows, "bring_over", lambda block, *_: arrived.append(block))
+    # Those of an H100.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch_varlen, "_cudnn_version_and_major_capability", lambda _: (92400, 9))
+    monkeypatch.setattr(torch_varlen, "_cudnn_decode_disabled", lambda _: False)
+    varlen.has_kernel.cache_clear()
+    yield mode, arrived
+    varlen.has_kernel.cache_clear()
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def model_on(mode, architecture, dtype):
+    config = _CONFIGS[architecture]
+    with default_dtype(dtype), mode, torch.device("cuda"):
+        base = transformers.AutoModel.from_config(config).eval()
+    return Model(
+        name=architecture, folder=None, base=base, config=config, tokenizer=None,
+        dtype=str(dtype).removeprefix("torch."), max_positions=None, stretches_after=None,
+        own_code=False,
+    )  # fmt: skip
+
+
+def sequences():
+    generator = np.random.default_rng(0)
+    begins = np.arange(40)
+    ends = (generator.integers(50, 900, generator.integers(3, 60)) for _ in range(20))
+    return [np.concatenate([begins, end]).astype(np.uint32) for end in ends]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "by_kernel"),
+    [
+        ("llama", torch.bfloat16, True), ("qwen3", torch.bfloat16, True),
+        ("mistral", torch.float16, True), ("gpt2", torch.float16, True),
+        ("gemma2", torch.bfloat16, False), ("llama", torch.float32, False),
+    ],
+)  # fmt: skip
+def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
+    gpu, monkeypatch, architecture, dtype, by_kernel, share, pooling
+):
+    mode, arrived = gpu
+    calls = []
+    kernel = varlen.varlen_attn
+
+    def told(*arguments, **options):
+        calls.append(arguments)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(varlen, "varlen_attn", told)
+    model = model_on(mode, architecture, dtype)
+    engine = WindowEngine(model, pooling, -1, Budget(4096), share=share)
+    some = sequences()
+    with mode:
+        engine.forward(some, Rows.new(len(some), _WIDTH)).wait()
+        engine.trial(some, Rows.new(len(some), _WIDTH)).wait()
+    assert [(block.shape, block.device.type, block.dtype) for block in arrived] == [
+        ((len(some), _WIDTH), "cuda", torch.float32)
+    ] * 2
+    # One call for each layer of the window, and of the three slices of the self-test.
+    assert len(calls) == (3 * (1 + 3) if by_kernel else 0)
+
+
+def test_padded_batches_stay_on_a_gpu(gpu):
+    mode, arrived = gpu
+    model = model_on(mode, "llama", torch.bfloat16)
+    engine = PaddedEngine(model, "mean", -1, Budget(4096))
+    some = sequences()
+    with mode:
+        engine.forward(some, Rows.new(len(some), _WIDTH)).wait()
+    assert [block.device.type for block in arrived] == ["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("width", "capability", "taken"),
+    [(64, (8, 0), True), (256, (9, 0), True), (320, (9, 0), False), (60, (9, 0), False),
+     (64, (7, 5), False)],
+)  # fmt: skip
+def test_what_the_kernel_does_not_take_is_not_given_to_it(
+    gpu, monkeypatch, width, capability, taken
+):
+    mode, _ = gpu
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    class Mask:
+        banded = True
+
+    with mode:
+        part = torch.empty((1, 4, 10, width), dtype=torch.float16, device="cuda")
+    assert varlen.usable(part, part, part, Mask()) == taken
