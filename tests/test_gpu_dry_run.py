@@ -1,10 +1,11 @@
 """A pass on a GPU that is not there: tensors without numbers, which know their shape and device.
 
-They refuse what a GPU would: operands on different devices, shapes that the kernel's own signature
-does not take. And they refuse to be read by the host, for which a GPU would have to be waited for.
+They refuse what a GPU would: operands on different devices, numbers of heads that do not fit each
+other. And they refuse to be read by the host, for which a GPU would have to be waited for. Pinned
+memory and the copy of finished rows to the host cannot be had so, and are replaced.
 """
 
-from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,20 +61,11 @@ def gpu(monkeypatch):
     varlen.has_kernel.cache_clear()
 
 
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def model_on(mode, architecture, dtype):
     config = _CONFIGS[architecture]
-    with default_dtype(dtype), mode, torch.device("cuda"):
-        base = transformers.AutoModel.from_config(config).eval()
+    with mode, torch.device("cuda"):
+        base = transformers.AutoModel.from_config(config, dtype=dtype).eval()
+    assert (base.dtype, base.device.type) == (dtype, "cuda")
     return Model(
         name=architecture, folder=None, base=base, config=config, tokenizer=None,
         dtype=str(dtype).removeprefix("torch."), max_positions=None, stretches_after=None,
@@ -144,9 +136,6 @@ def test_what_the_kernel_does_not_take_is_not_given_to_it(
     mode, _ = gpu
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 
-    class Mask:
-        banded = True
-
     with mode:
         part = torch.empty((1, 4, 10, width), dtype=torch.float16, device="cuda")
-    assert varlen.usable(part, part, part, Mask()) == taken
+    assert varlen.usable(part, part, part, SimpleNamespace(banded=True)) == taken

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ebm_encode.engines.attention import PathMask, Paths
 
 
+# What FlashAttention's `mha_varlen_fwd` requires, as torch has it (flash_attn/flash_api.cpp).
 _MOST_WIDTH = 256
 """Widest head that the kernel takes."""
 _WIDTHS = 8
@@ -65,14 +66,14 @@ class Ragged:
 def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: "PathMask") -> bool:
     """Whether the kernel takes these, and says by a window what the mask says."""
     width = key.shape[3]
-    fits = query.dtype in {torch.float16, torch.bfloat16} and width == value.shape[3]
-    fits = fits and width <= _MOST_WIDTH and width % _WIDTHS == 0
+    wide = width == value.shape[3] and width <= _MOST_WIDTH and width % _WIDTHS == 0
+    fits = query.dtype in {torch.float16, torch.bfloat16} and wide
     return fits and has_kernel(query.device) and mask.banded
 
 
 @cache
 def has_kernel(device: torch.device) -> bool:
-    """Whether torch's kernel runs on a device: NVIDIA's from Ampere on, and AMD's."""
+    """Whether to try the kernel on a device: NVIDIA's from Ampere on, and any of AMD's."""
     if device.type != "cuda":
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
