@@ -1,17 +1,19 @@
 """Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
 
     python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--rounds 3]
-        [--stretch shared] [--start 0.5] [--contenders ours,alone,...] [--vllm-python PYTHON]
-        [--words 8192] [--vocabulary 32000] [--template raw]
+        [--stretch shared|unrelated|whole] [--start 0.5] [--contenders ours,alone,...]
+        [--vllm-python PYTHON] [--words 8192] [--vocabulary 32000] [--template raw]
         [--device cuda] [--dtype bfloat16] [--corpus 217499]
 
 TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
 order of their texts, with the sharing that they naturally have, in each round from another part of
-the whole; `--stretch unrelated` takes states of which no two begin alike. The model has seeded
-random weights; its tokenizer is trained on the states.
+the whole; `--stretch unrelated` takes states of which no two begin alike; `--stretch whole` goes
+through all of them, `--states` in each round. The model has seeded random weights; its tokenizer is
+trained on the states.
 
 Every contender runs in a process of its own, in turns, round after round, so that noise of the
-machine hits all alike; a ratio compares two contenders of the same round, and medians are printed.
+machine hits all alike; a ratio compares two contenders of the same round. Medians are printed, and
+under "together" the ratio of the times of all rounds.
 Matrix products of the model's largest shape take turns with the work in each process: "of products"
 is the FLOPs that the distinct prefixes need, over time, as a share of what these products sustain,
 "of best" as a share of the fastest one. A contender whose rows differ from those of each state
@@ -29,6 +31,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +63,21 @@ def real_states(files: list[Path]) -> list[str]:
     return sorted(found)
 
 
-def choose(states: list[str], stretch: str, count: int, start: float) -> list[str]:
-    """A contiguous stretch, or states of which no two have the same first 12 characters."""
-    if stretch == "shared":
-        first = int((len(states) - count) * start)
-        return states[first : first + count]
-    apart = {state[:12]: state for state in states}
-    step = max(len(apart) // count, 1)
-    return sorted(apart.values())[::step][:count]
+def stretches(states: list[str], options: Any) -> Iterator[list[str]]:
+    """The states of every round."""
+    count = options.states
+    if options.stretch == "whole":
+        yield from (states[first : first + count] for first in range(0, len(states), count))
+        return
+    if options.stretch == "unrelated":
+        apart = {state[:12]: state for state in states}
+        step = max(len(apart) // count, 1)
+        yield from [sorted(apart.values())[::step][:count]] * options.rounds
+        return
+    for number in range(options.rounds):
+        spread = (number + 1) / (options.rounds + 1)
+        first = int((len(states) - count) * (spread if options.start is None else options.start))
+        yield states[first : first + count]
 
 
 def make_model(
@@ -110,7 +121,7 @@ def main() -> None:
     parser.add_argument("trajectories", type=Path, nargs="+")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--states", type=int, default=1000)
-    parser.add_argument("--stretch", choices=["shared", "unrelated"], default="shared")
+    parser.add_argument("--stretch", choices=["shared", "unrelated", "whole"], default="shared")
     parser.add_argument(
         "--start", type=float, help="where the stretch of every round begins, from 0 to 1"
     )
@@ -119,7 +130,7 @@ def main() -> None:
         "--vocabulary", type=int, default=0, help="tokens of the model, if more than its tokenizer"
     )
     parser.add_argument("--template", default="raw", help="put around every state first")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="as many as it takes for the whole")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument(
         "--slow-once", action="store_true", help="run the classic recipes once only"
@@ -149,49 +160,41 @@ def main() -> None:
         machine = {"device": options.device, "dtype": options.dtype}
         (work / "machine.json").write_text(json.dumps(machine))
         rounds: list[dict[str, dict[str, Any]]] = []
-        for number in range(options.rounds):
+        for number, states in enumerate(stretches(everything, options)):
             reports = {}
-            spread = (number + 1) / (options.rounds + 1)
-            start = spread if options.start is None else options.start
-            states = choose(everything, options.stretch, options.states, start)
             prompts = [template.prompt(state) for state in states]
             (work / "states.json").write_text(json.dumps(prompts))
-            (work / "truth.npy").unlink(missing_ok=True)
             for name in names:
                 if number and options.slow_once and name.startswith("classic"):
                     continue
                 python = options.vllm_python if name == "vllm" else sys.executable
-                report = run(python, name, work)
-                reports[name] = check(report, name, work, options.dtype)
+                reports[name] = run(python, name, work)
+            check(reports, work, options.dtype)
+            for name, report in reports.items():
                 print(
                     f"round {number + 1}: {name}: {describe(report)}", file=sys.stderr, flush=True
                 )
             rounds.append(reports)
-    if options.json:
-        options.json.write_text(
-            json.dumps({"options": vars(options), "rounds": rounds}, default=str)
-        )
+            if options.json:
+                options.json.write_text(
+                    json.dumps({"options": vars(options), "rounds": rounds}, default=str)
+                )
     show(rounds, names, options)
 
 
-def check(report: dict[str, Any], name: str, work: Path, dtype: str) -> dict[str, Any]:
-    """Compares a contender's rows with those of each state alone, which the first run leaves."""
-    if "failed" in report:
-        return report
-    rows = np.load(work / f"{name}.npy")
-    truth_file = work / "truth.npy"
-    if not truth_file.exists():
-        made = run(sys.executable, "alone", work)
-        if "failed" in made:
-            raise SystemExit(f"the states alone: {made['failed']}")
-        (work / "alone.npy").replace(truth_file)
-    truth = np.load(truth_file)
-    relative, cosine = compare(rows, truth)
-    error = relative if dtype == "float32" else 1 - cosine
-    report["error"] = error
-    if not error <= _TOLERANCE[dtype]:
-        report["failed"] = f"other rows than alone (error {error:.1e})"
-    return report
+def check(reports: dict[str, dict[str, Any]], work: Path, dtype: str) -> None:
+    """Compares all rows of a round with those of each state alone."""
+    truth = reports.get("alone") or run(sys.executable, "alone", work)
+    if "failed" in truth:
+        raise SystemExit(f"the states alone: {truth['failed']}")
+    rows = np.load(work / "alone.npy")
+    for name, report in reports.items():
+        if "failed" in report:
+            continue
+        relative, cosine = compare(np.load(work / f"{name}.npy"), rows)
+        report["error"] = relative if dtype == "float32" else 1 - cosine
+        if not report["error"] <= _TOLERANCE[dtype]:
+            report["failed"] = f"other rows than alone (error {report['error']:.1e})"
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -201,41 +204,45 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def sharing(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """Tokens per distinct prefix in each round, the same for all contenders."""
-    reports = (next((r for r in each.values() if "nodes" in r), None) for each in rounds)
-    return ", ".join(f"{r['tokens'] / r['nodes']:.2f}" if r else "?" for r in reports)
+    """Tokens per distinct prefix in each round, the same for all contenders, and together."""
+    reports = [next(r for r in each.values() if "nodes" in r) for each in rounds]
+    tokens, nodes = [r["tokens"] for r in reports], [r["nodes"] for r in reports]
+    each = ", ".join(f"{t / n:.2f}" for t, n in zip(tokens, nodes, strict=True))
+    return f"{each}; together {sum(tokens) / sum(nodes):.2f}"
 
 
 def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any) -> None:
     print(
-        f"{options.size} {SIZES[options.size]}, {options.states} states ({options.stretch},"
+        f"{options.size} {SIZES[options.size]}, {options.states} states a round ({options.stretch},"
         f" template {options.template},"
         f" tokens per distinct prefix {sharing(rounds)}),"
-        f" {options.rounds} rounds, {options.dtype} on {where(options.device)}, torch"
+        f" {len(rounds)} rounds, {options.dtype} on {where(options.device)}, torch"
         f" {torch.__version__}, transformers {transformers.__version__},"
         f" Python {platform.python_version()}"
     )
     print(
         "| contender | states/s | tokens/s | unique tokens/s | TFLOP/s | of products | of best | MB"
-        " | error | it / ours, by round | median |"
+        " | error | it / ours, by round | median | together |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     expected = ""
     for name in names:
         reports = [each[name] for each in rounds if name in each]
         failed = [report["failed"] for report in reports if "failed" in report]
         if failed:
-            print(f"| {name} | {failed[0]} | | | | | | | | | |")
+            print(f"| {name} | {failed[0]} | | | | | | | | | | |")
             continue
 
         def median(key: Any, reports: list[dict[str, Any]] = reports) -> float:
             return statistics.median(key(report) for report in reports)
 
-        ratios = [
-            each[name]["seconds"] / each[_OURS]["seconds"]
+        pairs = [
+            (each[name]["seconds"], each[_OURS]["seconds"])
             for each in rounds
             if name in each and "seconds" in each.get(_OURS, {})
         ]
+        ratios = [it / ours for it, ours in pairs]
+        together = sum(it for it, _ in pairs) / sum(ours for _, ours in pairs) if pairs else nan
         print(
             f"| {name} | {median(lambda r: r['states'] / r['seconds']):.1f}"
             f" | {median(lambda r: r['tokens'] / r['seconds']):,.0f}"
@@ -246,7 +253,7 @@ def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any
             f" | {median(lambda r: r['megabytes']):,.0f}"
             f" | {max(r['error'] for r in reports):.0e}"
             f" | {', '.join(f'{ratio:.2f}' for ratio in ratios)}"
-            f" | {statistics.median(ratios) if ratios else float('nan'):.2f} |"
+            f" | {statistics.median(ratios) if ratios else nan:.2f} | {together:.2f} |"
         )
         if name == _OURS:
             minutes = options.corpus / median(lambda r: r["states"] / r["seconds"]) / 60

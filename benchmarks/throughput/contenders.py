@@ -29,8 +29,8 @@ SIZES = {
     "7b": (4096, 30, 11008, 128),
 }
 BATCH = 32
-PARTS = {"cpu": 256, "cuda": 4096}
-"""States between two measurements of the machine's matrix products; whole batches."""
+PART = 4096
+"""States given to a contender at once, as many as a bulk run plans together; whole batches."""
 LONGEST = 2048
 TURN = 2.0
 """Seconds of work on a CPU before matrix products have a turn."""
@@ -80,7 +80,7 @@ def _ours(setup: Setup, engine: Any) -> Encode:
 
     encoder = Encoder.load(setup.model, device=setup.device, dtype=setup.dtype, engine=engine)
     # As a bulk run does before its first batch; nothing on a CPU.
-    encoder.calibrate(encoder.prompts.tokenize(setup.states[: PARTS["cuda"]]), times=50)
+    encoder.calibrate(encoder.prompts.tokenize(setup.states[:PART]), times=50)
     return encoder.encode
 
 
@@ -373,12 +373,11 @@ def main() -> None:
     encode([states[0], max(states, key=len)])
     peak = Peak(config["hidden_size"], config["intermediate_size"], setup)
     parts, seconds = [], 0.0
-    part = PARTS[setup.device]
-    for first in range(0, len(states), part):
+    for first in range(0, len(states), PART):
         peak.measure(0.5)
         start = time.perf_counter()
         with taking_turns(peak) as pauses:
-            parts.append(encode(states[first : first + part]))
+            parts.append(encode(states[first : first + PART]))
         seconds += time.perf_counter() - start - sum(pauses)
     peak.measure(0.5)
     rows = np.concatenate(parts)
