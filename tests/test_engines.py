@@ -297,6 +297,7 @@ def test_positions_that_stretch_with_the_longest_of_a_batch(
 def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, window_size, **_):
     """What torch documents of its kernel: the last query of a sequence sees its last key."""
     left, right = window_size
+    assert value.shape == key.shape
     assert (most, right) == ((query_ends.diff().max(), key_ends.diff().max()), 0)
     outputs = []
     for i in range(len(query_ends) - 1):
@@ -316,7 +317,7 @@ def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, wind
 
 
 @pytest.mark.parametrize("slice_nodes", [100, None])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "llama4_text"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "deepseek_v3", "llama4_text"])
 def test_the_layout_for_the_kernel_of_a_gpu(
     make_model, mixed, monkeypatch, architecture, slice_nodes
 ):

@@ -32,6 +32,15 @@ _CONFIGS = {
     "qwen3": transformers.Qwen3Config(**_SHAPE),
     "mistral": transformers.MistralConfig(**_SHAPE, sliding_window=16),
     "gemma2": transformers.Gemma2Config(**_SHAPE, sliding_window=16),
+    "deepseek_v3": transformers.DeepseekV3Config(
+        **_SHAPE | {"num_key_value_heads": 4, "head_dim": 16},
+        q_lora_rank=64,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        first_k_dense_replace=3,
+    ),
     "gpt2": transformers.GPT2Config(n_embd=_WIDTH, n_layer=3, n_head=4, vocab_size=1000),
 }
 
@@ -87,7 +96,8 @@ def sequences():
     [
         ("llama", torch.bfloat16, True), ("qwen3", torch.bfloat16, True),
         ("mistral", torch.float16, True), ("gpt2", torch.float16, True),
-        ("gemma2", torch.bfloat16, False), ("llama", torch.float32, False),
+        ("deepseek_v3", torch.bfloat16, True), ("gemma2", torch.bfloat16, False),
+        ("llama", torch.float32, False),
     ],
 )  # fmt: skip
 def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(

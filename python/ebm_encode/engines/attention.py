@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -352,6 +352,7 @@ def _weights(scores: torch.Tensor, s_aux: torch.Tensor | None) -> torch.Tensor:
     return torch.softmax(scores - scores.amax(dim=-1, keepdim=True), dim=-1)[..., :-1]
 
 
+@cache
 def stay_out_of_graphs() -> None:
     """Keeps attention a call where layers are compiled; it goes by runs, which differ each time."""
     AttentionInterface.register(NAME, torch.compiler.disable(path_attention))

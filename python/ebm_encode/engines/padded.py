@@ -11,6 +11,7 @@ from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.rows import Arrival, Rows, to_device
+from ebm_encode.engines.torch_settings import inference
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -44,7 +45,7 @@ class PaddedEngine:
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
-        with torch.inference_mode():
+        with inference():
             landing = rows.landing(self._model.device)
             own = zip(landing.targets, self._hidden(sequences), sequences, strict=True)
             for row, states, sequence in own:
@@ -89,5 +90,5 @@ class AloneEngine(PaddedEngine):
 
     def width(self, sequence: NDArray[np.uint32]) -> int:
         """Length of a row, told by running the model; its config may not say."""
-        with torch.inference_mode():
+        with inference():
             return int(self._hidden([sequence]).shape[-1])

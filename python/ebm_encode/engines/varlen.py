@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad
 
 from ebm_encode.engines.rows import to_device
 
@@ -66,7 +67,7 @@ class Ragged:
 def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: "PathMask") -> bool:
     """Whether the kernel takes these, and says by a window what the mask says."""
     width = key.shape[3]
-    wide = width == value.shape[3] and width <= _MOST_WIDTH and width % _WIDTHS == 0
+    wide = value.shape[3] <= width <= _MOST_WIDTH and width % _WIDTHS == 0
     fits = query.dtype in {torch.float16, torch.bfloat16} and wide
     return fits and has_kernel(query.device) and mask.banded
 
@@ -88,11 +89,13 @@ def attend(
     *,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Outputs (1, N, H, D) of queries (1, H, N, D), keys and values (1, G, N, D).
+    """Outputs (1, N, H, E) of queries (1, H, N, D), keys (1, G, N, D) and values (1, G, N, E).
 
-    `before` has the keys and values (G, P, D) that the first run stands on.
+    `before` has the keys (G, P, D) and values (G, P, E) that the first run stands on. The kernel
+    takes one width only, so narrower values (DeepSeek-V3) are widened by zeros, and outputs cut.
     """
     ragged = mask.ragged
+    narrower = key.shape[3] - value.shape[3]
     whole = [
         new[0] if mask.paths.before == 0 else torch.cat([old, new[0]], dim=1)
         for old, new in zip(before, (key, value), strict=True)
@@ -100,7 +103,7 @@ def attend(
     mixed: torch.Tensor = varlen_attn(
         query[0].transpose(0, 1).contiguous(),  # (N, H, D)
         whole[0].transpose(0, 1)[ragged.keys],  # (K, G, D)
-        whole[1].transpose(0, 1)[ragged.keys],
+        pad(whole[1], (0, narrower)).transpose(0, 1)[ragged.keys],
         ragged.query_ends,
         ragged.key_ends,
         ragged.most_queries,
@@ -109,4 +112,4 @@ def attend(
         window_size=(-1 if mask.reach is None else mask.reach - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return mixed[None]
+    return mixed[None, ..., : value.shape[3]]

@@ -29,6 +29,7 @@ from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.pooling import pool_last, pool_mean
 from ebm_encode.engines.rows import Arrival, Rows, to_device
+from ebm_encode.engines.torch_settings import inference
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -106,7 +107,7 @@ class WindowEngine:
         self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, slice_nodes: int | None
     ) -> Arrival:
         trie = self._trie(sequences)
-        with torch.inference_mode():
+        with inference():
             landing = rows.landing(self._model.device)
             self._pool(self._hidden(trie, slice_nodes), trie, landing)
             return landing.depart()

@@ -1,0 +1,81 @@
+"""What a pass needs of torch's settings, which belong to the whole process.
+
+A trainer beside the encoder, or an environment variable, may let float32 products be computed in
+TF32 or bfloat16. Rows would then be float32 by name only, and so would those of each state alone
+that they are compared with. And cuDNN's attention, where torch prefers it, makes a plan for every
+new shape; lengths of states differ all the time.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
+
+_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_EXACT = ("none", "ieee")
+
+
+class _Changed:
+    """The settings while passes run, in whatever threads; put back by the last one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._passes = 0
+        self._put_back = ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._passes == 0:
+                self._put_back.callback(_exact_products())
+                self._put_back.callback(_no_plans())
+            self._passes += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._passes -= 1
+            if self._passes == 0:
+                self._put_back.close()
+
+
+_changed = _Changed()
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """Passes run in this: without gradients, float32 products in float32, attention unplanned."""
+    _changed.enter()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _changed.leave()
+
+
+def _exact_products() -> Callable[[], None]:
+    """Has float32 products computed in float32; returns what puts the setting back."""
+    before = [product.fp32_precision for product in _PRODUCTS]
+    if all(precision in _EXACT for precision in before):
+        return lambda: None
+    try:
+        old_name: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses if the setting was made by its newer names
+        old_name = None
+    torch.set_float32_matmul_precision("highest")
+
+    def put_back() -> None:
+        if old_name is not None:
+            torch.set_float32_matmul_precision(old_name)
+        for product, precision in zip(_PRODUCTS, before, strict=True):
+            if product.fp32_precision != precision:
+                product.fp32_precision = precision
+
+    return put_back
+
+
+def _no_plans() -> Callable[[], None]:
+    """Takes cuDNN's attention from the choices; returns what puts it back."""
+    before = cudnn_sdp_enabled()
+    enable_cudnn_sdp(enabled=False)
+    return lambda: enable_cudnn_sdp(before)

@@ -1,0 +1,82 @@
+"""Settings of the process that a pass must not suffer from, and must leave as they were."""
+
+import threading
+
+import pytest
+import torch
+from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
+
+from ebm_encode import Encoder
+from ebm_encode.engines.torch_settings import inference
+
+_CUDA, _CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
+def settings():
+    return _CUDA.fp32_precision, _CPU.fp32_precision, cudnn_sdp_enabled()
+
+
+@pytest.fixture(autouse=True)
+def as_torch_has_them():
+    before = settings()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    _CUDA.fp32_precision, _CPU.fp32_precision = before[:2]
+    enable_cudnn_sdp(before[2])
+
+
+@pytest.mark.parametrize("engine", ["shared-prefix", "shared-prefix-mask", "padded", "alone"])
+def test_passes_compute_in_float32_where_the_process_allows_less(llama, states, engine):
+    encoder = Encoder.load(llama, engine=engine)
+    rows = encoder.encode(states[:20])
+    seen = []
+    encoder.model.base.register_forward_hook(lambda *_: seen.append(settings()))
+    torch.set_float32_matmul_precision("medium")
+    assert (encoder.encode(states[:20]) == rows).all()
+    assert set(seen) == {("ieee", "ieee", False)}
+
+
+@pytest.mark.parametrize("name", ["high", "medium"])
+def test_the_precision_of_products_by_its_older_name_is_put_back(name):
+    torch.set_float32_matmul_precision(name)
+    before = settings()
+    with inference():
+        assert settings() == ("ieee", "ieee", False)
+    assert settings() == before
+    assert torch.get_float32_matmul_precision() == name
+
+
+def test_the_precision_of_products_by_its_newer_names_is_put_back():
+    _CUDA.fp32_precision = "tf32"
+    before = settings()
+    with inference():
+        assert settings() == ("ieee", "ieee", False)
+    assert (_CUDA.fp32_precision, cudnn_sdp_enabled()) == (before[0], before[2])
+
+
+def test_settings_stay_until_the_last_pass_is_over():
+    torch.set_float32_matmul_precision("high")
+    enable_cudnn_sdp(enabled=True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def passes():
+        with inference():
+            inside.set()
+            leave.wait()
+
+    other = threading.Thread(target=passes, daemon=True)
+    with inference():
+        other.start()
+        inside.wait()
+    assert settings() == ("ieee", "ieee", False)
+    leave.set()
+    other.join()
+    assert settings() == ("tf32", "tf32", True)
+
+
+def test_settings_are_put_back_when_a_pass_fails():
+    torch.set_float32_matmul_precision("high")
+    before = settings()
+    with pytest.raises(ZeroDivisionError), inference():
+        _ = 1 / 0
+    assert settings() == before
