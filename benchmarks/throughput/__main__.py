@@ -205,7 +205,10 @@ def describe(report: dict[str, Any]) -> str:
 
 def sharing(rounds: list[dict[str, dict[str, Any]]]) -> str:
     """Tokens per distinct prefix in each round, the same for all contenders, and together."""
-    reports = [next(r for r in each.values() if "nodes" in r) for each in rounds]
+    ran = ([r for r in each.values() if "nodes" in r] for each in rounds)
+    reports = [some[0] for some in ran if some]
+    if not reports:
+        return "?"
     tokens, nodes = [r["tokens"] for r in reports], [r["nodes"] for r in reports]
     each = ", ".join(f"{t / n:.2f}" for t, n in zip(tokens, nodes, strict=True))
     return f"{each}; together {sum(tokens) / sum(nodes):.2f}"
