@@ -1,9 +1,10 @@
 //! The Python encoder on a thread of its own.
 
 use std::hint;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ebm_encode::cache::Identity;
@@ -31,10 +32,57 @@ const STACK: usize = 8 << 20;
 /// [`CachedEncoder`](ebm_encode::encoder::CachedEncoder) in front to merge them.
 #[derive(Debug)]
 pub struct PythonEncoder {
-    thread: ThreadPool,
+    thread: PythonThread,
     encoder: ObjectEncoder,
     python: &'static Interpreter,
     time: PythonTime,
+}
+
+/// The thread, for as long as this lives; dropping it waits for the thread's end.
+///
+/// What torch and Python keep for a thread is given back when it ends. Were it still at that while
+/// the process ends, libraries would clean up under its hands.
+#[derive(Debug)]
+struct PythonThread {
+    pool: Option<ThreadPool>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl PythonThread {
+    fn start() -> Result<Self, EmbedError> {
+        let mut handle = None;
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(1)
+            .spawn_handler(|worker| {
+                // Known to Python for its whole life, which costs less than to be introduced anew
+                // for each call; and detached for as long as it waits.
+                let live = || Python::attach(|py| py.detach(|| worker.run()));
+                let builder = thread::Builder::new().name("ebm-encode-python".to_owned());
+                handle = Some(builder.stack_size(STACK).spawn(live)?);
+                Ok(())
+            })
+            .build()
+            .map_err(|error| EmbedError::Thread(error.to_string()))?;
+        Ok(Self { pool: Some(pool), handle })
+    }
+}
+
+impl Deref for PythonThread {
+    type Target = ThreadPool;
+
+    fn deref(&self) -> &ThreadPool {
+        self.pool.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl Drop for PythonThread {
+    fn drop(&mut self) {
+        drop(self.pool.take()); // which tells the thread to end
+        // A panic there has been reported by then.
+        if let Some(Err(_)) = self.handle.take().map(JoinHandle::join) {
+            tracing::warn!("the thread of Python ended by a panic");
+        }
+    }
 }
 
 /// How long Python has worked, for whoever asks while the encoder is at work elsewhere.
@@ -63,17 +111,7 @@ impl PythonEncoder {
         python: &'static Interpreter,
         options: &PythonEncoderOptions,
     ) -> Result<Self, EmbedError> {
-        let thread = ThreadPoolBuilder::new()
-            .num_threads(1)
-            .spawn_handler(|worker| {
-                // Known to Python for its whole life, which costs less than to be introduced anew
-                // for each call; and detached for as long as it waits.
-                let live = || Python::attach(|py| py.detach(|| worker.run()));
-                let builder = thread::Builder::new().name("ebm-encode-python".to_owned());
-                builder.stack_size(STACK).spawn(live).map(drop)
-            })
-            .build()
-            .map_err(|error| EmbedError::Thread(error.to_string()))?;
+        let thread = PythonThread::start()?;
         let encoder = thread.install(|| {
             make(|py| {
                 let arguments = (log::forward(py)?, options.threads, options.arguments(py)?);
