@@ -30,13 +30,13 @@ def prover(*arguments, program=PROVER, **changes):
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
     hints = {"VIRTUAL_ENV": str(ENVIRONMENT)} | changes.pop("hints", {})
     environment |= {name: value for name, value in hints.items() if value is not None}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.run(
         [str(program), *map(str, arguments)],
-        capture_output=True,
         text=True,
         check=False,
         env=environment,
-        **changes,
+        **(pipes | changes),
     )
 
 
@@ -56,6 +56,13 @@ def test_doctor_checks_a_set_up(llama):
     for text in expected:
         assert text in result.stdout
     assert all(f"request    of {count:>2} states" in result.stdout for count in (1, 8, 32, 64))
+
+
+def test_what_cannot_be_printed_is_an_error_also_while_python_runs(llama):
+    with Path("/dev/full").open("w") as full:
+        result = prover("doctor", "--model-path", llama, stdout=full)
+    assert result.returncode == 2
+    assert "No space left" in result.stderr
 
 
 def test_encode_gives_the_rows_that_python_gives(llama, states, tmp_path):

@@ -1,7 +1,6 @@
 //! The Python encoder on a thread of its own.
 
 use std::hint;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -44,8 +43,8 @@ pub struct PythonEncoder {
 /// the process ends, libraries would clean up under its hands.
 #[derive(Debug)]
 struct PythonThread {
-    pool: Option<ThreadPool>,
-    handle: Option<JoinHandle<()>>,
+    pool: ThreadPool, // dropped first, which tells the thread to end
+    _end: Join,
 }
 
 impl PythonThread {
@@ -63,23 +62,18 @@ impl PythonThread {
             })
             .build()
             .map_err(|error| EmbedError::Thread(error.to_string()))?;
-        Ok(Self { pool: Some(pool), handle })
+        Ok(Self { pool, _end: Join(handle) })
     }
 }
 
-impl Deref for PythonThread {
-    type Target = ThreadPool;
+/// Waits for a thread's end when dropped.
+#[derive(Debug)]
+struct Join(Option<JoinHandle<()>>);
 
-    fn deref(&self) -> &ThreadPool {
-        self.pool.as_ref().expect("taken by drop alone")
-    }
-}
-
-impl Drop for PythonThread {
+impl Drop for Join {
     fn drop(&mut self) {
-        drop(self.pool.take()); // which tells the thread to end
         // A panic there has been reported by then.
-        if let Some(Err(_)) = self.handle.take().map(JoinHandle::join) {
+        if let Some(Err(_)) = self.0.take().map(JoinHandle::join) {
             tracing::warn!("the thread of Python ended by a panic");
         }
     }
@@ -112,7 +106,7 @@ impl PythonEncoder {
         options: &PythonEncoderOptions,
     ) -> Result<Self, EmbedError> {
         let thread = PythonThread::start()?;
-        let encoder = thread.install(|| {
+        let encoder = thread.pool.install(|| {
             make(|py| {
                 let arguments = (log::forward(py)?, options.threads, options.arguments(py)?);
                 py.import("ebm_encode.bridge")?.call_method1("load", arguments)
@@ -133,7 +127,7 @@ impl PythonEncoder {
     /// # Errors
     /// What Python raises.
     pub fn describe(&self) -> Result<serde_json::Value, EmbedError> {
-        let described = self.thread.install(|| attach(|py| self.encoder.describe(py)))?;
+        let described = self.thread.pool.install(|| attach(|py| self.encoder.describe(py)))?;
         serde_json::from_str(&described).map_err(|error| EmbedError::Unexpected(error.to_string()))
     }
 
@@ -156,7 +150,7 @@ impl Encoder for PythonEncoder {
     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
         let mut result = Err(EncoderError::Closed);
         let done = AtomicBool::new(false);
-        self.thread.in_place_scope(|scope| {
+        self.thread.pool.in_place_scope(|scope| {
             scope.spawn(|_| {
                 let start = Instant::now();
                 result = self.encoder.encode_into(states, rows);
@@ -179,7 +173,7 @@ fn spin_until(done: &AtomicBool) {
 
 impl Drop for PythonEncoder {
     fn drop(&mut self) {
-        self.thread.install(|| self.encoder.release());
+        self.thread.pool.install(|| self.encoder.release());
         if let Err(error) = self.python.flush() {
             tracing::warn!(%error, "what Python has buffered may be lost");
         }

@@ -71,6 +71,7 @@ impl Interpreter {
 
     /// Writes out what Python has buffered. Call it before the process ends: Python itself is not
     /// finalised, since torch's threads do not survive that, so its `atexit` functions do not run.
+    /// A host that then ends by `_exit` spares itself the destructors of C++ libraries, too.
     ///
     /// # Errors
     /// What Python raises, of a closed pipe for example.

@@ -7,9 +7,10 @@ use anyhow::Context;
 use ebm_encode::encoder::CachedEncoder;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use signal_hook::low_level;
 
-const INTERRUPTED: i32 = 130;
+use crate::end;
+
+const INTERRUPTED: u8 = 130;
 
 /// What is to be saved when the process is interrupted.
 #[derive(Debug, Clone, Default)]
@@ -38,8 +39,7 @@ pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
         if signals.forever().next().is_some() {
             saved.save();
             report("interrupted");
-            // Without clean-up: torch's threads are at work, and would be pulled down under it.
-            low_level::exit(INTERRUPTED);
+            end::at_once(INTERRUPTED);
         }
     })?;
     Ok(())

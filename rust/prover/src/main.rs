@@ -2,6 +2,7 @@
 
 mod doctor;
 mod encode;
+mod end;
 mod inspect;
 mod interrupt;
 mod model;
@@ -10,7 +11,7 @@ mod replay;
 mod states;
 mod text;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -43,22 +44,30 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
-    let result = run(arguments.command);
-    if let Some(python) = Interpreter::running() {
-        // Python does not end as it would by itself; a reader that has gone is no concern here.
-        let _ = python.flush();
-    }
-    match result {
-        Ok(outcome) => outcome.into(),
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+    let code = match run(arguments.command) {
+        Ok(outcome) => outcome.code(),
+        Err(error) if is_closed_pipe(&error) => Outcome::Good.code(),
         Err(error) => {
             report(&error);
             exit_code(&error)
         }
+    };
+    if let Some(python) = Interpreter::running() {
+        // Python does not end as it would by itself; a reader that has gone is no concern here.
+        let _ = python.flush();
+        end::at_once(code);
     }
+    ExitCode::from(code)
 }
 
+/// Runs a command, and writes out all that it prints.
 fn run(command: Command) -> anyhow::Result<Outcome> {
+    let outcome = carry_out(command)?;
+    io::stdout().flush()?;
+    Ok(outcome)
+}
+
+fn carry_out(command: Command) -> anyhow::Result<Outcome> {
     let out = &mut io::stdout();
     if let Command::Inspect(inspect) = command {
         return inspect.run(&mut out.lock());

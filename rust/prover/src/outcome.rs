@@ -1,7 +1,6 @@
 //! Exit codes.
 
 use std::io;
-use std::process::ExitCode;
 
 use ebm_encode::cache::CacheError;
 
@@ -13,20 +12,20 @@ pub(crate) enum Outcome {
     CheckFailed,
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Good => Self::SUCCESS,
-            Outcome::CheckFailed => Self::from(1),
+impl Outcome {
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Good => 0,
+            Self::CheckFailed => 1,
         }
     }
 }
 
 /// 2 where the input cannot be used, 1 where rows fail the checks.
-pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<CacheError>() {
-        Some(CacheError::BadRows { .. }) => ExitCode::from(1),
-        _ => ExitCode::from(2),
+        Some(CacheError::BadRows { .. }) => 1,
+        _ => 2,
     }
 }
 
