@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Calibration, compare, compiled
+from ebm_encode.engines import Calibration, Compared, compare, compiled
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
@@ -186,7 +186,7 @@ def test_rows_that_compiled_layers_make_wrong_leave_no_settings(
             return arrival
 
         self.choice.engine.forward = wrong
-        self.runner.compared = 10_000
+        self.runner.compared = Compared(10_000, 10_000)
 
     monkeypatch.setattr(Encoder, "__init__", on_a_device)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines import Compared, compare
 from ebm_encode.engines.rows import Arrival
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from support import first_copied, zero_tail
@@ -68,6 +68,7 @@ def test_a_state_that_is_bad_also_alone_is_named(encoder, states, monkeypatch):
 def test_encode_into_reports_and_poisons_what_is_not_right(encoder, states, monkeypatch):
     spoil(encoder, monkeypatch, one_nan)
     spoil(encoder, monkeypatch, one_nan, alone=True)
+    encoder.runner.compared = Compared(10_000, 10_000)
     out = np.zeros((8, encoder.dim), np.float32)
     reports = encoder.encode_into(states[:8], out)
     bad = [i for i, report in enumerate(reports) if report.status == "bad"]
@@ -152,25 +153,45 @@ def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
     assert 0 < first < 10, "the safe budget is remembered"
 
 
-def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch):
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch, alone):
+    """Unless it fits alone, which can take less memory."""
     encoder = Encoder.load(llama)
     by_length = sorted(states, key=len)
     some = [*by_length[:5], by_length[-1]]
-    lengths = encoder.prompts.tokenize(some).lengths
-    limited = _Limited(encoder.choice.engine, int(lengths[-1]) - 1)
-    monkeypatch.setattr(encoder.choice.engine, "forward", limited)
+    right = encoder.encode(some)
+    most = int(encoder.prompts.tokenize(some).lengths[-1]) - 1
+    for engine in (encoder.choice.engine, *([encoder.runner._alone] * alone)):
+        monkeypatch.setattr(engine, "forward", _Limited(engine, most))
     out = np.empty((6, encoder.dim), np.float32)
     reports = encoder.encode_into(some, out)
-    assert [report.status for report in reports] == ["ok"] * 5 + ["out_of_memory"]
+    last = "out_of_memory" if alone else "ok"
+    assert [report.status for report in reports] == ["ok"] * 5 + [last]
+    assert np.isnan(out[5]).all() if alone else compare(out, right)[0] <= 1e-5
+
+
+def fail(*_, **__):
+    raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_other_errors_of_the_model_come_through(encoder, states, monkeypatch):
-    def fail(_sequences, _rows):
-        raise RuntimeError("shapes cannot be multiplied")
-
-    monkeypatch.setattr(encoder.choice.engine, "forward", fail)
+    monkeypatch.setattr(encoder.model.base, "forward", fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         encoder.encode(states[:2])
+    assert encoder.choice.engine.name == "shared-prefix"
+
+
+def test_an_engine_that_fails_where_the_model_does_not_is_left(llama, states, monkeypatch, heard):
+    encoder = Encoder.load(llama)
+    right = encoder.encode(states[:20])
+    monkeypatch.setattr(encoder.choice.engine, "forward", fail)
+    assert compare(encoder.encode(states[:20]), right)[0] <= 1e-5
+    assert encoder.choice.engine.name == "shared-prefix-mask"
+    assert "shared-prefix failed where each sequence alone does not" in heard.text
+    forced = Encoder.load(llama, engine="packed")
+    monkeypatch.setattr(forced.choice.engine, "forward", fail)
+    with pytest.raises(ModelError, match=r"--engine packed: .*shapes cannot be multiplied"):
+        forced.encode(states[:2])
 
 
 def edited(folder, tmp_path, edit):
@@ -316,7 +337,7 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
         return arrival
 
     device.right = wrong
-    encoder.runner.compared = 0
+    encoder.runner.compared = Compared()
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert "from here on" in heard.text

@@ -11,10 +11,12 @@ import torch
 import tiny_model
 from ebm_encode import Encoder, engines
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import attention, compare, kernel, varlen, windows
+from ebm_encode.engines import Compared, attention, compare, kernel, varlen, windows
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
+# No comparisons with states alone in between.
+EVERYTHING = Compared(10_000, 10_000)
 NAMES = ["shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
 # Attention in a way of its own, but under any mask; and what cannot take shared prefixes at all.
 EXPECTED = dict.fromkeys(tiny_model.ARCHITECTURES, "shared-prefix")
@@ -132,7 +134,7 @@ def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, archit
 def test_every_shared_prefix_goes_through_the_model_once(llama, states, through):
     encoder = Encoder.load(llama)
     counted = through(encoder)
-    encoder.runner.compared = 10_000  # no comparisons with states alone in between
+    encoder.runner.compared = EVERYTHING
     encoder.encode(states)
     sequences = encoder.prompts.tokenize(states)
     prefixes = {
@@ -151,7 +153,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
     counted = through(encoder)
     parent = max(states, key=len)
     children = [parent + f"\nh{i} : x{i} = {i}" for i in range(32)]
-    encoder.runner.compared = 10_000
+    encoder.runner.compared = EVERYTHING
     encoder.encode(children)
     lengths = encoder.prompts.tokenize([parent, *children]).lengths
     own = sum(lengths[1:] - lengths[0] + 2)
@@ -161,13 +163,13 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
 def test_without_sharing_every_token_goes_through_once(llama, states, through):
     encoder = Encoder.load(llama, engine="packed")
     counted = through(encoder)
-    encoder.runner.compared = 10_000
+    encoder.runner.compared = EVERYTHING
     encoder.encode(states)
     assert sum(counted) == len(encoder.prompts.tokenize(states).ids)
 
 
 def test_the_model_is_left_as_it_was(llama, states, monkeypatch):
-    encoder = Encoder.load(llama)
+    encoder = Encoder.load(llama, engine="shared-prefix")
     config = encoder.model.base.config
     before = config._attn_implementation
     encoder.encode(states[:5])
@@ -177,7 +179,7 @@ def test_the_model_is_left_as_it_was(llama, states, monkeypatch):
         raise RuntimeError("no")
 
     monkeypatch.setattr(encoder.choice.engine._tap, "hidden", fail)
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(ModelError, match=r"shared-prefix failed .*RuntimeError: no"):
         encoder.encode(states[:5])
     assert config._attn_implementation == before
 
@@ -208,11 +210,13 @@ def test_a_batch_of_an_engine_found_wrong_meanwhile_is_run_anew(llama, mixed):
         arrival = forward(sequences, rows)
         rows.array[rows.places] *= np.float32(1.01)
         runner.choice = replace(runner.choice, engine=runner.choice.worse[-1])
-        runner.compared = 10_000  # which is what the other thread has compared with its own engine
+        runner.compared = (
+            EVERYTHING  # which is what the other thread has compared with its own engine
+        )
         return arrival
 
     first.forward = overtaken
-    runner.compared = 10_000
+    runner.compared = EVERYTHING
     assert compare(encoder.encode(mixed), right)[0] <= 1e-5
     assert encoder.choice.engine.name == "padded"
 

@@ -36,6 +36,15 @@ def test_passes_compute_in_float32_where_the_process_allows_less(llama, states, 
     assert set(seen) == {("ieee", "ieee", False)}
 
 
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("engine", ["shared-prefix", "shared-prefix-mask", "padded", "alone"])
+def test_a_trainers_autocast_does_not_reach_into_passes(llama, states, engine, layer):
+    rows = Encoder.load(llama, engine=engine, layer=layer).encode(states[:20])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (Encoder.load(llama, engine=engine, layer=layer).encode(states[:20]) == rows).all()
+        assert torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("name", ["high", "medium"])
 def test_the_precision_of_products_by_its_older_name_is_put_back(name):
     torch.set_float32_matmul_precision(name)

@@ -6,7 +6,7 @@ Knows nothing of texts: what a sequence means and whether its row is good is the
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ebm_encode.batch import Done, PassError, UnderWay
 from ebm_encode.engines import (
     AloneEngine,
     Budget,
     Calibration,
+    Compared,
     Engine,
     EngineChoice,
     MaskedWindowEngine,
@@ -31,9 +33,9 @@ from ebm_encode.engines import (
     compare,
     rate_of,
 )
-from ebm_encode.engines.choice import require_engine
+from ebm_encode.engines.choice import require_engine, short_probes
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
-from ebm_encode.engines.rows import Arrival, Rows
+from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import EncodingError, ModelError
 from ebm_encode.model import Model, one_line
 from ebm_encode.tokens import Tokens
@@ -47,55 +49,6 @@ _WORTH_COMPILING = 300.0
 """Seconds of work below which compiling a model's layers cannot pay."""
 _PAYS = 1.03
 """Compiled layers are used if they are faster by this."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A batch whose rows have been written where they belong.
-
-    Attributes:
-        indices: Which sequences they are of.
-        rows: Their rows, not yet checked.
-        failed: Those of the batch that do not fit the memory, with the reason.
-        engine: What made them.
-    """
-
-    indices: list[int]
-    rows: Rows
-    failed: dict[int, str]
-    engine: Engine
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    """A batch that a device has been told to run.
-
-    Attributes:
-        indices: Its sequences.
-        rows: Where their rows go.
-        failed: Those that do not fit the memory, with the reason.
-        engine: What makes them.
-        arrivals: What to wait for, one of each part of the batch.
-    """
-
-    indices: list[int]
-    rows: Rows
-    failed: dict[int, str]
-    engine: Engine
-    arrivals: list[Arrival]
-
-    @property
-    def here(self) -> bool:
-        """Whether there is nothing to wait for."""
-        return all(arrival.here for arrival in self.arrivals)
-
-    def done(self) -> Done:
-        """Waits for the rows."""
-        for arrival in self.arrivals:
-            arrival.wait()
-        good = [k for k, i in enumerate(self.indices) if i not in self.failed]
-        indices = [self.indices[k] for k in good]
-        return Done(indices, self.rows.select(good), self.failed, self.engine)
 
 
 class Runner:
@@ -115,7 +68,7 @@ class Runner:
         choice: The engine in use, and why.
         budget: As given, until it is calibrated.
         calibration: What was measured, if it was.
-        compared: Length of the longest sequence whose row was compared with the sequence alone.
+        compared: What the engine's rows were compared for with sequences alone.
 
     Raises:
         ModelError: If the model does not run, or the engine asked for fails its self-test.
@@ -144,6 +97,7 @@ class Runner:
             for candidate in _engines(model, pooling, layer, budget)
             if engine in ("auto", candidate.name)
         ]
+        probes = Tokens.joined(probes, short_probes(probes))
         stretched = self._stretched(probes)
         if len(stretched) < len(probes):
             probes = probes.select([i for i in range(len(probes)) if i not in stretched])
@@ -154,7 +108,7 @@ class Runner:
         if self._forced:
             require_engine(self.choice, engine)
         self._probes = probes
-        self.compared = int(probes.lengths.max())
+        self.compared = Compared(length=int(probes.lengths.max()))
         # Engines switch the model's attention while they run it.
         self._lock = threading.Lock()
         # Slots of the smallest batch that ran out of memory, if any did.
@@ -234,7 +188,8 @@ class Runner:
             engine.compile(layers=False)
             free_memory()
             raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
-        self.compared = int(self._probes.lengths.max())  # what was compared, ran otherwise
+        # What was compared, ran otherwise.
+        self.compared = Compared(length=int(self._probes.lengths.max()))
 
     def run(
         self,
@@ -260,11 +215,14 @@ class Runner:
             batches = _longest_first([[rest[k] for k in batch] for batch in plan], tokens)
             chosen = [batch for batch in batches if wanted(batch)]
             left = {i for batch in chosen for i in batch}
-            for done in self._each(tokens, chosen, into):
-                if not self._still_right(tokens, done):
-                    break  # and plan anew, for the engine that is used from here on
-                yield done
-                left.difference_update(done.indices, done.failed)
+            try:
+                for done in self._each(tokens, chosen, into):
+                    if not self._still_right(tokens, done):
+                        break  # and plan anew, for the engine that is used from here on
+                    yield done
+                    left.difference_update(done.indices, done.failed)
+            except PassError as failure:
+                self._go_on_after(failure, tokens)
             rest = [i for i in rest if i in left]
 
     def run_alone(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
@@ -301,7 +259,7 @@ class Runner:
 
     def _each(self, tokens: Tokens, batches: list[list[int]], into: Rows | None) -> Iterator[Done]:
         """The batches in their order; a device works on the next one while one is in use."""
-        before: _UnderWay | None = None
+        before: UnderWay | None = None
         for indices in batches:
             batch = self._start(tokens, indices, into)
             if before is not None:
@@ -313,29 +271,37 @@ class Runner:
         if before is not None:
             yield before.done()
 
-    def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> _UnderWay:
+    def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> UnderWay:
         rows = into.select(indices) if into else Rows.new(len(indices), self.choice.dim)
-        batch = _UnderWay(indices, rows, {}, self.choice.engine, [])
+        batch = UnderWay(indices, rows, {}, self.choice.engine, [])
         self._forward(tokens, indices, rows, batch)
         return batch
 
-    def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: _UnderWay) -> None:
+    def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: UnderWay) -> None:
         """Runs some of a batch, in halves where the memory does not hold it."""
-        slots = batch.engine.size([tokens[i] for i in indices])
+        engine, sequences = batch.engine, [tokens[i] for i in indices]
+        slots = engine.size(sequences)
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
             try:
                 with self._lock:
-                    arrival = batch.engine.forward([tokens[i] for i in indices], rows)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    arrival = engine.forward(sequences, rows)
+            except Exception as error:
                 if not is_out_of_memory(error):
-                    raise
+                    if engine is self._alone:
+                        raise
+                    raise PassError(engine, indices, error) from error
             else:
                 batch.arrivals.append(arrival)
+                if (at_once := engine.at_once(slots)) > batch.at_once:
+                    batch.at_once, batch.together = at_once, indices
                 return
             free_memory()
             if not splittable:
-                batch.failed[indices[0]] = _memory_reason(len(tokens[indices[0]]))
+                try:
+                    rows.row(0)[:] = self.run_alone(sequences[0])
+                except EncodingError as error:
+                    batch.failed[indices[0]] = str(error)
                 return
             self._too_large = slots
             log.warning("out of memory at %d tokens; going on with smaller batches", slots)
@@ -344,12 +310,11 @@ class Runner:
             self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
 
     def _still_right(self, tokens: Tokens, done: Done) -> bool:
-        """Compares a batch with sequences longer than any compared so far with these alone.
+        """Compares some rows of a batch with the sequences alone, if it is larger than any before.
 
-        Some of what can make an engine wrong shows only beyond some length: a sliding window that
-        is not kept to, positions that are stretched. So the longest of such a batch is compared,
-        and the shortest, which must not suffer from it. Returns whether the rows are right; if not,
-        another engine is chosen.
+        These are the shortest, which must not suffer from the longest; the one with the last token
+        of the largest pass; and the longest that the model alone makes a row of. Where it does not,
+        the row is taken back. Returns whether the rows are right; if not, another engine is chosen.
 
         Raises:
             ModelError: If the engine was forced.
@@ -359,29 +324,91 @@ class Runner:
             return True
         if engine is not self.choice.engine:  # another thread has found it wrong meanwhile
             return False
-        if lengths.max(initial=0) <= self.compared:
+        if self.compared.covers(int(lengths.max(initial=0)), done.at_once):
             return True
-        longest = int(lengths.max())
-        ends = sorted({int(lengths.argmin()), int(lengths.argmax())})
-        sample = [done.indices[k] for k in ends]
-        alone = np.stack([self.run_alone(tokens[i]) for i in sample])
-        error, cosine = compare(np.stack([done.rows.row(k) for k in ends]), alone)
-        if agrees(error, cosine, self._model.dtype) or not np.isfinite(alone).all():
-            self.compared = longest
+        sample = {int(lengths.argmin())}
+        last = None
+        if done.at_once > self.compared.at_once:
+            last = done.together[engine.last_at_once([tokens[i] for i in done.together])]
+            sample.add(done.indices.index(last))
+        alone = self._some_alone(tokens, done, sample)
+        if not alone:
+            return True
+        compared = [done.indices[k] for k in alone]
+        length = int(tokens.lengths[compared].max())
+        error, cosine = compare(
+            np.stack([done.rows.row(k) for k in alone]), np.stack([*alone.values()])
+        )
+        if agrees(error, cosine, self._model.dtype):
+            at_once = done.at_once if last in compared else 0
+            self.compared = self.compared.with_(length, at_once)
             return True
         reason = (
-            f"{engine.name} differs from sequences alone at {longest} tokens (relative error"
+            f"{engine.name} differs from sequences alone at {length} tokens (relative error"
             f" {error:.1e}, cosine {cosine:.6f})"
         )
+        self._go_on_without(engine, reason, tokens.select(compared))
+        return False
+
+    def _some_alone(
+        self, tokens: Tokens, done: Done, sample: set[int]
+    ) -> dict[int, NDArray[np.float32]]:
+        """Rows of single sequences of a batch, by their place in it, that are finite.
+
+        Tried are those of `sample`, and the longest ones until there is a finite row. What is not
+        finite becomes the batch's row, and says what is wrong with it.
+        """
+        alone = {k: self.run_alone(tokens[done.indices[k]]) for k in sorted(sample)}
+        for k in np.argsort(-tokens.lengths[done.indices], kind="stable").tolist():
+            if k not in alone:
+                alone[k] = self.run_alone(tokens[done.indices[k]])
+            if np.isfinite(alone[k]).all():
+                break
+        for k in [k for k, row in alone.items() if not np.isfinite(row).all()]:
+            done.rows.row(k)[:] = alone.pop(k)
+        return alone
+
+    def _go_on_after(self, failure: PassError, tokens: Tokens) -> None:
+        """Chooses another engine, unless the model fails on one of the sequences alone as well.
+
+        Raises:
+            ModelError: If the engine was forced.
+        """
+        for i in failure.indices:
+            try:
+                self.run_alone(tokens[i])
+            except Exception:  # noqa: BLE001  (a model's code may raise anything)
+                raise failure.error from None
+        self._go_on_without(
+            failure.engine,
+            f"{failure.engine.name} failed where each sequence alone does not"
+            f" ({one_line(failure.error)})",
+            tokens.select(failure.indices[:1]),
+        )
+
+    def _go_on_without(self, engine: Engine, reason: str, sample: Tokens) -> None:
+        """Chooses the best of the engines that come after one.
+
+        Args:
+            engine: The one that is not used from here on.
+            reason: Why.
+            sample: Sequences of which some showed it; the next engine is tried on them, too.
+
+        Raises:
+            ModelError: If the engine was forced.
+        """
         if self._forced:
             raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
-        probes = tokens.select(sample)
+        probes = Tokens.joined(self._probes, sample)
         with self._lock:
-            if engine is self.choice.engine:
-                choice = choose_engine(self.choice.worse, self._alone, probes, self._model.dtype)
-                self.choice = replace(choice, reason=f"{reason}; {choice.reason}")
-                log.warning("engine %s from here on: %s", choice.engine.name, self.choice.reason)
-        return False
+            if engine is not self.choice.engine:  # another thread has found out, too
+                return
+            before = (*self.choice.refused, reason)
+            self.choice = choose_engine(
+                self.choice.worse, self._alone, probes, self._model.dtype, before=before
+            )
+            self.compared = Compared(length=int(probes.lengths.max()))
+        log.warning("engine %s from here on: %s", self.choice.engine.name, self.choice.reason)
 
 
 def _engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> list[Engine]:

@@ -50,6 +50,13 @@ class Tokens:
         return Tokens.of([self[i] for i in indices], self.full_lengths[list(indices)])
 
     @staticmethod
+    def joined(first: "Tokens", second: "Tokens") -> "Tokens":
+        """The sequences of one, and then those of the other."""
+        parts = [*map(first.__getitem__, range(len(first)))]
+        parts += map(second.__getitem__, range(len(second)))
+        return Tokens.of(parts, np.concatenate([first.full_lengths, second.full_lengths]))
+
+    @staticmethod
     def of(
         sequences: Sequence[NDArray[np.uint32]], full_lengths: NDArray[np.int64] | None = None
     ) -> "Tokens":

@@ -7,6 +7,7 @@ the caller's concern. None is trusted before `choose` has compared it with each 
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.calibration import Calibration, Memory, calibrate, rate_of
 from ebm_encode.engines.choice import EngineChoice, choose_engine
+from ebm_encode.engines.compared import Compared
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
 from ebm_encode.engines.tolerance import agrees, compare
@@ -16,6 +17,7 @@ __all__ = [
     "AloneEngine",
     "Budget",
     "Calibration",
+    "Compared",
     "Engine",
     "EngineChoice",
     "MaskedWindowEngine",

@@ -23,6 +23,12 @@ class Engine(Protocol):
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """How many tokens a batch puts through the model; what its memory goes by."""
 
+    def at_once(self, size: int) -> int:
+        """How many of so many tokens of one row go through the model at once; 0: one sequence's."""
+
+    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """Which sequence of a batch has the last of the tokens that `at_once` counts."""
+
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass over one batch; the row of each sequence is there when it has arrived."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ebm_encode.engines.torch_settings import inference
 from ebm_encode.errors import ModelError
 from ebm_encode.model import Model
 
@@ -37,7 +38,7 @@ class LayerTap:
         """Not every architecture records its hidden states before each block; Mamba does not."""
         ids = torch.arange(8, device=model.device)[None, :]  # (1, T)
         mask = torch.ones_like(ids)
-        with torch.inference_mode():
+        with inference():
             states = self._base(
                 input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
             ).hidden_states

@@ -43,6 +43,14 @@ class PaddedEngine:
         """Tokens of a batch, padding included."""
         return len(sequences) * max(map(len, sequences))
 
+    def at_once(self, size: int) -> int:  # noqa: ARG002
+        """0: each row holds one sequence."""
+        return 0
+
+    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """The longest sequence."""
+        return max(range(len(sequences)), key=lambda i: len(sequences[i]))
+
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
         with inference():

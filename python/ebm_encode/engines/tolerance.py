@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+_16_BIT = ("bfloat16", "float16")
+
 MAX_RELATIVE_ERROR = 1e-5
-"""Float32 rows may differ by this much from the state alone, relative to the largest value."""
+"""Wider rows may differ by this much from the state alone, relative to the largest value."""
 MIN_COSINE = 0.9995
 """Rows in a 16-bit dtype must be at least this similar to the state alone in that dtype."""
 
@@ -24,4 +26,4 @@ def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[floa
 
 def agrees(error: float, cosine: float, dtype: str) -> bool:
     """Whether rows are as near to the states alone as their dtype allows; never so for NaN."""
-    return error <= MAX_RELATIVE_ERROR if dtype == "float32" else cosine >= MIN_COSINE
+    return cosine >= MIN_COSINE if dtype in _16_BIT else error <= MAX_RELATIVE_ERROR

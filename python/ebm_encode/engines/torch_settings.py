@@ -1,9 +1,9 @@
 """What a pass needs of torch's settings, which belong to the whole process.
 
 A trainer beside the encoder, or an environment variable, may let float32 products be computed in
-TF32 or bfloat16. Rows would then be float32 by name only, and so would those of each state alone
-that they are compared with. And cuDNN's attention, where torch prefers it, makes a plan for every
-new shape; lengths of states differ all the time.
+TF32 or bfloat16, or whole layers by `autocast`. Rows would then be float32 by name only, and so
+would those of each state alone that they are compared with. And cuDNN's attention, where torch
+prefers it, makes a plan for every new shape; lengths of states differ all the time.
 """
 
 import threading
@@ -15,6 +15,7 @@ from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
 _PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 _EXACT = ("none", "ieee")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class _Changed:
@@ -44,13 +45,23 @@ _changed = _Changed()
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """Passes run in this: without gradients, float32 products in float32, attention unplanned."""
+    """Passes run in this: without gradients, in the model's own dtype, attention unplanned."""
     _changed.enter()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _no_autocast():
             yield
     finally:
         _changed.leave()
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Not in the dtype of a trainer's `autocast` around the call, which holds for this thread."""
+    with ExitStack() as off:
+        for device in _DEVICES:
+            if torch.is_autocast_enabled(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _exact_products() -> Callable[[], None]:

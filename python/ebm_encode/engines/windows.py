@@ -10,6 +10,7 @@ slice is, what a layer works on at a time.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -95,6 +96,18 @@ class WindowEngine:
         """Nodes of a window."""
         return len(self._trie(sequences).ids)
 
+    def at_once(self, size: int) -> int:
+        """Nodes of a window's largest slice."""
+        return -(-size // len(_cuts(size, self._slice_nodes or size)))
+
+    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """The sequence with the last node of a window's largest slice."""
+        trie = self._trie(sequences)
+        cuts = _cuts(len(trie.ids), self._slice_nodes or len(trie.ids))
+        last = max(cuts, key=lambda own: own.stop - own.start).stop - 1
+        # Every node leads to a leaf; the first it leads to is the next one in depth-first order.
+        return int(np.argmax(trie.leaves >= last))
+
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
         return self._run(sequences, rows, self._slice_nodes)
@@ -150,6 +163,7 @@ class MaskedWindowEngine(WindowEngine):
     def __init__(self, model: Model, pooling: Pooling, layer: int, budget: Budget) -> None:
         super().__init__(model, pooling, layer, budget)
         self.name = "shared-prefix-mask"
+        self._slice_nodes = None
 
     def _hidden(self, trie: _core.Trie, slice_nodes: int | None) -> torch.Tensor:  # noqa: ARG002
         ids, positions = self._inputs(trie)
@@ -171,26 +185,28 @@ def _slices(runs: list[Run], most: int, longest_run: int) -> list[tuple[slice, P
     Returns the nodes of each slice among those of the window, and its runs, numbered from the
     slice's first node, none longer than `longest_run`.
     """
-    nodes = runs[-1].stop
-    count = -(-nodes // most)
-    bounds = [nodes * i // count for i in range(count + 1)]
-    parts: list[list[Run]] = [[] for _ in range(count)]
+    cuts = _cuts(runs[-1].stop, most)
+    parts: list[list[Run]] = [[] for _ in cuts]
     at = 0
     for run in runs:
         start = run.start
         while start < run.stop:
-            while start >= bounds[at + 1]:
+            while start >= cuts[at].stop:
                 at += 1
-            stop = min(start + longest_run, run.stop, bounds[at + 1])
-            first = bounds[at]
+            stop = min(start + longest_run, run.stop, cuts[at].stop)
+            first = cuts[at].start
             parts[at].append(Run(start - first, stop - first, run.kept + start - run.start))
             start = stop
     carried = Carried()
     needed = [*(part[0].kept for part in parts[1:]), 0]
     return [
-        (
-            slice(bounds[i], bounds[i + 1]),
-            Paths(part, max(run.depths.stop for run in part), carried, needed[i]),
-        )
-        for i, part in enumerate(parts)
+        (own, Paths(part, max(run.depths.stop for run in part), carried, kept))
+        for own, part, kept in zip(cuts, parts, needed, strict=True)
     ]
+
+
+def _cuts(nodes: int, most: int) -> list[slice]:
+    """Divides so many nodes into slices of at most `most` each, of like size."""
+    count = -(-nodes // most)
+    bounds = [nodes * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]

@@ -1,0 +1,76 @@
+"""A batch of sequences on its way through a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ebm_encode.engines import Engine
+from ebm_encode.engines.rows import Arrival, Rows
+from ebm_encode.model import one_line
+
+
+@dataclass(frozen=True)
+class Done:
+    """A batch whose rows have been written where they belong.
+
+    Attributes:
+        indices: Which sequences they are of.
+        rows: Their rows, not yet checked.
+        failed: Those of the batch that do not fit the memory, with the reason.
+        engine: What made them.
+        at_once: The most tokens that went through the model at once.
+        together: The sequences of the pass in which they did.
+    """
+
+    indices: list[int]
+    rows: Rows
+    failed: dict[int, str]
+    engine: Engine
+    at_once: int = 0
+    together: Sequence[int] = ()
+
+
+@dataclass
+class UnderWay:
+    """A batch that a device has been told to run.
+
+    Attributes:
+        indices: Its sequences.
+        rows: Where their rows go.
+        failed: Those that do not fit the memory, with the reason.
+        engine: What makes them.
+        arrivals: What to wait for, one of each part of the batch.
+        at_once: As in `Done`.
+        together: As in `Done`.
+    """
+
+    indices: list[int]
+    rows: Rows
+    failed: dict[int, str]
+    engine: Engine
+    arrivals: list[Arrival]
+    at_once: int = 0
+    together: Sequence[int] = ()
+
+    @property
+    def here(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return all(arrival.here for arrival in self.arrivals)
+
+    def done(self) -> Done:
+        """Waits for the rows."""
+        for arrival in self.arrivals:
+            arrival.wait()
+        good = [k for k, i in enumerate(self.indices) if i not in self.failed]
+        indices = [self.indices[k] for k in good]
+        rows = self.rows.select(good)
+        return Done(indices, rows, self.failed, self.engine, self.at_once, self.together)
+
+
+class PassError(Exception):
+    """A pass failed, and not for want of memory."""
+
+    def __init__(self, engine: Engine, indices: list[int], error: Exception) -> None:
+        super().__init__(f"{engine.name}: {one_line(error)}")
+        self.engine = engine
+        self.indices = indices
+        self.error = error
