@@ -84,6 +84,32 @@ def test_no_weights_are_needed_and_bad_input_is_named(plan, llama, tmp_path):
     assert plan(model=light)[0] == 2
 
 
+def test_windows_are_those_of_chunks_that_a_bulk_run_plans(plan, monkeypatch):
+    whole = json.loads(plan("--json")[1])
+    monkeypatch.setattr("ebm_encode.planning.CHUNK_STATES", 20)
+    parts = json.loads(plan("--json")[1])
+    assert parts["windows"] >= 430 / 20 > whole["windows"]
+    assert parts["window_nodes"] > whole["window_nodes"]
+    assert parts["unique_nodes"] == whole["unique_nodes"]
+
+
+def test_what_encode_refuses_or_puts_aside_is_no_part_of_the_plan(plan, llama, tmp_path):
+    code, _, err = plan("--max-length", 3000)
+    assert (code, "reads at most 2048 tokens" in err) == (2, True)
+    bare = shutil.copytree(llama, tmp_path / "bare")
+    tokenizer = json.loads((bare / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "⊢"}, "content": ""}
+    (bare / "tokenizer.json").write_text(json.dumps(tokenizer))
+    source = tmp_path / "s.jsonl"
+    source.write_text('{"state_pp": "⊢"}\n{"state_pp": "⊢ b"}\n')
+    code, out, _ = plan(model=bare, files=(source,))
+    assert (code, "1, 0 of them cut; 1 more have no token" in out) == (0, True)
+    source.write_text('{"state_pp": "⊢"}\n')
+    code, _, err = plan(model=bare, files=(source,))
+    assert (code, "no state has a token" in err) == (2, True)
+
+
 def test_cut_prompts_are_counted(plan, llama, states):
     report = json.loads(plan("--json", "--max-length", 60)[1])
     lengths = Encoder.load(llama).prompts.tokenize(states).lengths

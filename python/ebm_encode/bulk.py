@@ -19,12 +19,11 @@ from ebm_encode.engines import agrees, compare
 from ebm_encode.errors import EncodingError, VerificationError
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
-from ebm_encode.tokens import Tokens
+from ebm_encode.tokens import CHUNK_STATES, Tokens
 from ebm_encode.verification import DEFAULT_SAMPLE, Verification, verify
 
 log = logging.getLogger(__name__)
 
-_CHUNK_STATES = 4096
 """States that are tokenized and planned together; bounds the memory that token ids take."""
 
 _SETTINGS = "settings.jsonl"
@@ -188,7 +187,7 @@ class BulkRun:
         former = _settings_of(_core.read_file(self._settings))
         if former is not None and self._encoder.resume(former):
             return
-        first = order[:_CHUNK_STATES]
+        first = order[:CHUNK_STATES]
         _, _, tokens = self._screened(first)
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
         if self._encoder.calibrate(tokens, times=times):
@@ -204,7 +203,7 @@ class BulkRun:
         return VerificationError(f"{error}{hint}")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
-        for texts in _chunks(states, _CHUNK_STATES):
+        for texts in _chunks(states, CHUNK_STATES):
             saved = self._writer.contains_many(texts)
             if all(saved):
                 yield _Chunk(texts, saved)
@@ -260,7 +259,7 @@ class BulkRun:
 
     def _note_adopted(self, states: list[str]) -> None:
         """Lists those rows of other caches whose prompts were cut."""
-        for chunk in _chunks(states, _CHUNK_STATES):
+        for chunk in _chunks(states, CHUNK_STATES):
             reports = self._encoder.screen(self._encoder.prompts.tokenize(chunk))
             self._overlong.add(
                 [

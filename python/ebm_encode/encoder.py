@@ -22,7 +22,7 @@ from ebm_encode.errors import (
     TemplateError,
 )
 from ebm_encode.identity import identify
-from ebm_encode.model import DTYPES, Dtype, Model, load_model
+from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
 from ebm_encode.runner import Compile, EngineName, Runner
 from ebm_encode.templates import PLACE, Template
 from ebm_encode.tokens import Prompts, Tokens
@@ -116,7 +116,7 @@ class Encoder:
         compile_layers: Compile = "auto",
     ) -> None:
         budget = Budget.of(max_batch_tokens, batch_size)
-        longest = _longest(model, max_length)
+        longest = longest_prompt(model.max_positions, max_length)
         self.model = model
         self.overlong: Overlong = overlong
         self.prompts = Prompts(model.tokenizer, template, longest)
@@ -433,18 +433,6 @@ class Encoder:
 def _refuse_single(states: Sequence[str]) -> None:
     if isinstance(states, str):
         raise ArgumentError("states is one text, expected a list of them")
-
-
-def _longest(model: Model, max_length: int | None) -> int | None:
-    if max_length is None:
-        return model.max_positions
-    if max_length < 1:
-        raise ArgumentError(f"--max-length {max_length}: must be at least 1")
-    if model.max_positions is not None and max_length > model.max_positions:
-        raise ArgumentError(
-            f"--max-length {max_length}: the model reads at most {model.max_positions} tokens"
-        )
-    return max_length
 
 
 def _out_of_memory(tokens: Tokens, index: int, reason: str) -> RowReport:

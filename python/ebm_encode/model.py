@@ -17,7 +17,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ebm_encode.errors import ModelError
+from ebm_encode.errors import ArgumentError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Model:
     Attributes:
         name: The path or hub id as given.
         folder: The folder with its files.
-        base: The transformers base model, on its device, in inference mode; no head.
+        base: The transformers base model, on its device, in inference mode; no head. Of an
+            encoder-decoder it is the encoder.
         config: Its configuration.
         tokenizer: Its tokenizer.
         dtype: Name of the compute dtype.
@@ -98,19 +99,16 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name}: is an encoder-decoder model, expected a causal one")
+    encodes = getattr(config, "is_encoder_decoder", False)
+    kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
     with _naming(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-        causal, info = transformers.AutoModelForCausalLM.from_pretrained(
+        whole, info = kind.from_pretrained(
             folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
         )
-    base = causal.base_model
-    if base is causal:  # no base by the name it states (Llama 4)
-        inner = (m for m in causal.children() if isinstance(m, transformers.PreTrainedModel))
-        base = next(inner, causal)
+        base = whole.get_encoder() if encodes else _base_of(whole)
     base = base.eval().requires_grad_(requires_grad=False)
-    _require_weights(name, causal, base, info)
+    _require_weights(name, whole, base, info)
     text_config = config.get_text_config()
     try:
         base = base.to(target)
@@ -129,11 +127,24 @@ def load_model(
     )
 
 
+def _base_of(causal: Any) -> Any:
+    """The model without its head."""
+    if causal.base_model is not causal:
+        return causal.base_model
+    # It has none by the name that it states (Llama 4).
+    inner = (m for m in causal.children() if isinstance(m, transformers.PreTrainedModel))
+    return next(inner, causal)
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged folder makes transformers raise anything
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name}: brings code of its own; if you trust it, --trust-remote-code lets it run"
+            ) from error
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
 
@@ -252,11 +263,11 @@ def _device(device: str) -> torch.device:
     return found
 
 
-def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) -> None:
+def _require_weights(name: str, whole: Any, base: Any, info: dict[str, Any]) -> None:
     """Refuses a model some of whose weights the files do not have."""
     own = {parameter for parameter, _ in base.named_parameters()}
-    within = (path for path, module in causal.named_modules() if module is base)
-    prefix = f"{next(within, causal.base_model_prefix)}."
+    within = (path for path, module in whole.named_modules() if module is base)
+    prefix = f"{next(within, whole.base_model_prefix)}."
     missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
     missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}
     rooms = {child for child, _ in base.named_children()}
@@ -274,6 +285,21 @@ def _require_weights(name: str, causal: Any, base: Any, info: dict[str, Any]) ->
             f"{name}: {len(missing)} weights are not in its files or of another shape ({some}, …);"
             " the model would run on made-up numbers"
         )
+
+
+def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
+    """How long prompts may be in tokens: what was asked for, or the model's limit.
+
+    Raises:
+        ArgumentError: If the model does not read that much.
+    """
+    if max_length is None:
+        return limit
+    if max_length < 1:
+        raise ArgumentError(f"--max-length {max_length}: must be at least 1")
+    if limit is not None and max_length > limit:
+        raise ArgumentError(f"--max-length {max_length}: the model reads at most {limit} tokens")
+    return max_length
 
 
 def _max_positions(config: Any, tokenizer: Any) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.tokens import Tokens
+from ebm_encode.tokens import CHUNK_STATES, Tokens
 
 _RECIPE_ROWS = 32
 _SEED = 0
@@ -19,7 +19,8 @@ class Forecast:
     """The cost of encoding some states.
 
     Attributes:
-        states: Number of distinct states.
+        states: Number of distinct states that have tokens.
+        without_tokens: Number of those that have none; `encode` puts them aside.
         tokens: Tokens of all prompts, after any cut: what goes through without sharing.
         truncated: Prompts longer than the longest length.
         unique_nodes: Distinct prefixes of the whole corpus: what no engine can do without.
@@ -32,6 +33,7 @@ class Forecast:
     """
 
     states: int
+    without_tokens: int
     tokens: int
     truncated: int
     unique_nodes: int
@@ -47,30 +49,41 @@ class Forecast:
 
 
 def forecast(
-    tokens: Tokens, *, max_nodes: int, max_rows: int, rate: float | None = None
+    tokens: Tokens,
+    *,
+    max_nodes: int,
+    max_rows: int,
+    rate: float | None = None,
+    without_tokens: int = 0,
 ) -> Forecast:
     """The cost of encoding sequences, which stand in the order of their texts.
+
+    Windows are cut as a bulk run does, 4,096 sequences at a time.
 
     Args:
         tokens: The sequences.
         max_nodes: Most nodes of a window.
         max_rows: Most sequences of a window.
         rate: Tokens per second that the model manages.
+        without_tokens: States that are left out because they have no token.
     """
-    windows = _core.plan_windows(tokens.ids, tokens.offsets, max_nodes, max_rows)
-    in_windows = 0
-    for window in windows:
-        some = tokens.select(window)
-        in_windows += _core.count_nodes(some.ids, some.offsets)
+    windows = in_windows = 0
+    for start in range(0, len(tokens), CHUNK_STATES):
+        chunk = tokens.select(range(start, min(start + CHUNK_STATES, len(tokens))))
+        for window in _core.plan_windows(chunk.ids, chunk.offsets, max_nodes, max_rows):
+            some = chunk.select(window)
+            windows += 1
+            in_windows += _core.count_nodes(some.ids, some.offsets)
     lengths = tokens.lengths
     shuffled = random.Random(_SEED).sample(range(len(lengths)), len(lengths))  # noqa: S311
     return Forecast(
         states=len(tokens),
+        without_tokens=without_tokens,
         tokens=int(lengths.sum()),
         truncated=int((tokens.full_lengths > lengths).sum()),
         unique_nodes=_core.count_nodes(tokens.ids, tokens.offsets),
         window_nodes=in_windows,
-        windows=len(windows),
+        windows=windows,
         padded_slots={
             "by text": _slots(lengths),
             "at random": _slots(lengths[shuffled]),

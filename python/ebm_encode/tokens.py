@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ebm_encode.errors import ModelError
 from ebm_encode.templates import Template
 
-_CHUNK = 4096
+CHUNK_STATES = 4096
+"""States that are tokenized and planned at a time; lists of Python numbers take much memory."""
 
 SPECIAL_TOKENS_RULE = "tokenizer-default-once"
 """The prompt gets the special tokens that the tokenizer adds to any text, at its start and end;
@@ -92,8 +93,8 @@ class Prompts:
         """The token sequences of texts that need no template."""
         full: list[int] = []
         cut: list[NDArray[np.uint32]] = []
-        for start in range(0, len(prompts), _CHUNK):  # lists of Python numbers take much memory
-            for ids in self._ids(prompts[start : start + _CHUNK]):
+        for start in range(0, len(prompts), CHUNK_STATES):
+            for ids in self._ids(prompts[start : start + CHUNK_STATES]):
                 whole = self._with_special_tokens(ids)
                 full.append(len(whole))
                 cut.append(np.asarray(whole[: self.max_length], dtype=np.uint32))

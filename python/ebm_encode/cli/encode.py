@@ -247,7 +247,7 @@ def _print_summary(
     lines = {
         "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
         "encoded": f"{outcome.encoded:,} states, {outcome.tokens:,} tokens in {seconds:,.1f} s",
-        "engine": choice.engine.name,
+        "engine": f"{choice.engine.name}: {choice.reason}",
         "already there": f"{outcome.already_there:,}",
         "other caches": f"{outcome.from_caches:,}",
         "truncated": f"{outcome.truncated:,}",

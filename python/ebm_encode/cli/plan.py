@@ -3,6 +3,7 @@
 import json
 from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import Parameter
 
 from ebm_encode.cli.numbers import PER_SECOND, whole
@@ -44,18 +45,24 @@ def plan(
     chosen = Template.load(template)
     states = read_states(trajectories, column)
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
-    from ebm_encode.model import load_tokenizer  # noqa: PLC0415
+    from ebm_encode.model import load_tokenizer, longest_prompt  # noqa: PLC0415
     from ebm_encode.planning import forecast  # noqa: PLC0415
     from ebm_encode.tokens import Prompts  # noqa: PLC0415
 
     tokenizer, limit = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
-    longest = min((n for n in (limit, max_length) if n is not None), default=None)
-    tokens = Prompts(tokenizer, chosen, longest).tokenize(sorted(states.texts))
-    empty = int((tokens.lengths == 0).sum())
-    if empty:
-        raise InputError(f"{empty} states have no token under this tokenizer and template")
+    longest = longest_prompt(limit, max_length)
     budget = Budget.of(max_batch_tokens, batch_size)
-    report = forecast(tokens, max_nodes=budget.tokens, max_rows=budget.rows, rate=rate).to_json()
+    tokens = Prompts(tokenizer, chosen, longest).tokenize(sorted(states.texts))
+    usable = np.flatnonzero(tokens.lengths).tolist()
+    if not usable:
+        raise InputError("no state has a token under this tokenizer and template")
+    report = forecast(
+        tokens.select(usable),
+        max_nodes=budget.tokens,
+        max_rows=budget.rows,
+        rate=rate,
+        without_tokens=len(tokens) - len(usable),
+    ).to_json()
     if json_output:
         print(json.dumps(report))  # noqa: T201
     else:
@@ -66,7 +73,10 @@ def plan(
 def _print(report: dict[str, Any]) -> None:
     tokens, through = report["tokens"], report["window_nodes"]
     lines = {
-        "states": f"{report['states']:,}, {report['truncated']:,} of them cut",
+        "states": f"{report['states']:,}, {report['truncated']:,} of them cut"
+        + (
+            f"; {report['without_tokens']:,} more have no token" if report["without_tokens"] else ""
+        ),
         "tokens": f"{tokens:,}, {tokens / report['states']:,.1f} a state",
         "distinct prefixes": f"{report['unique_nodes']:,}, {tokens / report['unique_nodes']:.2f}"
         " tokens for each",
