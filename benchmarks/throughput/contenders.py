@@ -8,7 +8,7 @@ are.
 
 import json
 import os
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -351,12 +351,27 @@ def cost(model: str, states: list[str]) -> tuple[int, int, float]:
 
 
 def _most_memory(setup: Setup, peak: Peak) -> float:
-    """The most that was in use at a time, in bytes: on the device, where the model is on one."""
+    """The most that was in use at a time, in bytes: on the device, where the model is on one.
+
+    On a CPU it is that of this process and of those it has started, where vLLM has its model.
+    """
     if setup.device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        import psutil
+
+        own = psutil.Process()
+        processes = [own, *own.children(recursive=True)]
+        return sum(_most_resident(process.pid) for process in processes) - peak.bytes
     import torch
 
     return torch.cuda.max_memory_allocated() - peak.bytes
+
+
+def _most_resident(pid: int) -> int:
+    """Peak resident memory of a process, in bytes; `getrusage` would begin with its parent's."""
+    (line,) = re.findall(
+        r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
+    return int(line) * 1024
 
 
 def main() -> None:
