@@ -65,7 +65,8 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verificatio
         writer.reject(reason)
         raise VerificationError(
             f"{reason}: {'; '.join(wrong[:3])}. Nothing was written; the rows in {where} are"
-            " marked as wrong. Run again with --overwrite to encode them anew"
+            " marked as wrong. Run again with --overwrite to encode them anew; --engine alone"
+            " encodes them one at a time"
         )
     error, cosine = compare(stored, alone)
     return Verification(len(states), seed, error, cosine)
