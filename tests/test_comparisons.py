@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ebm_encode import Encoder, _core, engines
 from ebm_encode.engines import Compared, agrees, compare, windows
@@ -95,6 +96,28 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
     assert encoder.choice.engine is not engine
 
 
+def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    right = encoder.encode(states)
+    lengths = encoder.prompts.tokenize(states).lengths
+    longest, limit = int(lengths.max()), int(np.sort(lengths)[len(states) // 2])
+    engine = encoder.choice.engine
+    forward = engine.forward
+
+    def wrong_beyond_the_limit(sequences, rows):
+        if max(map(len, sequences)) == longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        arrival = forward(sequences, rows)
+        long = [k for k, sequence in enumerate(sequences) if len(sequence) > limit]
+        rows.array[rows.select(long).places] *= np.float32(1.01)
+        return arrival
+
+    monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
+    encoder.runner.compared = Compared(length=limit, at_once=10_000)
+    assert compare(encoder.encode(states), right)[0] <= 1e-5
+    assert encoder.choice.engine is not engine
+
+
 def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypatch, heard):
     right = Encoder.load(llama).encode(states[:9])
     forward = engines.AloneEngine.forward
@@ -150,5 +173,8 @@ def test_only_16_bits_are_compared_by_their_direction():
     for dtype in ("float16", "bfloat16"):
         assert agrees(1e-3, 0.9999, dtype)
         assert not agrees(1e-3, 0.99, dtype)
+        assert agrees(1e-2, 0.999, dtype, few=True)
+        assert not agrees(1e-2, 0.999, dtype)
+        assert not agrees(1e-2, 0.99, dtype, few=True)
     assert not agrees(float("nan"), float("nan"), "float32")
     assert not agrees(float("nan"), float("nan"), "float16")

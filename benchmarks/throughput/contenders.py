@@ -360,18 +360,19 @@ def _most_memory(setup: Setup, peak: Peak) -> float:
 
         own = psutil.Process()
         processes = [own, *own.children(recursive=True)]
-        return sum(_most_resident(process.pid) for process in processes) - peak.bytes
+        return sum(map(_most_resident, processes)) - peak.bytes
     import torch
 
     return torch.cuda.max_memory_allocated() - peak.bytes
 
 
-def _most_resident(pid: int) -> int:
-    """Peak resident memory of a process, in bytes; `getrusage` would begin with its parent's."""
-    (line,) = re.findall(
-        r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
-    )
-    return int(line) * 1024
+def _most_resident(process: Any) -> int:
+    """Peak resident memory in bytes; `getrusage` would begin with the parent's. 0 once it ended."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * sum(map(int, re.findall(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)))
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """A batch of sequences on its way through a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
 from ebm_encode.engines import Engine
 from ebm_encode.engines.rows import Arrival, Rows
@@ -17,6 +18,7 @@ class Done:
         rows: Their rows, not yet checked.
         failed: Those of the batch that do not fit the memory, with the reason.
         engine: What made them.
+        alone: Those that only the model alone could make.
         at_once: The most tokens that went through the model at once.
         together: The sequences of the pass in which they did.
     """
@@ -25,6 +27,7 @@ class Done:
     rows: Rows
     failed: dict[int, str]
     engine: Engine
+    alone: AbstractSet[int] = frozenset()
     at_once: int = 0
     together: Sequence[int] = ()
 
@@ -39,6 +42,7 @@ class UnderWay:
         failed: Those that do not fit the memory, with the reason.
         engine: What makes them.
         arrivals: What to wait for, one of each part of the batch.
+        alone: As in `Done`.
         at_once: As in `Done`.
         together: As in `Done`.
     """
@@ -48,6 +52,7 @@ class UnderWay:
     failed: dict[int, str]
     engine: Engine
     arrivals: list[Arrival]
+    alone: set[int] = field(default_factory=set)
     at_once: int = 0
     together: Sequence[int] = ()
 
@@ -63,7 +68,9 @@ class UnderWay:
         good = [k for k, i in enumerate(self.indices) if i not in self.failed]
         indices = [self.indices[k] for k in good]
         rows = self.rows.select(good)
-        return Done(indices, rows, self.failed, self.engine, self.at_once, self.together)
+        return Done(
+            indices, rows, self.failed, self.engine, self.alone, self.at_once, self.together
+        )
 
 
 class PassError(Exception):

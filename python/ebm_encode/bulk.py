@@ -24,8 +24,6 @@ from ebm_encode.verification import DEFAULT_SAMPLE, Verification, verify
 
 log = logging.getLogger(__name__)
 
-"""States that are tokenized and planned together; bounds the memory that token ids take."""
-
 _SETTINGS = "settings.jsonl"
 """In the work folder of a run: what was measured to be fastest."""
 

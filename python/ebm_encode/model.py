@@ -109,7 +109,7 @@ def load_model(
         base = whole.get_encoder() if encodes else _base_of(whole)
     base = base.eval().requires_grad_(requires_grad=False)
     _require_weights(name, whole, base, info)
-    text_config = config.get_text_config()
+    text_config = text_config_of(config)
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
@@ -125,6 +125,16 @@ def load_model(
         stretches_after=_stretches_after(text_config),
         own_code=trust_remote_code and any(folder.glob("*.py")),
     )
+
+
+def text_config_of(config: Any) -> Any:
+    """The part of a configuration that says how deep the model is, and how far it reads.
+
+    Of an encoder-decoder that is the encoder's, where it has one of its own.
+    """
+    own = getattr(config, "encoder", None) if getattr(config, "is_encoder_decoder", False) else None
+    whole = own if isinstance(own, transformers.PretrainedConfig) else config
+    return whole.get_text_config()
 
 
 def _base_of(causal: Any) -> Any:
@@ -159,7 +169,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[Any, 
         options = {"trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(folder, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    return tokenizer, _max_positions(config.get_text_config(), tokenizer)
+    return tokenizer, _max_positions(text_config_of(config), tokenizer)
 
 
 def silence_transformers() -> None:

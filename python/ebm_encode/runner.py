@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from traceback import clear_frames
 from typing import Any, Literal
 
 import numpy as np
@@ -108,7 +109,7 @@ class Runner:
         if self._forced:
             require_engine(self.choice, engine)
         self._probes = probes
-        self.compared = Compared(length=int(probes.lengths.max()))
+        self.compared = Compared(length=self.choice.longest)
         # Engines switch the model's attention while they run it.
         self._lock = threading.Lock()
         # Slots of the smallest batch that ran out of memory, if any did.
@@ -135,7 +136,11 @@ class Runner:
         stretched = self._stretched(tokens)
         usable = tokens.select([i for i in range(len(tokens)) if i not in stretched])
         with self._lock:
-            found = calibrate(engine, self.budget, usable, dim=self.choice.dim, memory=memory)
+            try:
+                found = calibrate(engine, self.budget, usable, dim=self.choice.dim, memory=memory)
+            except Exception as error:  # noqa: BLE001  (a run meets it, too, and knows what to do)
+                log.warning("sizes are not calibrated: %s", one_line(error))
+                found = Calibration(self.budget.tokens, {})
             if found.rate is not None and self._tries_compiling:
                 through = sum(engine.size([usable[i] for i in b]) for b in engine.plan(usable))
                 if times * through / found.rate >= _WORTH_COMPILING:
@@ -188,8 +193,7 @@ class Runner:
             engine.compile(layers=False)
             free_memory()
             raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
-        # What was compared, ran otherwise.
-        self.compared = Compared(length=int(self._probes.lengths.max()))
+        self.compared = Compared(length=choice.longest)  # what was compared, ran otherwise
 
     def run(
         self,
@@ -211,17 +215,20 @@ class Runner:
                 yield self._alone_batch(tokens, i, into)
         rest = [i for i in range(len(tokens)) if i not in stretched]
         while rest:
-            plan = self.choice.engine.plan(tokens.select(rest))
+            engine, failure = self.choice.engine, None
+            plan = engine.plan(tokens.select(rest))
             batches = _longest_first([[rest[k] for k in batch] for batch in plan], tokens)
             chosen = [batch for batch in batches if wanted(batch)]
             left = {i for batch in chosen for i in batch}
             try:
-                for done in self._each(tokens, chosen, into):
+                for done in self._each(engine, tokens, chosen, into):
                     if not self._still_right(tokens, done):
                         break  # and plan anew, for the engine that is used from here on
                     yield done
                     left.difference_update(done.indices, done.failed)
-            except PassError as failure:
+            except PassError as error:
+                failure = error
+            if failure is not None:  # and no more is handled, which would hold the pass's memory
                 self._go_on_after(failure, tokens)
             rest = [i for i in rest if i in left]
 
@@ -257,11 +264,13 @@ class Runner:
             return Done([], rows.select([]), {i: str(error)}, self._alone)
         return Done([i], rows, {}, self._alone)
 
-    def _each(self, tokens: Tokens, batches: list[list[int]], into: Rows | None) -> Iterator[Done]:
+    def _each(
+        self, engine: Engine, tokens: Tokens, batches: list[list[int]], into: Rows | None
+    ) -> Iterator[Done]:
         """The batches in their order; a device works on the next one while one is in use."""
         before: UnderWay | None = None
         for indices in batches:
-            batch = self._start(tokens, indices, into)
+            batch = self._start(engine, tokens, indices, into)
             if before is not None:
                 yield before.done()
             before = batch
@@ -271,9 +280,11 @@ class Runner:
         if before is not None:
             yield before.done()
 
-    def _start(self, tokens: Tokens, indices: list[int], into: Rows | None) -> UnderWay:
+    def _start(
+        self, engine: Engine, tokens: Tokens, indices: list[int], into: Rows | None
+    ) -> UnderWay:
         rows = into.select(indices) if into else Rows.new(len(indices), self.choice.dim)
-        batch = UnderWay(indices, rows, {}, self.choice.engine, [])
+        batch = UnderWay(indices, rows, {}, engine, [])
         self._forward(tokens, indices, rows, batch)
         return batch
 
@@ -300,6 +311,7 @@ class Runner:
             if not splittable:
                 try:
                     rows.row(0)[:] = self.run_alone(sequences[0])
+                    batch.alone.add(indices[0])
                 except EncodingError as error:
                     batch.failed[indices[0]] = str(error)
                 return
@@ -319,19 +331,21 @@ class Runner:
         Raises:
             ModelError: If the engine was forced.
         """
-        engine, lengths = done.engine, tokens.lengths[done.indices]
+        engine = done.engine
         if engine is self._alone:
             return True
         if engine is not self.choice.engine:  # another thread has found it wrong meanwhile
             return False
-        if self.compared.covers(int(lengths.max(initial=0)), done.at_once):
+        # Places in the batch, the longest sequence's first.
+        own = [k for k, i in enumerate(done.indices) if i not in done.alone]
+        own.sort(key=lambda k: -tokens.lengths[done.indices[k]])
+        longest = int(tokens.lengths[done.indices[own[0]]]) if own else 0
+        if self.compared.covers(longest, done.at_once):
             return True
-        sample = {int(lengths.argmin())}
         last = None
         if done.at_once > self.compared.at_once:
             last = done.together[engine.last_at_once([tokens[i] for i in done.together])]
-            sample.add(done.indices.index(last))
-        alone = self._some_alone(tokens, done, sample)
+        alone = self._some_alone(tokens, done, own, last)
         if not alone:
             return True
         compared = [done.indices[k] for k in alone]
@@ -341,7 +355,9 @@ class Runner:
         )
         if agrees(error, cosine, self._model.dtype):
             at_once = done.at_once if last in compared else 0
-            self.compared = self.compared.with_(length, at_once)
+            with self._lock:
+                if engine is self.choice.engine:
+                    self.compared = self.compared.with_(length, at_once)
             return True
         reason = (
             f"{engine.name} differs from sequences alone at {length} tokens (relative error"
@@ -351,21 +367,33 @@ class Runner:
         return False
 
     def _some_alone(
-        self, tokens: Tokens, done: Done, sample: set[int]
+        self, tokens: Tokens, done: Done, own: list[int], last: int | None
     ) -> dict[int, NDArray[np.float32]]:
         """Rows of single sequences of a batch, by their place in it, that are finite.
 
-        Tried are those of `sample`, and the longest ones until there is a finite row. What is not
-        finite becomes the batch's row, and says what is wrong with it.
+        Tried are the shortest, `last`, and the longest ones until there is a finite row. What is
+        not finite becomes the batch's row, and says what is wrong with it. What does not fit the
+        memory alone is left out.
+
+        Args:
+            tokens: All sequences.
+            done: The batch.
+            own: Places in it, the longest sequence's first.
+            last: A sequence that is to be among them.
         """
-        alone = {k: self.run_alone(tokens[done.indices[k]]) for k in sorted(sample)}
-        for k in np.argsort(-tokens.lengths[done.indices], kind="stable").tolist():
-            if k not in alone:
-                alone[k] = self.run_alone(tokens[done.indices[k]])
-            if np.isfinite(alone[k]).all():
+        sample = [own[-1]] if last is None else [own[-1], done.indices.index(last)]
+        alone: dict[int, NDArray[np.float32]] = {}
+        for k in dict.fromkeys([*sample, *own]):
+            try:
+                row = self.run_alone(tokens[done.indices[k]])
+            except EncodingError:
+                continue
+            if np.isfinite(row).all():
+                alone[k] = row
+            else:
+                done.rows.row(k)[:] = row
+            if k not in sample and k in alone:
                 break
-        for k in [k for k, row in alone.items() if not np.isfinite(row).all()]:
-            done.rows.row(k)[:] = alone.pop(k)
         return alone
 
     def _go_on_after(self, failure: PassError, tokens: Tokens) -> None:
@@ -374,9 +402,12 @@ class Runner:
         Raises:
             ModelError: If the engine was forced.
         """
+        clear_frames(failure.error.__traceback__)  # which hold the tensors of the pass
         for i in failure.indices:
             try:
                 self.run_alone(tokens[i])
+            except EncodingError:  # too long for the memory alone; nothing is known of it
+                continue
             except Exception:  # noqa: BLE001  (a model's code may raise anything)
                 raise failure.error from None
         self._go_on_without(
@@ -397,17 +428,25 @@ class Runner:
         Raises:
             ModelError: If the engine was forced.
         """
-        if self._forced:
-            raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
         probes = Tokens.joined(self._probes, sample)
         with self._lock:
             if engine is not self.choice.engine:  # another thread has found out, too
                 return
-            before = (*self.choice.refused, reason)
+            candidates, before = self.choice.worse, (*self.choice.refused, reason)
+            if isinstance(engine, WindowEngine) and engine.compiled:
+                before = (*before[:-1], f"compiled {reason}")
+                self._may_compile = self._tries_compiling = False
+                engine.compile(layers=False)
+                free_memory()
+                candidates = (engine, *candidates)
+            elif self._forced:
+                raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
             self.choice = choose_engine(
-                self.choice.worse, self._alone, probes, self._model.dtype, before=before
+                candidates, self._alone, probes, self._model.dtype, before=before
             )
-            self.compared = Compared(length=int(probes.lengths.max()))
+            self.compared = Compared(length=self.choice.longest)
+        if self._forced:
+            require_engine(self.choice, engine.name)
         log.warning("engine %s from here on: %s", self.choice.engine.name, self.choice.reason)
 
 

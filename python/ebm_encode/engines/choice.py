@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.padded import AloneEngine
 from ebm_encode.engines.rows import Rows
-from ebm_encode.engines.tolerance import agrees, compare
+from ebm_encode.engines.tolerance import FEW, agrees, compare
 from ebm_encode.errors import ModelError
 from ebm_encode.tokens import Tokens
 
@@ -28,6 +28,7 @@ class EngineChoice:
         reason: In words; also why better engines were not taken.
         error: Largest relative difference of its rows from each probe alone.
         cosine: Smallest cosine with each probe alone.
+        longest: Tokens of the longest probe that was compared.
         worse: The engines to go on with, should this one prove wrong later.
         refused: Why better ones were not taken, of each.
     """
@@ -37,6 +38,7 @@ class EngineChoice:
     reason: str
     error: float
     cosine: float
+    longest: int
     worse: tuple[Engine, ...] = ()
     refused: tuple[str, ...] = ()
 
@@ -69,15 +71,13 @@ def choose_engine(
         dtype: Name of the compute dtype.
         before: Why engines that are no candidates any more were not taken.
     """
-    dim = alone.width(probes[0])
-    expected = Rows.new(len(probes), dim)
-    for i in range(len(probes)):
-        alone.forward([probes[i]], expected.select([i])).wait()
-    finite = np.flatnonzero(np.isfinite(expected.array).all(axis=1)).tolist()
+    dim = alone.width(probes[int(probes.lengths.argmax())])
+    truth = _rows_alone(alone, probes, dim)
+    finite = np.flatnonzero(np.isfinite(truth).all(axis=1)).tolist()
     if not finite:
         reason = "the model's rows are not finite even alone; every row will be refused"
         log.warning("self-test: %s", reason)
-        return EngineChoice(alone, dim, reason, float("nan"), float("nan"))
+        return EngineChoice(alone, dim, reason, float("nan"), float("nan"), 0)
     if len(finite) < len(probes):
         log.warning(
             "self-test: %d of %d probes have no finite rows even alone and say nothing",
@@ -85,7 +85,8 @@ def choose_engine(
             len(probes),
         )
         probes = probes.select(finite)
-    truth = expected.array[finite]
+    truth = truth[finite]
+    longest = int(probes.lengths.max())
     refused = [*before]
     for i, engine in enumerate(candidates):
         rows = _rows(engine, probes, dim)
@@ -93,17 +94,17 @@ def choose_engine(
             refused.append(f"{engine.name} does not work with this model ({rows})")
             continue
         error, cosine = compare(rows, truth)
-        if agrees(error, cosine, dtype):
+        if _agree(rows, truth, probes, dtype):
             equal = f"equals each probe alone (relative error {error:.1e}, cosine {cosine:.6f})"
             reason = "; ".join([*refused, equal])
             worse = tuple(candidates[i + 1 :])
-            return EngineChoice(engine, dim, reason, error, cosine, worse, tuple(refused))
+            return EngineChoice(engine, dim, reason, error, cosine, longest, worse, tuple(refused))
         refused.append(
             f"{engine.name} differs from each probe alone (relative error {error:.1e}, cosine"
             f" {cosine:.6f})"
         )
     reason = "; ".join([*refused, "one at a time, which is right but slow"])
-    return EngineChoice(alone, dim, reason, 0.0, 1.0, refused=tuple(refused))
+    return EngineChoice(alone, dim, reason, 0.0, 1.0, longest, refused=tuple(refused))
 
 
 def short_probes(probes: Tokens) -> Tokens:
@@ -130,6 +131,29 @@ def require_engine(choice: EngineChoice, name: str) -> None:
     """
     if choice.engine.name != name:
         raise ModelError(f"--engine {name}: cannot be used for this model: {choice.reason}")
+
+
+def _rows_alone(alone: AloneEngine, probes: Tokens, dim: int) -> NDArray[np.float32]:
+    """The rows of the probes alone; not finite where a model takes no so short a sequence."""
+    expected = Rows.new(len(probes), dim)
+    for i in range(len(probes)):
+        try:
+            alone.forward([probes[i]], expected.select([i])).wait()
+        except Exception:  # a model's code may raise anything
+            if len(probes[i]) > FEW:
+                raise
+            expected.row(i)[:] = np.nan
+    return expected.array
+
+
+def _agree(
+    rows: NDArray[np.float32], truth: NDArray[np.float32], probes: Tokens, dtype: str
+) -> bool:
+    few = probes.lengths <= FEW
+    parts = [
+        (where, bool(few[where[0]])) for where in map(np.flatnonzero, (few, ~few)) if len(where)
+    ]
+    return all(agrees(*compare(rows[i], truth[i]), dtype, few=short) for i, short in parts)
 
 
 def _rows(engine: Engine, probes: Tokens, dim: int) -> NDArray[np.float32] | str:

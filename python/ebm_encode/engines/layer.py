@@ -8,7 +8,7 @@ import torch
 
 from ebm_encode.engines.torch_settings import inference
 from ebm_encode.errors import ModelError
-from ebm_encode.model import Model
+from ebm_encode.model import Model, text_config_of
 
 
 class _Reached(Exception):  # noqa: N818  (not an error)
@@ -21,7 +21,7 @@ class LayerTap:
     def __init__(self, model: Model, layer: int) -> None:
         self._base = model.base
         blocks = blocks_of(model)
-        count = int(model.config.get_text_config().num_hidden_layers)
+        count = int(text_config_of(model.config).num_hidden_layers)
         if not -count - 1 <= layer <= count:
             raise ModelError(
                 f"--layer {layer}: the model has hidden states {-count - 1} to {count}"
@@ -85,7 +85,7 @@ def _stop_before(block: Any, seen: list[torch.Tensor]) -> Iterator[None]:
 
 def blocks_of(model: Model) -> Any | None:
     """The model's list of layers: the one module list as long as the model is deep."""
-    count = int(model.config.get_text_config().num_hidden_layers)
+    count = int(text_config_of(model.config).num_hidden_layers)
     lists = [
         module
         for module in model.base.modules()
