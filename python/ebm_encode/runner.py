@@ -432,21 +432,23 @@ class Runner:
         with self._lock:
             if engine is not self.choice.engine:  # another thread has found out, too
                 return
-            candidates, before = self.choice.worse, (*self.choice.refused, reason)
+            candidates = self.choice.worse
             if isinstance(engine, WindowEngine) and engine.compiled:
-                before = (*before[:-1], f"compiled {reason}")
+                reason = f"compiled {reason}"
                 self._may_compile = self._tries_compiling = False
                 engine.compile(layers=False)
                 free_memory()
                 candidates = (engine, *candidates)
             elif self._forced:
                 raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
-            self.choice = choose_engine(
+            before = (*self.choice.refused, reason)
+            choice = choose_engine(
                 candidates, self._alone, probes, self._model.dtype, before=before
             )
-            self.compared = Compared(length=self.choice.longest)
-        if self._forced:
-            require_engine(self.choice, engine.name)
+            if self._forced:
+                require_engine(choice, engine.name)
+            self.choice = choice
+            self.compared = Compared(length=choice.longest)
         log.warning("engine %s from here on: %s", self.choice.engine.name, self.choice.reason)
 
 
