@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from peak_memory import most_resident
 
 from ebm_encode import EmbeddingCache, Identity, __version__
 from ebm_encode._core import CacheWriter
@@ -117,9 +117,7 @@ def run_step(step: str, path: Path, rows: int, dim: int) -> None:
     start = time.perf_counter()
     STEPS[step](path, rows, dim)
     seconds = time.perf_counter() - start
-    # `getrusage` would begin with the parent's.
-    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    peak = int(line) / 1000
+    peak = most_resident() / 1e6
     print(json.dumps([seconds, peak]))
 
 

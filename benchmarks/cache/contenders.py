@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).parents[1]))
+from peak_memory import most_resident
+
 Loaded = tuple[list[str], np.ndarray]
 Loader = Callable[[], Loaded]
 
@@ -172,13 +175,6 @@ def drop_from_page_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def most_resident() -> float:
-    """Megabytes that this process held at most; `getrusage` would count its parent's too."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
-
-
 def batches(cache: Any, rows: np.ndarray) -> dict[str, float]:
     """Seconds for 2,048 random rows into one array, by us and by numpy from memory; medians."""
     draw = np.random.default_rng(0)
@@ -226,11 +222,11 @@ def main() -> None:
         load = CONTENDERS[name](folder)
         if cold:
             drop_from_page_cache(folder)
-        before = most_resident()
+        before = most_resident() / 2**20
         start = time.perf_counter()
         states, rows = load()
         seconds = time.perf_counter() - start
-        peak = most_resident()
+        peak = most_resident() / 2**20
         truth = np.memmap(folder / "rows.bin", np.float32, "r")
         flat = rows.reshape(-1)
         # LMDB's order is its own; of the others the ends and the middle are compared.

@@ -8,7 +8,6 @@ are.
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+from peak_memory import most_resident
 
 # Width, layers, width of the feed-forward part and of a head, in the proportions of Llama; 7b has
 # the shape of DeepSeek-Prover-V2-7B.
@@ -360,19 +362,10 @@ def _most_memory(setup: Setup, peak: Peak) -> float:
 
         own = psutil.Process()
         processes = [own, *own.children(recursive=True)]
-        return sum(map(_most_resident, processes)) - peak.bytes
+        return sum(most_resident(process.pid) for process in processes) - peak.bytes
     import torch
 
     return torch.cuda.max_memory_allocated() - peak.bytes
-
-
-def _most_resident(process: Any) -> int:
-    """Peak resident memory in bytes; `getrusage` would begin with the parent's. 0 once it ended."""
-    try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 1024 * sum(map(int, re.findall(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)))
 
 
 def main() -> None:
