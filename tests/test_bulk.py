@@ -240,6 +240,29 @@ def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states
     assert encode("--engine", "padded", "--allow-quarantine")[0] == 0
 
 
+def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
+    encode, spoil, tmp_path, states, llama
+):
+    """The longest is compared with itself alone; of its row nothing can then be said."""
+    tokens = Encoder.load(llama).prompts.tokenize(states)
+    longest = int(tokens.lengths.argmax())
+    assert (tokens.lengths == tokens.lengths[longest]).sum() == 1
+
+    def fault(rows, sequences):
+        if len(sequences[0]) == tokens.lengths[longest]:
+            raise ValueError("no such position")
+        return rows
+
+    spoil(fault, alone=True)
+    code, summary, _ = encode("--engine", "padded")
+    assert (code, summary["rows"]) == (1, len(states) - 1)
+    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
+    (record,) = map(json.loads, listed)
+    assert (record["state"], record["kind"]) == (states[longest], "non_finite")
+    assert "fails on a text of" in record["reason"]
+    assert "ValueError: no such position" in record["reason"]
+
+
 def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):
     long = "x " * 50
     lines = [{"state_pp": long + str(i)} for i in range(20)]

@@ -208,6 +208,29 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
     assert (batches["max_batch_tokens"], batches["batch_size"]) == (700, 256)
 
 
+def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp_path, monkeypatch):
+    source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
+    source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states[:40]))
+
+    def failing(*_, **__):
+        raise RuntimeError("no such counter")
+
+    monkeypatch.setattr("ebm_encode.runner.calibrate", failing)
+    init = Encoder.__init__
+
+    def on_a_device(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self._to_calibrate = True
+
+    monkeypatch.setattr(Encoder, "__init__", on_a_device)
+    arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
+    code, _, err = run_cli(*arguments)
+    assert code == 0
+    assert "sizes are not calibrated: RuntimeError: no such counter" in " ".join(err.split())
+    batches = EmbeddingCache.open(output).provenance[0]["batches"]
+    assert (batches["max_batch_tokens"], batches["tokens_per_second"]) == (8192, {})
+
+
 def test_a_note_that_cannot_be_read_is_measured_anew():
     good = {"max_batch_tokens": 5, "compiled": True}
     assert _settings_of(json.dumps(good).encode() + b"\n") == good

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ebm_encode import Encoder, _core, engines
-from ebm_encode.engines import Compared, agrees, compare, windows
+from ebm_encode.engines import Compared, all_agree, compare, windows
+from ebm_encode.engines.tolerance import agrees
 from ebm_encode.tokens import Tokens
 from test_parity import alone
 
@@ -86,7 +87,7 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
 
     monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
     monkeypatch.setattr(runner._alone, "forward", overflowing)
-    runner.compared = Compared(length=limit, at_once=10_000)
+    runner.selection.compared = Compared(length=limit, at_once=10_000)
     out = np.empty((len(states), encoder.dim), np.float32)
     reports = encoder.encode_into(states, out)
     refused = np.array([report.status == "bad" for report in reports])
@@ -113,9 +114,68 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
         return arrival
 
     monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
-    encoder.runner.compared = Compared(length=limit, at_once=10_000)
+    encoder.runner.selection.compared = Compared(length=limit, at_once=10_000)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert encoder.choice.engine is not engine
+
+
+def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    right = encoder.encode(states)
+    engine, by_itself = encoder.choice.engine, encoder.runner._alone
+    forward, single = engine.forward, by_itself.forward
+    last = []
+
+    def wrong_at_the_end(sequences, rows):
+        arrival = forward(sequences, rows)
+        ends = sorted({len(sequence) for sequence in sequences})
+        late = range(len(sequences) - 5, len(sequences))
+        inner = [k for k in late if ends[0] < len(sequences[k]) < ends[-1]]
+        rows.array[rows.select(inner).places] *= np.float32(1.01)
+        last[:] = [sequences[engine.last_at_once(sequences)].tobytes()]
+        return arrival
+
+    def overflowing(sequences, rows):
+        arrival = single(sequences, rows)
+        if sequences[0].tobytes() in last:
+            rows.row(0)[:] = np.inf
+        return arrival
+
+    monkeypatch.setattr(engine, "_slice_nodes", None)
+    monkeypatch.setattr(engine, "forward", wrong_at_the_end)
+    monkeypatch.setattr(by_itself, "forward", overflowing)
+    encoder.runner.selection.compared = Compared(length=10_000)
+    out = np.empty((len(states), encoder.dim), np.float32)
+    reports = encoder.encode_into(states, out)
+    good = [i for i, report in enumerate(reports) if report.status == "ok"]
+    assert len(states) - 8 <= len(good) < len(states)
+    assert compare(out[good], right[good])[0] <= 1e-5
+    assert encoder.choice.engine is not engine
+
+
+@pytest.mark.parametrize("cosine", [0.999, 0.997])
+def test_few_tokens_may_be_rounded_more_in_use_too(llama, states, monkeypatch, cosine):
+    encoder = Encoder.load(llama, dtype="bfloat16")
+    engine, forward = encoder.choice.engine, encoder.choice.engine.forward
+    aside = np.sqrt(1 - cosine**2) / cosine
+
+    def rounded(sequences, rows):
+        """Turns short rows by an angle."""
+        arrival = forward(sequences, rows)
+        for k, sequence in enumerate(sequences):
+            if len(sequence) <= 6:
+                row = rows.row(k)
+                other = np.roll(row, 1)
+                other -= row * (other @ row) / (row @ row)
+                row += other * np.float32(aside * np.linalg.norm(row) / np.linalg.norm(other))
+        return arrival
+
+    monkeypatch.setattr(engine, "forward", rounded)
+    encoder.runner.selection.compared = Compared()
+    some = ["h", *states[:9]]
+    assert len(encoder.prompts.tokenize(some)[0]) <= 6
+    encoder.encode(some)
+    assert (encoder.choice.engine is engine) == (cosine > 0.998)
 
 
 def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypatch, heard):
@@ -178,3 +238,15 @@ def test_only_16_bits_are_compared_by_their_direction():
         assert not agrees(1e-2, 0.99, dtype, few=True)
     assert not agrees(float("nan"), float("nan"), "float32")
     assert not agrees(float("nan"), float("nan"), "float16")
+
+
+def test_every_row_is_held_to_the_tolerance_of_its_length():
+    truth = np.eye(2, 4, dtype=np.float32)
+    near = truth.copy()
+    near[:, 3] = 0.045  # a cosine of 0.999
+    for dtype in ("float16", "bfloat16"):
+        assert all_agree(near, truth, np.array([6, 1]), dtype)
+        assert not all_agree(near, truth, np.array([6, 7]), dtype)
+        assert not all_agree(near, truth, np.array([70, 80]), dtype)
+        assert all_agree(truth, truth, np.array([7, 1]), dtype)
+    assert not all_agree(near, truth, np.array([1, 1]), "float32")

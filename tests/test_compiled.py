@@ -113,7 +113,7 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 
         monkeypatch.setattr("ebm_encode.runner.rate_of", measure)
         encoder = Encoder.load(llama)
-        encoder._to_calibrate = encoder.runner._tries_compiling = True
+        encoder._to_calibrate = encoder.runner.selection.tries_compiling = True
         encoder.calibrate(encoder.prompts.tokenize(states[:20]), times=times)
         return encoder.runner
 
@@ -135,6 +135,70 @@ def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard
     before = len(graphs)
     assert not on_a_gpu(1000.0, 1200.0, times=1.0).compiled  # seconds of work
     assert len(graphs) == before
+
+
+@pytest.mark.parametrize("engine", ["auto", "shared-prefix"])
+@pytest.mark.parametrize("wrong", ["row", "pass"])
+def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
+    llama, states, monkeypatch, heard, engine, wrong
+):
+    """What is at fault is the compiler, not the engine; nobody forced the former."""
+    encoder = Encoder.load(llama, engine=engine, compile_layers="on")
+    runner, used = encoder.runner, encoder.choice.engine
+    forward = used.forward
+
+    def faulty(sequences, rows):
+        arrival = forward(sequences, rows)
+        if used.compiled:
+            if wrong == "pass":
+                raise RuntimeError("no kernel")
+            rows.array[rows.places] *= np.float32(1.001)
+        return arrival
+
+    monkeypatch.setattr(used, "forward", faulty)
+    runner.selection.compared = Compared()
+    assert compare(encoder.encode(states[:40]), alone(llama, states[:40]))[0] <= 1e-5
+    assert encoder.choice.engine is used
+    assert not runner.compiled
+    said = {"row": "compiled shared-prefix differs from", "pass": "compiled shared-prefix failed"}
+    assert said[wrong] in encoder.choice.reason
+    assert "engine shared-prefix from here on" in heard.text
+    encoder._to_calibrate = True
+    assert encoder.resume(encoder.settings() | {"compiled": True})
+    assert not runner.compiled, "nor are they compiled again"
+
+
+def test_a_compiled_pass_is_run_anew_if_layers_are_plain_by_then(llama, states, monkeypatch):
+    """Another thread may find compiled layers wrong; the engine stays the same one."""
+    encoder = Encoder.load(llama, compile_layers="on")
+    selection, used = encoder.runner.selection, encoder.choice.engine
+    right, forward, passes = alone(llama, states[:40]), used.forward, []
+
+    def overtaken(sequences, rows):
+        arrival = forward(sequences, rows)
+        passes.append(used.compiled)
+        if used.compiled:
+            rows.array[rows.places] *= np.float32(1.01)
+            selection.uncompile()
+            selection.compared = Compared(10_000, 10_000)
+        return arrival
+
+    monkeypatch.setattr(used, "forward", overtaken)
+    selection.compared = Compared(10_000, 10_000)
+    assert compare(encoder.encode(states[:40]), right)[0] <= 1e-5
+    assert passes == [True, False]
+    assert encoder.choice.engine is used
+
+
+def test_what_was_compared_of_plain_layers_says_nothing_of_compiled_ones(llama):
+    encoder = Encoder.load(llama)
+    selection, before = encoder.runner.selection, encoder.choice
+    assert selection.compile()
+    compared = selection.compared
+    selection.agreed(before, 10_000, 10_000)
+    assert selection.compared == compared
+    selection.agreed(encoder.choice, 10_000, 10_000)
+    assert selection.compared == Compared(10_000, 10_000)
 
 
 def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monkeypatch):
@@ -186,7 +250,7 @@ def test_rows_that_compiled_layers_make_wrong_leave_no_settings(
             return arrival
 
         self.choice.engine.forward = wrong
-        self.runner.compared = Compared(10_000, 10_000)
+        self.runner.selection.compared = Compared(10_000, 10_000)
 
     monkeypatch.setattr(Encoder, "__init__", on_a_device)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]

@@ -68,7 +68,7 @@ def test_a_state_that_is_bad_also_alone_is_named(encoder, states, monkeypatch):
 def test_encode_into_reports_and_poisons_what_is_not_right(encoder, states, monkeypatch):
     spoil(encoder, monkeypatch, one_nan)
     spoil(encoder, monkeypatch, one_nan, alone=True)
-    encoder.runner.compared = Compared(10_000, 10_000)
+    encoder.runner.selection.compared = Compared(10_000, 10_000)
     out = np.zeros((8, encoder.dim), np.float32)
     reports = encoder.encode_into(states[:8], out)
     bad = [i for i, report in enumerate(reports) if report.status == "bad"]
@@ -174,9 +174,9 @@ def fail(*_, **__):
     raise RuntimeError("shapes cannot be multiplied")
 
 
-def test_other_errors_of_the_model_come_through(encoder, states, monkeypatch):
+def test_a_model_that_fails_alone_too_is_an_error(encoder, states, monkeypatch):
     monkeypatch.setattr(encoder.model.base, "forward", fail)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ModelError, match=r"fails on a text of .*RuntimeError: shapes cannot be"):
         encoder.encode(states[:2])
     assert encoder.choice.engine.name == "shared-prefix"
 
@@ -192,6 +192,52 @@ def test_an_engine_that_fails_where_the_model_does_not_is_left(llama, states, mo
     monkeypatch.setattr(forced.choice.engine, "forward", fail)
     with pytest.raises(ModelError, match=r"--engine packed: .*shapes cannot be multiplied"):
         forced.encode(states[:2])
+
+
+def test_an_engine_is_left_also_where_some_texts_do_not_fit_alone(llama, states, monkeypatch):
+    """Of these nothing is known, so that the next engine is not tried on them beforehand."""
+    encoder = Encoder.load(llama)
+    some = sorted(states, key=len)[-3:]
+    right = encoder.encode(some)
+    monkeypatch.setattr(encoder.choice.engine, "forward", fail)
+    plan, limited = encoder.choice.engine.plan, _Limited(encoder.runner._alone, 0)
+    first = encoder.prompts.tokenize(some)[plan(encoder.prompts.tokenize(some))[0][0]]
+    sizes = encoder.runner._alone.size
+    limited.size = lambda sequences: int(np.array_equal(sequences[0], first))
+    monkeypatch.setattr(encoder.runner._alone, "forward", limited)
+    assert sizes([first]) == len(first)
+    assert compare(encoder.encode(some), right)[0] <= 1e-5
+    assert limited.refused
+    assert encoder.choice.engine.name == "shared-prefix-mask"
+
+
+def fails_on_the_shortest(encoder, states, monkeypatch):
+    """Makes the model alone fail on one state, of which the engine makes a row."""
+    shortest = min(states, key=lambda state: len(encoder.prompts.tokenize([state]).ids))
+    ids = encoder.prompts.tokenize([shortest])[0]
+    forward = encoder.runner._alone.forward
+
+    def failing(sequences, rows):
+        return fail() if np.array_equal(sequences[0], ids) else forward(sequences, rows)
+
+    monkeypatch.setattr(encoder.runner._alone, "forward", failing)
+    return shortest
+
+
+def test_a_state_that_the_model_alone_fails_on_has_no_row(llama, states, monkeypatch):
+    """What there is to compare a row with, makes none; and what cannot be compared is not right."""
+    encoder = Encoder.load(llama)
+    some = sorted(states)[:40]
+    right = encoder.encode(some)
+    shortest = fails_on_the_shortest(encoder, some, monkeypatch)
+    encoder.runner.selection.compared = Compared()
+    out = np.empty((40, encoder.dim), np.float32)
+    reports = encoder.encode_into(some, out)
+    bad = [some[i] for i, report in enumerate(reports) if report.status == "bad"]
+    assert bad == [shortest]
+    assert "shapes cannot be multiplied" in reports[some.index(shortest)].reason
+    kept = [i for i, report in enumerate(reports) if report.status == "ok"]
+    assert compare(out[kept], right[kept])[0] <= 1e-5
 
 
 def edited(folder, tmp_path, edit):
@@ -337,7 +383,7 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
         return arrival
 
     device.right = wrong
-    encoder.runner.compared = Compared()
+    encoder.runner.selection.compared = Compared()
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert "from here on" in heard.text

@@ -134,7 +134,7 @@ def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, archit
 def test_every_shared_prefix_goes_through_the_model_once(llama, states, through):
     encoder = Encoder.load(llama)
     counted = through(encoder)
-    encoder.runner.compared = EVERYTHING
+    encoder.runner.selection.compared = EVERYTHING
     encoder.encode(states)
     sequences = encoder.prompts.tokenize(states)
     prefixes = {
@@ -153,7 +153,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
     counted = through(encoder)
     parent = max(states, key=len)
     children = [parent + f"\nh{i} : x{i} = {i}" for i in range(32)]
-    encoder.runner.compared = EVERYTHING
+    encoder.runner.selection.compared = EVERYTHING
     encoder.encode(children)
     lengths = encoder.prompts.tokenize([parent, *children]).lengths
     own = sum(lengths[1:] - lengths[0] + 2)
@@ -163,7 +163,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
 def test_without_sharing_every_token_goes_through_once(llama, states, through):
     encoder = Encoder.load(llama, engine="packed")
     counted = through(encoder)
-    encoder.runner.compared = EVERYTHING
+    encoder.runner.selection.compared = EVERYTHING
     encoder.encode(states)
     assert sum(counted) == len(encoder.prompts.tokenize(states).ids)
 
@@ -209,16 +209,49 @@ def test_a_batch_of_an_engine_found_wrong_meanwhile_is_run_anew(llama, mixed):
     def overtaken(sequences, rows):
         arrival = forward(sequences, rows)
         rows.array[rows.places] *= np.float32(1.01)
-        runner.choice = replace(runner.choice, engine=runner.choice.worse[-1])
-        runner.compared = (
+        runner.selection.choice = replace(runner.choice, engine=runner.choice.worse[-1])
+        runner.selection.compared = (
             EVERYTHING  # which is what the other thread has compared with its own engine
         )
         return arrival
 
     first.forward = overtaken
-    runner.compared = EVERYTHING
+    runner.selection.compared = EVERYTHING
     assert compare(encoder.encode(mixed), right)[0] <= 1e-5
     assert encoder.choice.engine.name == "padded"
+
+
+def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatch):
+    """Another thread may find an engine wrong between its plan and its passes."""
+    encoder = Encoder.load(llama, max_batch_tokens=600)
+    selection, right = encoder.runner.selection, encoder.encode(mixed)
+    first, padded = encoder.choice.engine, encoder.choice.worse[-1]
+    planned, others = {first: [], padded: []}, []
+
+    def watch(engine):
+        plan, forward = engine.plan, engine.forward
+
+        def planning(tokens):
+            batches = plan(tokens)
+            planned[engine] += [{tokens[i].tobytes() for i in batch} for batch in batches]
+            if engine is first:
+                selection.choice = replace(selection.choice, engine=padded)
+            return batches
+
+        def running(sequences, rows):
+            if {sequence.tobytes() for sequence in sequences} not in planned[engine]:
+                others.append(engine.name)
+            return forward(sequences, rows)
+
+        monkeypatch.setattr(engine, "plan", planning)
+        monkeypatch.setattr(engine, "forward", running)
+
+    watch(first)
+    watch(padded)
+    assert compare(encoder.encode(mixed), right)[0] <= 1e-5
+    assert planned[first] != planned[padded]
+    assert not others
+    assert encoder.choice.engine is padded
 
 
 def test_an_engine_that_drifts_is_not_used(llama, monkeypatch):

@@ -14,7 +14,16 @@ T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}
 BART = {"d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "max_position_embeddings": 1024}
 BART |= dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 4)
 BART |= dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 128)
+# Each half has a configuration of its own, and the decoder fewer layers.
+HALF = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
+HALF |= {"num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 24}
+HALF |= {"max_position_embeddings": 1024}
+T5GEMMA = {
+    "encoder": HALF | {"num_hidden_layers": 3},
+    "decoder": HALF | {"num_hidden_layers": 2},
+}
 SHAPES = {"t5": T5, "mt5": T5, "umt5": T5, "bart": BART, "mbart": BART, "pegasus": BART}
+SHAPES |= {"t5gemma": T5GEMMA}
 
 OWN_CODE = '''
 import torch
@@ -83,7 +92,11 @@ def encoder_decoder(tokenizer, tmp_path_factory):
     def make(kind):
         tokens = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
         tokens |= {"pad_token_id": 0, "decoder_start_token_id": 0}
-        config = transformers.AutoConfig.for_model(kind, **SHAPES[kind], **tokens)
+        shape = {
+            name: value | tokens if isinstance(value, dict) else value
+            for name, value in SHAPES[kind].items()
+        }
+        config = transformers.AutoConfig.for_model(kind, **shape, **tokens)
         torch.manual_seed(0)
         model = transformers.AutoModelForSeq2SeqLM.from_config(config)
         with torch.no_grad():
@@ -106,12 +119,14 @@ def encoded_alone(folder, texts, layer):
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :1024]
         with torch.no_grad():
-            hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
+            hidden = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
+            ).hidden_states
         rows.append(hidden[layer][0].mean(dim=0).numpy())
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("layer", [-1, 1, 3])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_of_an_encoder_decoder_it_is_the_encoder(encoder_decoder, mixed, kind, layer):
     """Its tokens see those after them, so no prefix can be shared."""

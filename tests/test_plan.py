@@ -59,7 +59,7 @@ def test_the_forecast_is_what_encoding_then_puts_through_the_model(
         return right(sequences, rows)
 
     monkeypatch.setattr(engine, "forward", forward)
-    encoder.runner.compared = Compared(10_000, 10_000)
+    encoder.runner.selection.compared = Compared(10_000, 10_000)
     encoder.encode(states)
     assert (len(windows), sum(counted)) == (report["windows"], report["window_nodes"])
     assert len(counted) > len(windows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from ebm_encode.engines import Engine
+from ebm_encode.engines import EngineChoice
 from ebm_encode.engines.rows import Arrival, Rows
 from ebm_encode.model import one_line
 
@@ -17,7 +17,7 @@ class Done:
         indices: Which sequences they are of.
         rows: Their rows, not yet checked.
         failed: Those of the batch that do not fit the memory, with the reason.
-        engine: What made them.
+        choice: What made them.
         alone: Those that only the model alone could make.
         at_once: The most tokens that went through the model at once.
         together: The sequences of the pass in which they did.
@@ -26,7 +26,7 @@ class Done:
     indices: list[int]
     rows: Rows
     failed: dict[int, str]
-    engine: Engine
+    choice: EngineChoice
     alone: AbstractSet[int] = frozenset()
     at_once: int = 0
     together: Sequence[int] = ()
@@ -40,7 +40,7 @@ class UnderWay:
         indices: Its sequences.
         rows: Where their rows go.
         failed: Those that do not fit the memory, with the reason.
-        engine: What makes them.
+        choice: What makes them.
         arrivals: What to wait for, one of each part of the batch.
         alone: As in `Done`.
         at_once: As in `Done`.
@@ -50,7 +50,7 @@ class UnderWay:
     indices: list[int]
     rows: Rows
     failed: dict[int, str]
-    engine: Engine
+    choice: EngineChoice
     arrivals: list[Arrival]
     alone: set[int] = field(default_factory=set)
     at_once: int = 0
@@ -69,15 +69,15 @@ class UnderWay:
         indices = [self.indices[k] for k in good]
         rows = self.rows.select(good)
         return Done(
-            indices, rows, self.failed, self.engine, self.alone, self.at_once, self.together
+            indices, rows, self.failed, self.choice, self.alone, self.at_once, self.together
         )
 
 
 class PassError(Exception):
     """A pass failed, and not for want of memory."""
 
-    def __init__(self, engine: Engine, indices: list[int], error: Exception) -> None:
-        super().__init__(f"{engine.name}: {one_line(error)}")
-        self.engine = engine
+    def __init__(self, choice: EngineChoice, indices: list[int], error: Exception) -> None:
+        super().__init__(f"{choice.engine.name}: {one_line(error)}")
+        self.choice = choice
         self.indices = indices
         self.error = error

@@ -15,8 +15,8 @@ from ebm_encode import _core
 from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
-from ebm_encode.engines import agrees, compare
-from ebm_encode.errors import EncodingError, VerificationError
+from ebm_encode.engines import all_agree, compare
+from ebm_encode.errors import EncodingError, ModelError, VerificationError
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import CHUNK_STATES, Tokens
@@ -323,6 +323,9 @@ class BulkRun:
         except EncodingError as error:
             self._quarantine(state, "out_of_memory", str(error), length)
             return
+        except ModelError as error:
+            self._quarantine(state, bad.kind, f"{bad.reason}; {error}", length)
+            return
         again = self._writer.append([state], row[None, :])[0]
         if again is None or self._rightly_equal(state, row, tokens[0], again):
             return
@@ -336,9 +339,10 @@ class BulkRun:
         if stored is None:
             return
         state, row = stored
-        alone = self._encoder.run_alone(self._encoder.prompts.tokenize([state])[0])
-        error, cosine = compare(row[None, :], alone[None, :])
-        if not agrees(error, cosine, self._encoder.model.dtype):
+        tokens = self._encoder.prompts.tokenize([state])
+        rows, alone = row[None, :], self._encoder.run_alone(tokens[0])[None, :]
+        if not all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
+            _, cosine = compare(rows, alone)
             reason = f"the stored row of {state[:60]!r} is not its own (cosine {cosine:.6f})"
             self._writer.reject(reason)
             wrong = f"{reason}. Run again with --overwrite to encode all rows anew"

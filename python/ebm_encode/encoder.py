@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines import Budget, EngineChoice, Pooling
+from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
@@ -23,7 +23,7 @@ from ebm_encode.errors import (
 )
 from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
-from ebm_encode.runner import Compile, EngineName, Runner
+from ebm_encode.runner import Runner
 from ebm_encode.templates import PLACE, Template
 from ebm_encode.tokens import Prompts, Tokens
 
@@ -422,12 +422,22 @@ class Encoder:
                     reports[i] = RowReport("bad", length, reason=verdict.reason)
                     continue
                 log.warning("state %d: %s; encoding it alone", i, verdict.reason)
-                out[i] = self.run_alone(tokens[i])
+                self._redo(i, tokens, out, reports)
                 if verdict.other_row is not None:  # either of two equal rows may be the wrong one
-                    other = good[verdict.other_row]
-                    out[other] = self.run_alone(tokens[other])
+                    self._redo(good[verdict.other_row], tokens, out, reports)
             if not bad:
                 return
+
+    def _redo(
+        self, i: int, tokens: Tokens, out: NDArray[np.float32], reports: list[RowReport]
+    ) -> None:
+        """Runs one sequence alone, and says so if that makes no row."""
+        try:
+            out[i] = self.run_alone(tokens[i])
+        except EncodingError as error:
+            reports[i] = _out_of_memory(tokens, i, str(error))
+        except ModelError as error:
+            reports[i] = RowReport("bad", int(tokens.full_lengths[i]), reason=str(error))
 
 
 def _refuse_single(states: Sequence[str]) -> None:

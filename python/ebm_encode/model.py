@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from numpy.typing import NDArray
 
 from ebm_encode.errors import ArgumentError, ModelError
 
@@ -76,6 +78,12 @@ class Model:
         if self.device.type == "cuda":
             return f"cuda ({torch.cuda.get_device_name(self.device)})"
         return f"{self.device.type} ({platform.machine()})"
+
+    def stretching(self, lengths: NDArray[np.int64]) -> list[int]:
+        """Which sequences of such lengths would change the positions of others in their batch."""
+        if self.stretches_after is None:
+            return []
+        return [int(i) for i in np.flatnonzero(lengths > self.stretches_after)]
 
 
 def load_model(

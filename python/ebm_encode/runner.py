@@ -4,12 +4,10 @@ Knows nothing of texts: what a sequence means and whether its row is good is the
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from traceback import clear_frames
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,24 +15,19 @@ from numpy.typing import NDArray
 
 from ebm_encode.batch import Done, PassError, UnderWay
 from ebm_encode.engines import (
-    AloneEngine,
     Budget,
     Calibration,
-    Compared,
-    Engine,
+    Compile,
     EngineChoice,
-    MaskedWindowEngine,
+    EngineName,
     Memory,
-    PaddedEngine,
     Pooling,
-    WindowEngine,
-    agrees,
+    Selection,
+    all_agree,
     calibrate,
-    choose_engine,
     compare,
     rate_of,
 )
-from ebm_encode.engines.choice import require_engine, short_probes
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import EncodingError, ModelError
@@ -42,9 +35,6 @@ from ebm_encode.model import Model, one_line
 from ebm_encode.tokens import Tokens
 
 log = logging.getLogger(__name__)
-
-Compile = Literal["auto", "on", "off"]
-EngineName = Literal["auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
 
 _WORTH_COMPILING = 300.0
 """Seconds of work below which compiling a model's layers cannot pay."""
@@ -66,10 +56,9 @@ class Runner:
             a GPU, and it proves faster.
 
     Attributes:
-        choice: The engine in use, and why.
+        selection: The engine in use, and what it was compared for.
         budget: As given, until it is calibrated.
         calibration: What was measured, if it was.
-        compared: What the engine's rows were compared for with sequences alone.
 
     Raises:
         ModelError: If the model does not run, or the engine asked for fails its self-test.
@@ -87,41 +76,30 @@ class Runner:
         compile_layers: Compile = "auto",
     ) -> None:
         self.budget = budget
-        self._may_compile = compile_layers != "off"
-        self._tries_compiling = compile_layers == "auto" and model.device.type == "cuda"
         self.calibration: Calibration | None = None
+        self.selection = Selection(
+            model,
+            pooling,
+            layer,
+            budget,
+            probes=probes,
+            engine=engine,
+            compile_layers=compile_layers,
+        )
         self._model = model
-        self._alone = AloneEngine(model, pooling, layer)
-        self._forced = engine != "auto"
-        candidates = [
-            candidate
-            for candidate in _engines(model, pooling, layer, budget)
-            if engine in ("auto", candidate.name)
-        ]
-        probes = Tokens.joined(probes, short_probes(probes))
-        stretched = self._stretched(probes)
-        if len(stretched) < len(probes):
-            probes = probes.select([i for i in range(len(probes)) if i not in stretched])
-        try:
-            self.choice: EngineChoice = choose_engine(candidates, self._alone, probes, model.dtype)
-        except Exception as error:  # a model's code may raise anything
-            raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
-        if self._forced:
-            require_engine(self.choice, engine)
-        self._probes = probes
-        self.compared = Compared(length=self.choice.longest)
-        # Engines switch the model's attention while they run it.
-        self._lock = threading.Lock()
+        self._alone, self._lock = self.selection.alone, self.selection.lock
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
-        if compile_layers == "on":
-            self._compile_or_fail()
+
+    @property
+    def choice(self) -> EngineChoice:
+        """The engine in use, and why."""
+        return self.selection.choice
 
     @property
     def compiled(self) -> bool:
         """Whether the model's layers run compiled."""
-        engine = self.choice.engine
-        return isinstance(engine, WindowEngine) and engine.compiled
+        return self.selection.compiled
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> Calibration:
         """Sets the budget to what the device is fastest with, tried on sequences like those to be.
@@ -132,8 +110,8 @@ class Runner:
             tokens: Some of the sequences, at least one.
             times: How many times as much as these is to come.
         """
-        memory, engine = Memory(self._model.device), self.choice.engine
-        stretched = self._stretched(tokens)
+        memory, engine = Memory(self._model.device), self.selection.engine
+        stretched = set(self._model.stretching(tokens.lengths))
         usable = tokens.select([i for i in range(len(tokens)) if i not in stretched])
         with self._lock:
             try:
@@ -141,7 +119,7 @@ class Runner:
             except Exception as error:  # noqa: BLE001  (a run meets it, too, and knows what to do)
                 log.warning("sizes are not calibrated: %s", one_line(error))
                 found = Calibration(self.budget.tokens, {})
-            if found.rate is not None and self._tries_compiling:
+            if found.rate is not None and self.selection.tries_compiling:
                 through = sum(engine.size([usable[i] for i in b]) for b in engine.plan(usable))
                 if times * through / found.rate >= _WORTH_COMPILING:
                     found = replace(found, compiled=self._try_compiled(usable, found.rate, memory))
@@ -155,45 +133,22 @@ class Runner:
     def resume(self, settings: dict[str, Any]) -> None:
         """Takes the settings of an earlier run, so that rows come out as its own did."""
         self.budget.tokens = settings["max_batch_tokens"]
-        if settings["compiled"] and self._may_compile and not self.compiled:
+        if settings["compiled"] and self.selection.may_compile and not self.compiled:
             with self._lock:
-                self._compile()
+                self.selection.compile()
 
     def _try_compiled(self, tokens: Tokens, rate: float, memory: Memory) -> float | None:
         """Compiles the layers if that is faster than `rate`; returns what was measured."""
-        if not self._compile():
+        if not self.selection.compile():
             return None
-        engine = self.choice.engine
-        assert isinstance(engine, WindowEngine)
+        engine, compiled = self.selection.engine, None
         try:
             compiled = rate_of(engine, tokens, dim=self.choice.dim, memory=memory)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             log.info("layers are not compiled: %s", one_line(error))
-            compiled = None
         if compiled is None or compiled < _PAYS * rate:
-            engine.compile(layers=False)
-            free_memory()
+            self.selection.uncompile()
         return compiled
-
-    def _compile(self) -> bool:
-        """Compiles the layers, if they then pass the self-test; returns whether they do."""
-        try:
-            self._compile_or_fail()
-        except ModelError as error:
-            log.info("layers are not compiled: %s", error)
-        return self.compiled
-
-    def _compile_or_fail(self) -> None:
-        engine = self.choice.engine
-        if not isinstance(engine, WindowEngine):
-            raise ModelError(f"--compile on: engine {engine.name} runs layers only as they are")
-        engine.compile(layers=True)
-        choice = choose_engine([engine], self._alone, self._probes, self._model.dtype)
-        if choice.engine is not engine:
-            engine.compile(layers=False)
-            free_memory()
-            raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
-        self.compared = Compared(length=choice.longest)  # what was compared, ran otherwise
 
     def run(
         self,
@@ -209,19 +164,19 @@ class Runner:
             wanted: Asked of each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
         """
-        stretched = self._stretched(tokens)
+        stretched = dict.fromkeys(self._model.stretching(tokens.lengths))
         for i in stretched:
             if wanted([i]):
                 yield self._alone_batch(tokens, i, into)
         rest = [i for i in range(len(tokens)) if i not in stretched]
         while rest:
-            engine, failure = self.choice.engine, None
-            plan = engine.plan(tokens.select(rest))
+            choice, failure = self.choice, None
+            plan = choice.engine.plan(tokens.select(rest))
             batches = _longest_first([[rest[k] for k in batch] for batch in plan], tokens)
             chosen = [batch for batch in batches if wanted(batch)]
             left = {i for batch in chosen for i in batch}
             try:
-                for done in self._each(engine, tokens, chosen, into):
+                for done in self._each(choice, tokens, chosen, into):
                     if not self._still_right(tokens, done):
                         break  # and plan anew, for the engine that is used from here on
                     yield done
@@ -237,40 +192,36 @@ class Runner:
 
         Raises:
             EncodingError: If it does not fit the memory.
+            ModelError: If the model fails on it.
         """
         rows = Rows.new(1, self.choice.dim)
         try:
             with self._lock:
                 self._alone.forward([sequence], rows).wait()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # a model's code may raise anything
             if not is_out_of_memory(error):
-                raise
+                where = f"{self._model.name}: fails on a text of {len(sequence)} tokens, alone"
+                raise ModelError(f"{where}: {one_line(error)}") from error
         else:
             return rows.row(0)
         free_memory()
         raise EncodingError(_memory_reason(len(sequence)))
-
-    def _stretched(self, tokens: Tokens) -> dict[int, None]:
-        """The sequences that would change the positions of others in their batch."""
-        limit = self._model.stretches_after
-        long = [] if limit is None else np.flatnonzero(tokens.lengths > limit).tolist()
-        return dict.fromkeys(long)
 
     def _alone_batch(self, tokens: Tokens, i: int, into: Rows | None) -> Done:
         rows = into.select([i]) if into else Rows.new(1, self.choice.dim)
         try:
             rows.row(0)[:] = self.run_alone(tokens[i])
         except EncodingError as error:
-            return Done([], rows.select([]), {i: str(error)}, self._alone)
-        return Done([i], rows, {}, self._alone)
+            return Done([], rows.select([]), {i: str(error)}, self.choice)
+        return Done([i], rows, {}, self.choice, {i})
 
     def _each(
-        self, engine: Engine, tokens: Tokens, batches: list[list[int]], into: Rows | None
+        self, choice: EngineChoice, tokens: Tokens, batches: list[list[int]], into: Rows | None
     ) -> Iterator[Done]:
         """The batches in their order; a device works on the next one while one is in use."""
         before: UnderWay | None = None
         for indices in batches:
-            batch = self._start(engine, tokens, indices, into)
+            batch = self._start(choice, tokens, indices, into)
             if before is not None:
                 yield before.done()
             before = batch
@@ -281,16 +232,16 @@ class Runner:
             yield before.done()
 
     def _start(
-        self, engine: Engine, tokens: Tokens, indices: list[int], into: Rows | None
+        self, choice: EngineChoice, tokens: Tokens, indices: list[int], into: Rows | None
     ) -> UnderWay:
-        rows = into.select(indices) if into else Rows.new(len(indices), self.choice.dim)
-        batch = UnderWay(indices, rows, {}, engine, [])
+        rows = into.select(indices) if into else Rows.new(len(indices), choice.dim)
+        batch = UnderWay(indices, rows, {}, choice, [])
         self._forward(tokens, indices, rows, batch)
         return batch
 
     def _forward(self, tokens: Tokens, indices: list[int], rows: Rows, batch: UnderWay) -> None:
         """Runs some of a batch, in halves where the memory does not hold it."""
-        engine, sequences = batch.engine, [tokens[i] for i in indices]
+        engine, sequences = batch.choice.engine, [tokens[i] for i in indices]
         slots = engine.size(sequences)
         splittable = len(indices) > 1
         if not (splittable and self._too_large is not None and slots >= self._too_large):
@@ -299,9 +250,7 @@ class Runner:
                     arrival = engine.forward(sequences, rows)
             except Exception as error:
                 if not is_out_of_memory(error):
-                    if engine is self._alone:
-                        raise
-                    raise PassError(engine, indices, error) from error
+                    raise PassError(batch.choice, indices, error) from error
             else:
                 batch.arrivals.append(arrival)
                 if (at_once := engine.at_once(slots)) > batch.at_once:
@@ -324,143 +273,111 @@ class Runner:
     def _still_right(self, tokens: Tokens, done: Done) -> bool:
         """Compares some rows of a batch with the sequences alone, if it is larger than any before.
 
-        These are the shortest, which must not suffer from the longest; the one with the last token
-        of the largest pass; and the longest that the model alone makes a row of. Where it does not,
-        the row is taken back. Returns whether the rows are right; if not, another engine is chosen.
+        These are the longest; the shortest, which must not suffer from it; and the one with the
+        last token of the largest pass. Returns whether the rows are right; if not, another engine
+        is chosen.
 
         Raises:
             ModelError: If the engine was forced.
         """
-        engine = done.engine
+        choice, engine = done.choice, done.choice.engine
         if engine is self._alone:
             return True
-        if engine is not self.choice.engine:  # another thread has found it wrong meanwhile
+        compared = self.selection.compared  # read first: it is of this choice, or that has changed
+        if choice is not self.choice:  # another thread has found it wrong meanwhile
             return False
         # Places in the batch, the longest sequence's first.
         own = [k for k, i in enumerate(done.indices) if i not in done.alone]
         own.sort(key=lambda k: -tokens.lengths[done.indices[k]])
         longest = int(tokens.lengths[done.indices[own[0]]]) if own else 0
-        if self.compared.covers(longest, done.at_once):
+        if compared.covers(longest, done.at_once):
             return True
-        last = None
-        if done.at_once > self.compared.at_once:
-            last = done.together[engine.last_at_once([tokens[i] for i in done.together])]
-        alone = self._some_alone(tokens, done, own, last)
+        orders, last = [own, own[::-1]], None
+        if done.at_once > compared.at_once:
+            together = done.together
+            at = engine.last_at_once([tokens[i] for i in together])
+            last, places = together[at], {i: k for k, i in enumerate(done.indices)}
+            orders.append([places[i] for i in together[at::-1]])
+        alone = self._first_of_each(orders, tokens, done)
         if not alone:
             return True
-        compared = [done.indices[k] for k in alone]
-        length = int(tokens.lengths[compared].max())
-        error, cosine = compare(
-            np.stack([done.rows.row(k) for k in alone]), np.stack([*alone.values()])
-        )
-        if agrees(error, cosine, self._model.dtype):
-            at_once = done.at_once if last in compared else 0
-            with self._lock:
-                if engine is self.choice.engine:
-                    self.compared = self.compared.with_(length, at_once)
+        sample = [done.indices[k] for k in alone]
+        rows = np.stack([done.rows.row(k) for k in alone])
+        truth, lengths = np.stack([*alone.values()]), tokens.lengths[sample]
+        longest = int(lengths.max())
+        if all_agree(rows, truth, lengths, self._model.dtype):
+            self.selection.agreed(choice, longest, done.at_once if last in sample else 0)
             return True
+        error, cosine = compare(rows, truth)
         reason = (
-            f"{engine.name} differs from sequences alone at {length} tokens (relative error"
+            f"{engine.name} differs from sequences alone at {longest} tokens (relative error"
             f" {error:.1e}, cosine {cosine:.6f})"
         )
-        self._go_on_without(engine, reason, tokens.select(compared))
+        self.selection.go_on_without(choice, reason, tokens.select(sample))
         return False
 
-    def _some_alone(
-        self, tokens: Tokens, done: Done, own: list[int], last: int | None
+    def _first_of_each(
+        self, orders: list[list[int]], tokens: Tokens, done: Done
     ) -> dict[int, NDArray[np.float32]]:
-        """Rows of single sequences of a batch, by their place in it, that are finite.
+        """Rows alone of some sequences of a batch, by their place in it.
 
-        Tried are the shortest, `last`, and the longest ones until there is a finite row. What is
-        not finite becomes the batch's row, and says what is wrong with it. What does not fit the
-        memory alone is left out.
+        Of each order it is the first that has a finite one. One that the model alone makes no
+        finite row of has no right one, so that its row in the batch becomes NaN and is refused.
 
         Args:
+            orders: Places in the batch.
             tokens: All sequences.
             done: The batch.
-            own: Places in it, the longest sequence's first.
-            last: A sequence that is to be among them.
         """
-        sample = [own[-1]] if last is None else [own[-1], done.indices.index(last)]
-        alone: dict[int, NDArray[np.float32]] = {}
-        for k in dict.fromkeys([*sample, *own]):
-            try:
-                row = self.run_alone(tokens[done.indices[k]])
-            except EncodingError:
-                continue
-            if np.isfinite(row).all():
-                alone[k] = row
-            else:
-                done.rows.row(k)[:] = row
-            if k not in sample and k in alone:
-                break
-        return alone
+        tried: dict[int, NDArray[np.float32] | None] = {}
+        for order in orders:
+            for k in order:
+                if k not in tried:
+                    tried[k] = self._finite_alone(tokens[done.indices[k]], done.rows.row(k))
+                if tried[k] is not None:
+                    break
+        return {k: row for k, row in tried.items() if row is not None}
+
+    def _finite_alone(
+        self, sequence: NDArray[np.uint32], row: NDArray[np.float32]
+    ) -> NDArray[np.float32] | None:
+        """The row of a sequence alone, if there is a finite one; else marks the row it has."""
+        try:
+            alone = self.run_alone(sequence)
+        except EncodingError:
+            log.warning(
+                "a row of %d tokens is not compared: alone it needs more memory than there is",
+                len(sequence),
+            )
+            return None
+        except ModelError as error:
+            log.warning("%s", error)
+        else:
+            if np.isfinite(alone).all():
+                return alone
+        row[:] = np.nan
+        return None
 
     def _go_on_after(self, failure: PassError, tokens: Tokens) -> None:
         """Chooses another engine, unless the model fails on one of the sequences alone as well.
 
         Raises:
-            ModelError: If the engine was forced.
+            ModelError: If it does, or if the engine was forced.
         """
         clear_frames(failure.error.__traceback__)  # which hold the tensors of the pass
+        fitting: list[int] = []
         for i in failure.indices:
             try:
                 self.run_alone(tokens[i])
             except EncodingError:  # too long for the memory alone; nothing is known of it
                 continue
-            except Exception:  # noqa: BLE001  (a model's code may raise anything)
-                raise failure.error from None
-        self._go_on_without(
-            failure.engine,
-            f"{failure.engine.name} failed where each sequence alone does not"
+            fitting.append(i)
+        self.selection.go_on_without(
+            failure.choice,
+            f"{failure.choice.engine.name} failed where each sequence alone does not"
             f" ({one_line(failure.error)})",
-            tokens.select(failure.indices[:1]),
+            tokens.select(fitting[:1]),
         )
-
-    def _go_on_without(self, engine: Engine, reason: str, sample: Tokens) -> None:
-        """Chooses the best of the engines that come after one.
-
-        Args:
-            engine: The one that is not used from here on.
-            reason: Why.
-            sample: Sequences of which some showed it; the next engine is tried on them, too.
-
-        Raises:
-            ModelError: If the engine was forced.
-        """
-        probes = Tokens.joined(self._probes, sample)
-        with self._lock:
-            if engine is not self.choice.engine:  # another thread has found out, too
-                return
-            candidates = self.choice.worse
-            if isinstance(engine, WindowEngine) and engine.compiled:
-                reason = f"compiled {reason}"
-                self._may_compile = self._tries_compiling = False
-                engine.compile(layers=False)
-                free_memory()
-                candidates = (engine, *candidates)
-            elif self._forced:
-                raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
-            before = (*self.choice.refused, reason)
-            choice = choose_engine(
-                candidates, self._alone, probes, self._model.dtype, before=before
-            )
-            if self._forced:
-                require_engine(choice, engine.name)
-            self.choice = choice
-            self.compared = Compared(length=choice.longest)
-        log.warning("engine %s from here on: %s", self.choice.engine.name, self.choice.reason)
-
-
-def _engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> list[Engine]:
-    """All engines for a model, best first."""
-    windows = partial(WindowEngine, model, pooling, layer, budget)
-    return [
-        windows(),
-        MaskedWindowEngine(model, pooling, layer, budget),
-        windows(share=False),
-        PaddedEngine(model, pooling, layer, budget),
-    ]
 
 
 def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:

@@ -53,9 +53,11 @@ class Tokens:
     @staticmethod
     def joined(first: "Tokens", second: "Tokens") -> "Tokens":
         """The sequences of one, and then those of the other."""
-        parts = [*map(first.__getitem__, range(len(first)))]
-        parts += map(second.__getitem__, range(len(second)))
-        return Tokens.of(parts, np.concatenate([first.full_lengths, second.full_lengths]))
+        return Tokens(
+            np.concatenate([first.ids, second.ids]),
+            np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+            np.concatenate([first.full_lengths, second.full_lengths]),
+        )
 
     @staticmethod
     def of(

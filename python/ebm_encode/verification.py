@@ -8,7 +8,7 @@ import numpy as np
 
 from ebm_encode._core import CacheWriter
 from ebm_encode.encoder import Encoder
-from ebm_encode.engines import agrees, compare
+from ebm_encode.engines import all_agree, compare
 from ebm_encode.errors import VerificationError
 
 DEFAULT_SAMPLE = 32
@@ -56,8 +56,9 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verificatio
     alone = np.stack([encoder.run_alone(tokens[i]) for i in range(len(tokens))])
     wrong = []
     for i, state in enumerate(states):
-        error, cosine = compare(stored[i : i + 1], alone[i : i + 1])
-        if not agrees(error, cosine, encoder.model.dtype):
+        one = slice(i, i + 1)
+        if not all_agree(stored[one], alone[one], tokens.lengths[one], encoder.model.dtype):
+            error, cosine = compare(stored[one], alone[one])
             wrong.append(f"{state[:60]!r} (relative error {error:.1e}, cosine {cosine:.6f})")
     if wrong:
         reason = f"{len(wrong)} of {len(states)} sampled rows differ from the state alone"

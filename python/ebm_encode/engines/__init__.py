@@ -10,7 +10,8 @@ from ebm_encode.engines.choice import EngineChoice, choose_engine
 from ebm_encode.engines.compared import Compared
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
-from ebm_encode.engines.tolerance import agrees, compare
+from ebm_encode.engines.selection import Compile, EngineName, Selection
+from ebm_encode.engines.tolerance import all_agree, compare
 from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
 
 __all__ = [
@@ -18,14 +19,17 @@ __all__ = [
     "Budget",
     "Calibration",
     "Compared",
+    "Compile",
     "Engine",
     "EngineChoice",
+    "EngineName",
     "MaskedWindowEngine",
     "Memory",
     "PaddedEngine",
     "Pooling",
+    "Selection",
     "WindowEngine",
-    "agrees",
+    "all_agree",
     "calibrate",
     "choose_engine",
     "compare",

@@ -63,7 +63,7 @@ class Calibration:
         rates = [f"{size:,}: {rate:,.0f} tokens/s" for size, rate in self.rates.items()]
         if self.compiled is not None:
             rates.append(f"compiled: {self.compiled:,.0f} tokens/s")
-        return ", ".join(rates) or "too few to measure"
+        return ", ".join(rates) or "not measured"
 
 
 class Memory:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.padded import AloneEngine
 from ebm_encode.engines.rows import Rows
-from ebm_encode.engines.tolerance import FEW, agrees, compare
+from ebm_encode.engines.tolerance import FEW, all_agree, compare
 from ebm_encode.errors import ModelError
 from ebm_encode.tokens import Tokens
 
@@ -94,7 +94,7 @@ def choose_engine(
             refused.append(f"{engine.name} does not work with this model ({rows})")
             continue
         error, cosine = compare(rows, truth)
-        if _agree(rows, truth, probes, dtype):
+        if all_agree(rows, truth, probes.lengths, dtype):
             equal = f"equals each probe alone (relative error {error:.1e}, cosine {cosine:.6f})"
             reason = "; ".join([*refused, equal])
             worse = tuple(candidates[i + 1 :])
@@ -144,16 +144,6 @@ def _rows_alone(alone: AloneEngine, probes: Tokens, dim: int) -> NDArray[np.floa
                 raise
             expected.row(i)[:] = np.nan
     return expected.array
-
-
-def _agree(
-    rows: NDArray[np.float32], truth: NDArray[np.float32], probes: Tokens, dtype: str
-) -> bool:
-    few = probes.lengths <= FEW
-    parts = [
-        (where, bool(few[where[0]])) for where in map(np.flatnonzero, (few, ~few)) if len(where)
-    ]
-    return all(agrees(*compare(rows[i], truth[i]), dtype, few=short) for i, short in parts)
 
 
 def _rows(engine: Engine, probes: Tokens, dim: int) -> NDArray[np.float32] | str:

@@ -29,6 +29,28 @@ def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[floa
         return float(errors.max()), float((dots / norms).min())
 
 
+def all_agree(
+    rows: NDArray[np.float32],
+    truth: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    dtype: str,
+) -> bool:
+    """Whether every row is as near to that of its sequence alone as the dtype allows.
+
+    Args:
+        rows: float32 `[n, C]`.
+        truth: Those of the sequences alone, of the same shape.
+        lengths: Tokens of each sequence, `[n]`.
+        dtype: Name of the compute dtype.
+    """
+    few = lengths <= FEW
+    return all(
+        agrees(*compare(rows[which], truth[which]), dtype, few=short)
+        for which, short in ((few, True), (~few, False))
+        if which.any()
+    )
+
+
 def agrees(error: float, cosine: float, dtype: str, *, few: bool = False) -> bool:
     """Whether rows are as near to the states alone as their dtype allows; never so for NaN.
 
