@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 
 from ebm_encode import EmbeddingCache, Encoder, engines
 from ebm_encode.engines import compare
@@ -258,9 +260,66 @@ def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
     assert (code, summary["rows"]) == (1, len(states) - 1)
     listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
     (record,) = map(json.loads, listed)
-    assert (record["state"], record["kind"]) == (states[longest], "non_finite")
-    assert "fails on a text of" in record["reason"]
+    assert (record["state"], record["kind"]) == (states[longest], "model_failed")
+    assert "the model fails on its" in record["reason"]
     assert "ValueError: no such position" in record["reason"]
+
+
+@pytest.fixture
+def a_text_that_fails(llama, states, monkeypatch):
+    """A state with a token of its own, on which the model fails."""
+    tokens = Encoder.load(llama).prompts.tokenize(states)
+    found: dict[int, set[int]] = {}
+    for i in range(len(states)):
+        for token in tokens[i].tolist():
+            found.setdefault(token, set()).add(i)
+    token, (which,) = next((t, own) for t, own in found.items() if len(own) == 1)
+    forward = transformers.LlamaModel.forward
+
+    def failing(self, input_ids, **rest):
+        if (input_ids == token).any():
+            raise ValueError("no such word")
+        return forward(self, input_ids, **rest)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", failing)
+    return states[which]
+
+
+@pytest.mark.parametrize("engine", ["auto", "packed", "padded", "alone"])
+def test_a_text_that_the_model_fails_on_costs_no_other(
+    encode, a_text_that_fails, tmp_path, states, engine
+):
+    code, summary, _ = encode("--engine", engine, "--verify-sample", 10_000)
+    assert (code, summary["rows"]) == (1, len(states) - 1)
+    assert summary["engine"]["name"] == ("shared-prefix" if engine == "auto" else engine)
+    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
+    (record,) = map(json.loads, listed)
+    assert (record["state"], record["kind"]) == (a_text_that_fails, "model_failed")
+    assert "alone too (ValueError: no such word)" in record["reason"]
+    assert summary["verification"]["rows"] == len(states) - 1
+
+
+@pytest.mark.parametrize("fault", ["model", "memory"])
+def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, fault):
+    """Without the model's own word it is not right; without the memory for it, nobody knows."""
+    tokens = Encoder.load(llama).prompts.tokenize(states)
+    counts = np.unique_counts(tokens.lengths)
+    middle = counts.values[(counts.counts == 1) & (counts.values > 30)][0]
+    state = states[int(np.flatnonzero(tokens.lengths == middle)[0])]
+
+    def failing(rows, sequences):
+        if len(sequences[0]) == middle:
+            raise ValueError("no") if fault == "model" else torch.OutOfMemoryError("CUDA")
+        return rows
+
+    spoil(failing, alone=True)
+    code, summary, err = encode("--engine", "padded", "--verify-sample", 10_000)
+    kept = len(states) - (fault == "model")
+    assert (code, summary["rows"]) == (len(states) - kept, kept)
+    assert summary["verification"]["rows"] == len(states) - 1
+    cache = EmbeddingCache.open(tmp_path / "out.parquet")
+    assert (state in set(cache.states())) == (fault == "memory")
+    assert ("is not verified" in err) == (fault == "memory")
 
 
 def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):

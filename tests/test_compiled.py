@@ -190,6 +190,22 @@ def test_a_compiled_pass_is_run_anew_if_layers_are_plain_by_then(llama, states, 
     assert encoder.choice.engine is used
 
 
+def test_layers_that_cannot_be_compared_are_not_compiled(llama, monkeypatch, heard):
+    """For example because another process has the memory that a probe alone needs."""
+    heard.set_level("INFO", "ebm_encode")
+    encoder = Encoder.load(llama)
+    selection = encoder.runner.selection
+
+    def failing(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(selection.alone, "forward", failing)
+    assert not selection.compile()
+    assert not encoder.runner.compiled
+    assert "layers are not compiled" in heard.text
+    assert "CUDA out of memory" in heard.text
+
+
 def test_what_was_compared_of_plain_layers_says_nothing_of_compiled_ones(llama):
     encoder = Encoder.load(llama)
     selection, before = encoder.runner.selection, encoder.choice

@@ -1,6 +1,7 @@
 """The encoder: reports, refusals, faults, memory."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,9 @@ def fail(*_, **__):
 
 def test_a_model_that_fails_alone_too_is_an_error(encoder, states, monkeypatch):
     monkeypatch.setattr(encoder.model.base, "forward", fail)
-    with pytest.raises(ModelError, match=r"fails on a text of .*RuntimeError: shapes cannot be"):
+    with pytest.raises(
+        ModelError, match=r"model fails on its .* tokens, alone too \(RuntimeError: sh"
+    ):
         encoder.encode(states[:2])
     assert encoder.choice.engine.name == "shared-prefix"
 
@@ -238,6 +241,51 @@ def test_a_state_that_the_model_alone_fails_on_has_no_row(llama, states, monkeyp
     assert "shapes cannot be multiplied" in reports[some.index(shortest)].reason
     kept = [i for i, report in enumerate(reports) if report.status == "ok"]
     assert compare(out[kept], right[kept])[0] <= 1e-5
+
+
+def test_one_state_at_a_time_a_fault_that_comes_and_goes_is_an_error(llama, states, monkeypatch):
+    """There is no engine to go on with, and going on with this one might never end."""
+    encoder = Encoder.load(llama)
+    engine, selection, calls = encoder.runner._alone, encoder.runner.selection, []
+    selection.choice = replace(encoder.choice, engine=engine, worse=())
+    forward = engine.forward
+
+    def failing_first(sequences, rows):
+        calls.append(1)
+        return fail() if len(calls) == 1 else forward(sequences, rows)
+
+    monkeypatch.setattr(engine, "forward", failing_first)
+    with pytest.raises(ModelError, match=r"alone failed .*shapes cannot be multiplied"):
+        encoder.encode(states[:2])
+
+
+def test_what_a_device_tells_late_is_a_failed_pass(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    right = encoder.encode(states[:20])
+    monkeypatch.setattr(encoder.choice.engine, "forward", lambda *_: Arrival(fail))
+    assert compare(encoder.encode(states[:20]), right)[0] <= 1e-5
+    assert encoder.choice.engine.name == "shared-prefix-mask"
+
+
+def test_what_is_refused_stays_so_by_the_next_engine(llama, states, monkeypatch):
+    """The next one's rows of that batch need not be compared again."""
+    encoder = Encoder.load(llama)
+    choice, selection = encoder.choice, encoder.runner.selection
+    some = sorted(states)[:40]
+    selection.choice = replace(choice, worse=choice.worse[-1:])
+    shortest = fails_on_the_shortest(encoder, some, monkeypatch)
+    forward = choice.engine.forward
+
+    def wrong(sequences, rows):
+        arrival = forward(sequences, rows)
+        rows.array[rows.places] *= np.float32(1.01)
+        return arrival
+
+    monkeypatch.setattr(choice.engine, "forward", wrong)
+    selection.compared = Compared()
+    reports = encoder.encode_into(some, np.empty((40, encoder.dim), np.float32))
+    assert encoder.choice.engine.name == "padded"
+    assert [some[i] for i, report in enumerate(reports) if report.status == "bad"] == [shortest]
 
 
 def edited(folder, tmp_path, edit):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ebm_encode.engines import EngineChoice
 from ebm_encode.engines.rows import Arrival, Rows
+from ebm_encode.errors import EncodingError
 from ebm_encode.model import one_line
 
 
@@ -16,7 +17,7 @@ class Done:
     Attributes:
         indices: Which sequences they are of.
         rows: Their rows, not yet checked.
-        failed: Those of the batch that do not fit the memory, with the reason.
+        failed: Those of the batch that cannot be encoded, with the reason.
         choice: What made them.
         alone: Those that only the model alone could make.
         at_once: The most tokens that went through the model at once.
@@ -25,7 +26,7 @@ class Done:
 
     indices: list[int]
     rows: Rows
-    failed: dict[int, str]
+    failed: dict[int, EncodingError]
     choice: EngineChoice
     alone: AbstractSet[int] = frozenset()
     at_once: int = 0
@@ -39,7 +40,7 @@ class UnderWay:
     Attributes:
         indices: Its sequences.
         rows: Where their rows go.
-        failed: Those that do not fit the memory, with the reason.
+        failed: Those that cannot be encoded, with the reason.
         choice: What makes them.
         arrivals: What to wait for, one of each part of the batch.
         alone: As in `Done`.
@@ -49,7 +50,7 @@ class UnderWay:
 
     indices: list[int]
     rows: Rows
-    failed: dict[int, str]
+    failed: dict[int, EncodingError]
     choice: EngineChoice
     arrivals: list[Arrival]
     alone: set[int] = field(default_factory=set)

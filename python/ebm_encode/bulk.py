@@ -16,7 +16,7 @@ from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import all_agree, compare
-from ebm_encode.errors import EncodingError, ModelError, VerificationError
+from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import CHUNK_STATES, Tokens
@@ -134,7 +134,9 @@ class BulkRun:
             self._writer.retract(state)
             self._retry_alone(state, bad)
         try:
-            self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
+            self.outcome.verification = verify(
+                self._writer, self._encoder, sample=sample, refuse=self._refuse
+            )
         except VerificationError as error:
             raise self._without_settings(error) from error
         provenance["verification"] = (
@@ -247,9 +249,9 @@ class BulkRun:
         indices = [batch.indices[k] for k in new]
         texts = [chunk.states[chunk.usable[i]] for i in indices]
         self._save(texts, batch.rows[new], tokens.select(indices))
-        for i, reason in batch.failed.items():
+        for i, error in batch.failed.items():
             text = chunk.states[chunk.usable[i]]
-            self._quarantine(text, "out_of_memory", reason, int(tokens.full_lengths[i]))
+            self._quarantine(text, _kind(error), str(error), int(tokens.full_lengths[i]))
             progress.advance(1, len(text.encode()), 0)
         done = sum(len(tokens[i]) for i in indices)
         progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
@@ -321,10 +323,7 @@ class BulkRun:
         try:
             row = self._encoder.run_alone(tokens[0])
         except EncodingError as error:
-            self._quarantine(state, "out_of_memory", str(error), length)
-            return
-        except ModelError as error:
-            self._quarantine(state, bad.kind, f"{bad.reason}; {error}", length)
+            self._quarantine(state, _kind(error), str(error), length)
             return
         again = self._writer.append([state], row[None, :])[0]
         if again is None or self._rightly_equal(state, row, tokens[0], again):
@@ -340,13 +339,26 @@ class BulkRun:
             return
         state, row = stored
         tokens = self._encoder.prompts.tokenize([state])
-        rows, alone = row[None, :], self._encoder.run_alone(tokens[0])[None, :]
-        if not all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
-            _, cosine = compare(rows, alone)
-            reason = f"the stored row of {state[:60]!r} is not its own (cosine {cosine:.6f})"
-            self._writer.reject(reason)
-            wrong = f"{reason}. Run again with --overwrite to encode all rows anew"
-            raise self._without_settings(VerificationError(wrong))
+        rows = row[None, :]
+        try:
+            alone = self._encoder.run_alone(tokens[0])[None, :]
+        except TextFailedError as error:
+            why = str(error)
+        except EncodingError:  # too long for the memory alone; nothing is known of it
+            return
+        else:
+            if all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
+                return
+            why = f"cosine {compare(rows, alone)[1]:.6f}"
+        reason = f"the stored row of {state[:60]!r} is not its own ({why})"
+        self._writer.reject(reason)
+        wrong = f"{reason}. Run again with --overwrite to encode all rows anew"
+        raise self._without_settings(VerificationError(wrong))
+
+    def _refuse(self, state: str, error: EncodingError) -> None:
+        """Takes a stored row back."""
+        self._writer.retract(state)
+        self._quarantine(state, _kind(error), str(error))
 
     def _quarantine(self, state: str, kind: str, reason: str, tokens: int | None = None) -> None:
         log.warning("quarantined %r: %s", state[:60], reason)
@@ -357,6 +369,10 @@ class BulkRun:
             else tokens
         )
         self.outcome.quarantined.append(record)
+
+
+def _kind(error: EncodingError) -> str:
+    return "model_failed" if isinstance(error, TextFailedError) else "out_of_memory"
 
 
 def _settings_of(note: bytes | None) -> dict[str, Any] | None:

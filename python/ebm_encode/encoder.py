@@ -20,6 +20,7 @@ from ebm_encode.errors import (
     EncodingError,
     ModelError,
     TemplateError,
+    TextFailedError,
 )
 from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
@@ -59,9 +60,9 @@ class RowReport:
     """What became of one state.
 
     Attributes:
-        status: `ok`: the row is right. `bad`: it failed the row checks twice. `overlong`: the
-            prompt is longer than `max_length`. `empty`: the prompt has no token. `out_of_memory`:
-            the state does not fit the memory even alone.
+        status: `ok`: the row is right. `bad`: it failed the row checks twice, or the model fails
+            on the state. `overlong`: the prompt is longer than `max_length`. `empty`: the prompt
+            has no token. `out_of_memory`: the state does not fit the memory even alone.
         tokens: Length of its prompt before any cut.
         truncated: Whether the end of the prompt was cut off.
         reason: Why, where the status is not `ok`.
@@ -80,12 +81,12 @@ class Batch:
     Attributes:
         indices: Which sequences they are of.
         rows: Their rows, float32 `[len(indices), dim]`, not yet checked.
-        failed: Those of the batch that do not fit the memory, with the reason.
+        failed: Those of the batch that cannot be encoded, with the reason.
     """
 
     indices: list[int]
     rows: NDArray[np.float32]
-    failed: dict[int, str]
+    failed: dict[int, EncodingError]
 
 
 class Encoder:
@@ -283,8 +284,10 @@ class Encoder:
         """The rows of some states, float32 `[len(states), dim]`, in their order.
 
         Raises:
-            BadRowsError: If a row fails the checks, also alone; names the states.
+            BadRowsError: If a row fails the checks, also alone, or the model fails on a state; the
+                states are named.
             EncodingError: If a state is too long, has no token, or does not fit the memory.
+            ModelError: If the model does not run any more, or an engine that was forced is wrong.
         """
         _refuse_single(states)
         out = np.empty((len(states), self.dim), dtype=np.float32)
@@ -319,8 +322,8 @@ class Encoder:
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
         for batch in self.runner.run(selected, Rows(out, usable)):
-            for index, reason in batch.failed.items():
-                reports[usable[index]] = _out_of_memory(selected, index, reason)
+            for index, error in batch.failed.items():
+                reports[usable[index]] = _without_row(selected, index, error)
         self._redo_bad_rows(states, tokens, out, reports)
         for i, report in enumerate(reports):
             if report.status != "ok":
@@ -355,6 +358,8 @@ class Encoder:
 
         Raises:
             EncodingError: If it does not fit the memory.
+            TextFailedError: If the model fails on it.
+            ModelError: If the model does not run any more.
         """
         return self.runner.run_alone(sequence)
 
@@ -435,9 +440,7 @@ class Encoder:
         try:
             out[i] = self.run_alone(tokens[i])
         except EncodingError as error:
-            reports[i] = _out_of_memory(tokens, i, str(error))
-        except ModelError as error:
-            reports[i] = RowReport("bad", int(tokens.full_lengths[i]), reason=str(error))
+            reports[i] = _without_row(tokens, i, error)
 
 
 def _refuse_single(states: Sequence[str]) -> None:
@@ -445,8 +448,9 @@ def _refuse_single(states: Sequence[str]) -> None:
         raise ArgumentError("states is one text, expected a list of them")
 
 
-def _out_of_memory(tokens: Tokens, index: int, reason: str) -> RowReport:
-    return RowReport("out_of_memory", int(tokens.full_lengths[index]), reason=reason)
+def _without_row(tokens: Tokens, index: int, error: EncodingError) -> RowReport:
+    status: Status = "bad" if isinstance(error, TextFailedError) else "out_of_memory"
+    return RowReport(status, int(tokens.full_lengths[index]), reason=str(error))
 
 
 def _preview(state: str) -> str:

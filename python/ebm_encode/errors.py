@@ -23,11 +23,15 @@ class TemplateError(EbmEncodeError):
 
 
 class ModelError(EbmEncodeError):
-    """A model cannot be loaded, or is not one that this package can use."""
+    """A model cannot be loaded, does not run, or is not one that this package can use."""
 
 
 class EncodingError(EbmEncodeError):
     """A state cannot be encoded: too long, without tokens, or too large for the memory."""
+
+
+class TextFailedError(EncodingError):
+    """The model fails on a text, alone too, and works on others."""
 
 
 class CacheNotFoundError(EbmEncodeError, FileNotFoundError):

@@ -10,7 +10,6 @@ from traceback import clear_frames
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ebm_encode.batch import Done, PassError, UnderWay
@@ -30,7 +29,7 @@ from ebm_encode.engines import (
 )
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.rows import Rows
-from ebm_encode.errors import EncodingError, ModelError
+from ebm_encode.errors import EncodingError, ModelError, TextFailedError
 from ebm_encode.model import Model, one_line
 from ebm_encode.tokens import Tokens
 
@@ -144,7 +143,7 @@ class Runner:
         engine, compiled = self.selection.engine, None
         try:
             compiled = rate_of(engine, tokens, dim=self.choice.dim, memory=memory)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
             log.info("layers are not compiled: %s", one_line(error))
         if compiled is None or compiled < _PAYS * rate:
             self.selection.uncompile()
@@ -163,7 +162,11 @@ class Runner:
             into: Where the rows go; if not given, into memory of each batch's own.
             wanted: Asked of each batch whether it is to be run; what it answers does not change
                 how the sequences are divided.
+
+        Raises:
+            ModelError: If the model does not run any more, or an engine that was forced is wrong.
         """
+        refused: set[int] = set()
         stretched = dict.fromkeys(self._model.stretching(tokens.lengths))
         for i in stretched:
             if wanted([i]):
@@ -177,14 +180,18 @@ class Runner:
             left = {i for batch in chosen for i in batch}
             try:
                 for done in self._each(choice, tokens, chosen, into):
-                    if not self._still_right(tokens, done):
+                    if not self._still_right(tokens, done, refused):
                         break  # and plan anew, for the engine that is used from here on
+                    _take_back(done, refused)
                     yield done
                     left.difference_update(done.indices, done.failed)
             except PassError as error:
                 failure = error
             if failure is not None:  # and no more is handled, which would hold the pass's memory
-                self._go_on_after(failure, tokens)
+                failed = self._go_on_after(failure, tokens)
+                left.difference_update(failed)
+                if failed:
+                    yield Done([], Rows.new(0, choice.dim), failed, choice)
             rest = [i for i in rest if i in left]
 
     def run_alone(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
@@ -192,27 +199,32 @@ class Runner:
 
         Raises:
             EncodingError: If it does not fit the memory.
-            ModelError: If the model fails on it.
+            TextFailedError: If the model fails on it.
+            ModelError: If the model does not run any more.
         """
-        rows = Rows.new(1, self.choice.dim)
+        rows, failure = Rows.new(1, self.choice.dim), None
         try:
             with self._lock:
                 self._alone.forward([sequence], rows).wait()
-        except Exception as error:  # a model's code may raise anything
-            if not is_out_of_memory(error):
-                where = f"{self._model.name}: fails on a text of {len(sequence)} tokens, alone"
-                raise ModelError(f"{where}: {one_line(error)}") from error
-        else:
+        except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
+            failure = error
+        if failure is None:
             return rows.row(0)
+        clear_frames(failure.__traceback__)  # which hold the tensors of the pass
         free_memory()
-        raise EncodingError(_memory_reason(len(sequence)))
+        if is_out_of_memory(failure):
+            raise EncodingError(f"out of memory, though encoded alone ({len(sequence)} tokens)")
+        reason = f"the model fails on its {len(sequence)} tokens, alone too ({one_line(failure)})"
+        if self.selection.works():
+            raise TextFailedError(reason) from failure
+        raise ModelError(f"{self._model.name}: {reason}") from failure
 
     def _alone_batch(self, tokens: Tokens, i: int, into: Rows | None) -> Done:
         rows = into.select([i]) if into else Rows.new(1, self.choice.dim)
         try:
             rows.row(0)[:] = self.run_alone(tokens[i])
         except EncodingError as error:
-            return Done([], rows.select([]), {i: str(error)}, self.choice)
+            return Done([], rows.select([]), {i: error}, self.choice)
         return Done([i], rows, {}, self.choice, {i})
 
     def _each(
@@ -223,13 +235,13 @@ class Runner:
         for indices in batches:
             batch = self._start(choice, tokens, indices, into)
             if before is not None:
-                yield before.done()
+                yield _arrived(before)
             before = batch
             if before.here:
-                yield before.done()
+                yield _arrived(before)
                 before = None
         if before is not None:
-            yield before.done()
+            yield _arrived(before)
 
     def _start(
         self, choice: EngineChoice, tokens: Tokens, indices: list[int], into: Rows | None
@@ -262,7 +274,7 @@ class Runner:
                     rows.row(0)[:] = self.run_alone(sequences[0])
                     batch.alone.add(indices[0])
                 except EncodingError as error:
-                    batch.failed[indices[0]] = str(error)
+                    batch.failed[indices[0]] = error
                 return
             self._too_large = slots
             log.warning("out of memory at %d tokens; going on with smaller batches", slots)
@@ -270,12 +282,18 @@ class Runner:
         for part in (range(half), range(half, len(indices))):
             self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
 
-    def _still_right(self, tokens: Tokens, done: Done) -> bool:
+    def _still_right(self, tokens: Tokens, done: Done, refused: set[int]) -> bool:
         """Compares some rows of a batch with the sequences alone, if it is larger than any before.
 
         These are the longest; the shortest, which must not suffer from it; and the one with the
         last token of the largest pass. Returns whether the rows are right; if not, another engine
         is chosen.
+
+        Args:
+            tokens: All sequences.
+            done: The batch.
+            refused: Gets the sequences that the model alone makes no finite row of: there is no
+                right one.
 
         Raises:
             ModelError: If the engine was forced.
@@ -298,7 +316,7 @@ class Runner:
             at = engine.last_at_once([tokens[i] for i in together])
             last, places = together[at], {i: k for k, i in enumerate(done.indices)}
             orders.append([places[i] for i in together[at::-1]])
-        alone = self._first_of_each(orders, tokens, done)
+        alone = self._first_of_each(orders, tokens, done, refused)
         if not alone:
             return True
         sample = [done.indices[k] for k in alone]
@@ -317,67 +335,89 @@ class Runner:
         return False
 
     def _first_of_each(
-        self, orders: list[list[int]], tokens: Tokens, done: Done
+        self, orders: list[list[int]], tokens: Tokens, done: Done, refused: set[int]
     ) -> dict[int, NDArray[np.float32]]:
         """Rows alone of some sequences of a batch, by their place in it.
 
-        Of each order it is the first that has a finite one. One that the model alone makes no
-        finite row of has no right one, so that its row in the batch becomes NaN and is refused.
-
         Args:
-            orders: Places in the batch.
+            orders: Places in the batch; of each order it is the first one with a finite row.
             tokens: All sequences.
             done: The batch.
+            refused: As of `_still_right`.
         """
-        tried: dict[int, NDArray[np.float32] | None] = {}
+        alone: dict[int, NDArray[np.float32]] = {}
+        without, too_large = set[int](), 0
         for order in orders:
             for k in order:
-                if k not in tried:
-                    tried[k] = self._finite_alone(tokens[done.indices[k]], done.rows.row(k))
-                if tried[k] is not None:
+                if k in without:
+                    continue
+                if k in alone:
                     break
-        return {k: row for k, row in tried.items() if row is not None}
-
-    def _finite_alone(
-        self, sequence: NDArray[np.uint32], row: NDArray[np.float32]
-    ) -> NDArray[np.float32] | None:
-        """The row of a sequence alone, if there is a finite one; else marks the row it has."""
-        try:
-            alone = self.run_alone(sequence)
-        except EncodingError:
+                sequence = tokens[done.indices[k]]
+                try:
+                    row = self.run_alone(sequence)
+                except TextFailedError as error:
+                    log.warning("a text is refused: %s", error)
+                    refused.add(done.indices[k])
+                except EncodingError:
+                    too_large = max(too_large, len(sequence))
+                else:
+                    if np.isfinite(row).all():
+                        alone[k] = row
+                        break
+                    refused.add(done.indices[k])
+                without.add(k)
+        if too_large:
             log.warning(
-                "a row of %d tokens is not compared: alone it needs more memory than there is",
-                len(sequence),
+                "rows of up to %d tokens are not compared: alone they need more memory than there"
+                " is",
+                too_large,
             )
-            return None
-        except ModelError as error:
-            log.warning("%s", error)
-        else:
-            if np.isfinite(alone).all():
-                return alone
-        row[:] = np.nan
-        return None
+        return alone
 
-    def _go_on_after(self, failure: PassError, tokens: Tokens) -> None:
-        """Chooses another engine, unless the model fails on one of the sequences alone as well.
+    def _go_on_after(self, failure: PassError, tokens: Tokens) -> dict[int, EncodingError]:
+        """Finds out what is at fault; if it is the engine, chooses another.
+
+        Returns the sequences that the model fails on.
 
         Raises:
-            ModelError: If it does, or if the engine was forced.
+            ModelError: If the model does not run any more, or the engine was forced.
         """
         clear_frames(failure.error.__traceback__)  # which hold the tensors of the pass
+        choice = failure.choice
+        if choice is not self.choice:  # another thread has found it wrong meanwhile
+            return {}
         fitting: list[int] = []
+        failed: dict[int, EncodingError] = {}
         for i in failure.indices:
             try:
                 self.run_alone(tokens[i])
+            except TextFailedError as error:
+                failed[i] = error
             except EncodingError:  # too long for the memory alone; nothing is known of it
                 continue
-            fitting.append(i)
-        self.selection.go_on_without(
-            failure.choice,
-            f"{failure.choice.engine.name} failed where each sequence alone does not"
-            f" ({one_line(failure.error)})",
-            tokens.select(fitting[:1]),
-        )
+            else:
+                fitting.append(i)
+        if failed:
+            return failed
+        reason = f"{choice.engine.name} failed ({one_line(failure.error)})"
+        if choice.engine is self._alone:
+            raise ModelError(f"{self._model.name}: {reason}") from failure.error
+        if fitting:
+            reason = (
+                f"{choice.engine.name} failed where each sequence alone does not"
+                f" ({one_line(failure.error)})"
+            )
+        self.selection.go_on_without(choice, reason, tokens.select(fitting[:1]))
+        return {}
+
+
+def _arrived(batch: UnderWay) -> Done:
+    """The batch, once its rows are there."""
+    try:
+        return batch.done()
+    except Exception as error:  # a device tells only now
+        raise PassError(batch.choice, batch.indices, error) from error
 
 
 def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
@@ -387,5 +427,8 @@ def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
     return [batches[first], *batches[:first], *batches[first + 1 :]]
 
 
-def _memory_reason(length: int) -> str:
-    return f"out of memory, though encoded alone ({length} tokens)"
+def _take_back(done: Done, refused: set[int]) -> None:
+    """Makes rows that are not to be had NaN, so that they fail the checks of whoever gets them."""
+    for k, i in enumerate(done.indices):
+        if i in refused:
+            done.rows.row(k)[:] = np.nan

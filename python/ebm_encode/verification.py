@@ -1,15 +1,21 @@
 """A run's own rows against the same states encoded alone, before the cache is finished."""
 
+import logging
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ebm_encode._core import CacheWriter
 from ebm_encode.encoder import Encoder
 from ebm_encode.engines import all_agree, compare
-from ebm_encode.errors import VerificationError
+from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
+from ebm_encode.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SAMPLE = 32
 
@@ -35,11 +41,23 @@ class Verification:
         return asdict(self)
 
 
-def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verification | None:
+def verify(
+    writer: CacheWriter,
+    encoder: Encoder,
+    *,
+    sample: int,
+    refuse: Callable[[str, EncodingError], None],
+) -> Verification | None:
     """Encodes a random sample of a writer's new rows one at a time and compares.
 
     The rows are read back from where the writer stored them, so that what is compared is what will
     be in the cache. Returns `None` where there is nothing to compare.
+
+    Args:
+        writer: Has the rows.
+        encoder: Made them.
+        sample: How many.
+        refuse: Called with a state that the model alone fails on, so that its row is not right.
 
     Raises:
         VerificationError: If a row differs beyond the tolerance of the dtype. The writer's rows are
@@ -53,7 +71,12 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verificatio
     numbers = sorted(draw.sample(candidates.tolist(), min(sample, len(candidates))))
     states, stored = writer.read(numbers)
     tokens = encoder.prompts.tokenize(states)
-    alone = np.stack([encoder.run_alone(tokens[i]) for i in range(len(tokens))])
+    rows = _rows_alone(states, tokens, encoder, refuse)
+    if not rows:
+        return None
+    compared = [*rows]
+    states, stored = [states[i] for i in compared], stored[compared]
+    tokens, alone = tokens.select(compared), np.stack([*rows.values()])
     wrong = []
     for i, state in enumerate(states):
         one = slice(i, i + 1)
@@ -71,3 +94,21 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verificatio
         )
     error, cosine = compare(stored, alone)
     return Verification(len(states), seed, error, cosine)
+
+
+def _rows_alone(
+    states: list[str],
+    tokens: Tokens,
+    encoder: Encoder,
+    refuse: Callable[[str, EncodingError], None],
+) -> dict[int, NDArray[np.float32]]:
+    """The rows of those states that can be encoded alone, by their place."""
+    rows: dict[int, NDArray[np.float32]] = {}
+    for i, state in enumerate(states):
+        try:
+            rows[i] = encoder.run_alone(tokens[i])
+        except TextFailedError as error:
+            refuse(state, error)
+        except EncodingError as error:
+            log.warning("%r is not verified: %s", state[:60], error)
+    return rows

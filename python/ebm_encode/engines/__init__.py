@@ -1,7 +1,8 @@
 """Engines: ways to run token sequences through a model, one pooled row per sequence.
 
 Each plans batches and runs one batch at a time; what to do about a lack of memory or a bad row is
-the caller's concern. None is trusted before `choose` has compared it with each sequence alone.
+the caller's concern. None is trusted before `choose_engine` has compared it with each sequence
+alone.
 """
 
 from ebm_encode.engines.budget import Budget

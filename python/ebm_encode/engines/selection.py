@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -13,8 +14,9 @@ from ebm_encode.engines.compared import Compared
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.memory import free_memory
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
+from ebm_encode.engines.rows import Rows
 from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
-from ebm_encode.errors import ModelError
+from ebm_encode.errors import EbmEncodeError, ModelError
 from ebm_encode.model import Model, one_line
 from ebm_encode.tokens import Tokens
 
@@ -43,8 +45,8 @@ class Selection:
         compared: What the engine's rows were compared for with sequences alone.
         may_compile: Whether layers may be compiled.
         tries_compiling: Whether that may be tried for speed alone.
-        lock: To be held while any of the engines runs, and taken here while one is chosen: engines
-            switch the model's attention.
+        lock: To be held while any of the engines runs, and where a method says so; the others take
+            it themselves. Engines switch the model's attention.
 
     Raises:
         ModelError: If the model does not run, or the engine asked for fails its self-test.
@@ -61,17 +63,15 @@ class Selection:
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
     ) -> None:
-        self.alone = AloneEngine(model, pooling, layer)
+        with _naming(model):
+            self.alone = AloneEngine(model, pooling, layer)
+            engines = _engines(model, pooling, layer, budget)
         self.may_compile = compile_layers != "off"
         self.tries_compiling = compile_layers == "auto" and model.device.type == "cuda"
         self.lock = threading.Lock()
         self._model = model
         self._forced = engine != "auto"
-        candidates = [
-            candidate
-            for candidate in _engines(model, pooling, layer, budget)
-            if engine in ("auto", candidate.name)
-        ]
+        candidates = [own for own in engines if engine in ("auto", own.name)]
         probes = Tokens.joined(probes, short_probes(probes))
         stretched = set(model.stretching(probes.lengths))
         if len(stretched) < len(probes):
@@ -111,7 +111,19 @@ class Selection:
         if isinstance(self.engine, WindowEngine):
             self.engine.compile(layers=False)
         self.choice = replace(self.choice)
+        self.compared = Compared(length=self.choice.longest)
         free_memory()
+
+    def works(self) -> bool:
+        """Whether the model alone still does what it did when it was loaded."""
+        probe = self._probes[int(self._probes.lengths.argmax())]
+        try:
+            with self.lock:
+                self.alone.forward([probe], Rows.new(1, self.choice.dim)).wait()
+        except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
+            log.warning("the model fails on what it ran before: %s", one_line(error))
+            return False
+        return True
 
     def agreed(self, choice: EngineChoice, length: int, at_once: int) -> None:
         """Notes that a choice's rows, of such sizes as `Compared` has, were found right."""
@@ -155,23 +167,36 @@ class Selection:
     def _tried(
         self, candidates: Sequence[Engine], probes: Tokens, before: Sequence[str] = ()
     ) -> EngineChoice:
-        model = self._model
-        try:
-            return choose_engine(candidates, self.alone, probes, model.dtype, before=before)
-        except Exception as error:  # a model's code may raise anything
-            raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
+        with _naming(self._model):
+            return choose_engine(candidates, self.alone, probes, self._model.dtype, before=before)
 
     def _compile_or_fail(self) -> None:
         engine = self.engine
         if not isinstance(engine, WindowEngine):
             raise ModelError(f"--compile on: engine {engine.name} runs layers only as they are")
-        engine.compile(layers=True)
-        choice = self._tried([engine], self._probes)
-        if choice.engine is not engine:
+        choice, reason = None, ""
+        try:
+            engine.compile(layers=True)
+            choice = self._tried([engine], self._probes)
+            reason = choice.reason
+        except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
+            reason = one_line(error)
+        if choice is None or choice.engine is not engine:
             self.uncompile()
-            raise ModelError(f"--compile on: cannot be used for this model: {choice.reason}")
+            raise ModelError(f"--compile on: cannot be used for this model: {reason}")
         self.choice = replace(self.choice)
         self.compared = Compared(length=choice.longest)  # what was compared, ran otherwise
+
+
+@contextmanager
+def _naming(model: Model) -> Iterator[None]:
+    """Makes whatever a model's code raises an error of this package."""
+    try:
+        yield
+    except EbmEncodeError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
 
 
 def _engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> list[Engine]:
