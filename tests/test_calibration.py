@@ -9,7 +9,7 @@ import torch
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.bulk import _settings_of
 from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling, rows
-from ebm_encode.engines.memory import is_out_of_memory
+from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.rows import Arrival, Landing, Rows
 from ebm_encode.errors import ArgumentError
 from ebm_encode.tokens import Tokens
@@ -299,3 +299,12 @@ def test_rows_of_a_gpu_are_written_after_the_pass(monkeypatch):
 def test_what_says_that_memory_ran_out(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("device-side assert"))
+
+
+def test_a_broken_device_has_no_say_in_freeing_memory(monkeypatch):
+    def broken():
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", broken)
+    free_memory()

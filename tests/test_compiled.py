@@ -206,6 +206,19 @@ def test_layers_that_cannot_be_compared_are_not_compiled(llama, monkeypatch, hea
     assert "CUDA out of memory" in heard.text
 
 
+def test_layers_whose_comparison_is_interrupted_are_not_compiled(llama, monkeypatch):
+    encoder = Encoder.load(llama)
+    selection = encoder.runner.selection
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selection.alone, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        selection.compile()
+    assert not encoder.runner.compiled
+
+
 def test_what_was_compared_of_plain_layers_says_nothing_of_compiled_ones(llama):
     encoder = Encoder.load(llama)
     selection, before = encoder.runner.selection, encoder.choice

@@ -134,9 +134,7 @@ class BulkRun:
             self._writer.retract(state)
             self._retry_alone(state, bad)
         try:
-            self.outcome.verification = verify(
-                self._writer, self._encoder, sample=sample, refuse=self._refuse
-            )
+            self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
         except VerificationError as error:
             raise self._without_settings(error) from error
         provenance["verification"] = (
@@ -245,17 +243,31 @@ class BulkRun:
         """Saves a batch's rows."""
         tokens = chunk.tokens
         assert tokens is not None
-        new = [k for k, i in enumerate(batch.indices) if not chunk.saved[chunk.usable[i]]]
+        new = [k for k, i in enumerate(batch.indices) if self._is_new(chunk, i, batch.rows[k])]
         indices = [batch.indices[k] for k in new]
         texts = [chunk.states[chunk.usable[i]] for i in indices]
         self._save(texts, batch.rows[new], tokens.select(indices))
         for i, error in batch.failed.items():
-            text = chunk.states[chunk.usable[i]]
+            text, saved = chunk.states[chunk.usable[i]], chunk.saved[chunk.usable[i]]
+            if saved and not isinstance(error, TextFailedError):
+                continue  # it did fit when it was saved
+            if saved:
+                self._writer.retract(text)
+            else:
+                progress.advance(1, len(text.encode()), 0)
             self._quarantine(text, _kind(error), str(error), int(tokens.full_lengths[i]))
-            progress.advance(1, len(text.encode()), 0)
         done = sum(len(tokens[i]) for i in indices)
         progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
         self.outcome.tokens += done
+
+    def _is_new(self, chunk: _Chunk, i: int, row: NDArray[np.float32]) -> bool:
+        """Whether a row of a batch is to be saved; a saved one with no right row is taken back."""
+        if not chunk.saved[chunk.usable[i]]:
+            return True
+        if np.isfinite(row).all():
+            return False
+        self._writer.retract(chunk.states[chunk.usable[i]])
+        return True
 
     def _note_adopted(self, states: list[str]) -> None:
         """Lists those rows of other caches whose prompts were cut."""
@@ -342,10 +354,8 @@ class BulkRun:
         rows = row[None, :]
         try:
             alone = self._encoder.run_alone(tokens[0])[None, :]
-        except TextFailedError as error:
-            why = str(error)
-        except EncodingError:  # too long for the memory alone; nothing is known of it
-            return
+        except EncodingError as error:
+            why = f"it equals another's, and {error}"
         else:
             if all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
                 return
@@ -354,11 +364,6 @@ class BulkRun:
         self._writer.reject(reason)
         wrong = f"{reason}. Run again with --overwrite to encode all rows anew"
         raise self._without_settings(VerificationError(wrong))
-
-    def _refuse(self, state: str, error: EncodingError) -> None:
-        """Takes a stored row back."""
-        self._writer.retract(state)
-        self._quarantine(state, _kind(error), str(error))
 
     def _quarantine(self, state: str, kind: str, reason: str, tokens: int | None = None) -> None:
         log.warning("quarantined %r: %s", state[:60], reason)

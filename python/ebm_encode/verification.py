@@ -2,7 +2,6 @@
 
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,13 +24,15 @@ class Verification:
     """How near the stored rows of a random sample are to the states alone.
 
     Attributes:
-        rows: Size of the sample.
+        rows: How many of the sample were compared.
+        not_compared: How many do not fit the memory alone.
         seed: Seed of the draw.
         max_relative_error: Largest `max |row - alone| / max |alone|`.
         min_cosine: Smallest cosine.
     """
 
     rows: int
+    not_compared: int
     seed: int
     max_relative_error: float
     min_cosine: float
@@ -41,27 +42,16 @@ class Verification:
         return asdict(self)
 
 
-def verify(
-    writer: CacheWriter,
-    encoder: Encoder,
-    *,
-    sample: int,
-    refuse: Callable[[str, EncodingError], None],
-) -> Verification | None:
+def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verification | None:
     """Encodes a random sample of a writer's new rows one at a time and compares.
 
     The rows are read back from where the writer stored them, so that what is compared is what will
     be in the cache. Returns `None` where there is nothing to compare.
 
-    Args:
-        writer: Has the rows.
-        encoder: Made them.
-        sample: How many.
-        refuse: Called with a state that the model alone fails on, so that its row is not right.
-
     Raises:
-        VerificationError: If a row differs beyond the tolerance of the dtype. The writer's rows are
-            then marked, so that no later run resumes from them.
+        EncodingError: If no row of the sample can be compared.
+        VerificationError: If a row differs beyond the tolerance of the dtype, or the model alone
+            makes none. The writer's rows are then marked, so that no later run resumes from them.
     """
     candidates = writer.new_rows()
     if not len(candidates) or sample < 1:
@@ -71,18 +61,19 @@ def verify(
     numbers = sorted(draw.sample(candidates.tolist(), min(sample, len(candidates))))
     states, stored = writer.read(numbers)
     tokens = encoder.prompts.tokenize(states)
-    rows = _rows_alone(states, tokens, encoder, refuse)
-    if not rows:
-        return None
-    compared = [*rows]
-    states, stored = [states[i] for i in compared], stored[compared]
-    tokens, alone = tokens.select(compared), np.stack([*rows.values()])
-    wrong = []
-    for i, state in enumerate(states):
-        one = slice(i, i + 1)
-        if not all_agree(stored[one], alone[one], tokens.lengths[one], encoder.model.dtype):
-            error, cosine = compare(stored[one], alone[one])
-            wrong.append(f"{state[:60]!r} (relative error {error:.1e}, cosine {cosine:.6f})")
+    rows, wrong = _rows_alone(states, tokens, encoder)
+    compared, not_compared = [*rows], len(states) - len(rows) - len(wrong)
+    if not_compared == len(states):
+        raise EncodingError(
+            f"none of {len(states)} sampled rows can be verified: alone they need more memory than"
+            " there is. What is encoded is saved; run again when there is more, or with"
+            " --verify-sample 0"
+        )
+    for i in compared:
+        one, alone = slice(i, i + 1), rows[i][None, :]
+        if not all_agree(stored[one], alone, tokens.lengths[one], encoder.model.dtype):
+            error, cosine = compare(stored[one], alone)
+            wrong.append(f"{states[i][:60]!r} (relative error {error:.1e}, cosine {cosine:.6f})")
     if wrong:
         reason = f"{len(wrong)} of {len(states)} sampled rows differ from the state alone"
         where = writer.work_folder()
@@ -92,23 +83,30 @@ def verify(
             " marked as wrong. Run again with --overwrite to encode them anew; --engine alone"
             " encodes them one at a time"
         )
-    error, cosine = compare(stored, alone)
-    return Verification(len(states), seed, error, cosine)
+    error, cosine = compare(stored[compared], np.stack([*rows.values()]))
+    return Verification(len(compared), not_compared, seed, error, cosine)
 
 
 def _rows_alone(
-    states: list[str],
-    tokens: Tokens,
-    encoder: Encoder,
-    refuse: Callable[[str, EncodingError], None],
-) -> dict[int, NDArray[np.float32]]:
-    """The rows of those states that can be encoded alone, by their place."""
+    states: list[str], tokens: Tokens, encoder: Encoder
+) -> tuple[dict[int, NDArray[np.float32]], list[str]]:
+    """The rows of those states that fit the memory alone, by place, and what the model fails on."""
     rows: dict[int, NDArray[np.float32]] = {}
+    failed = []
     for i, state in enumerate(states):
         try:
-            rows[i] = encoder.run_alone(tokens[i])
+            rows[i] = _tried_twice(encoder, tokens[i])
         except TextFailedError as error:
-            refuse(state, error)
+            failed.append(f"{state[:60]!r} ({error})")
         except EncodingError as error:
             log.warning("%r is not verified: %s", state[:60], error)
-    return rows
+    return rows, failed
+
+
+def _tried_twice(encoder: Encoder, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """The row alone. No run is thrown away for one failure that does not come again."""
+    try:
+        return encoder.run_alone(sequence)
+    except TextFailedError as error:
+        log.warning("%s; trying once more", error)
+    return encoder.run_alone(sequence)

@@ -264,6 +264,8 @@ def _print_summary(
             f"{checked.rows} rows against their states alone: relative error at most"
             f" {checked.max_relative_error:.1e}, cosine at least {checked.min_cosine:.6f}"
         )
+        if checked.not_compared:
+            lines["not verified"] = f"{checked.not_compared} rows, for want of memory"
     left_out = states.counts.proof_complete + states.counts.empty + states.counts.null
     lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
     width = max(map(len, lines))

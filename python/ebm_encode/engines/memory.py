@@ -1,5 +1,7 @@
 """When a device has no memory left."""
 
+from contextlib import suppress
+
 import torch
 
 _SIGNS = ("can't allocate memory", "out of memory", "alloc_failed")
@@ -17,7 +19,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Gives back what torch holds without using it.
 
-    Not to be called where an exception is being handled: it holds the tensors of the pass.
+    Not to be called where an exception is being handled: it holds the tensors of the pass. What a
+    broken device says to it, it says to the next pass, too.
     """
     if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+        with suppress(RuntimeError):
+            torch.accelerator.empty_cache()

@@ -174,15 +174,17 @@ class Selection:
         engine = self.engine
         if not isinstance(engine, WindowEngine):
             raise ModelError(f"--compile on: engine {engine.name} runs layers only as they are")
-        choice, reason = None, ""
+        proven = False
         try:
             engine.compile(layers=True)
             choice = self._tried([engine], self._probes)
-            reason = choice.reason
+            proven, reason = choice.engine is engine, choice.reason
         except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
             reason = one_line(error)
-        if choice is None or choice.engine is not engine:
-            self.uncompile()
+        finally:  # also where the user interrupts it
+            if not proven:
+                self.uncompile()
+        if not proven:
             raise ModelError(f"--compile on: cannot be used for this model: {reason}")
         self.choice = replace(self.choice)
         self.compared = Compared(length=choice.longest)  # what was compared, ran otherwise
