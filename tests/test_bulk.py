@@ -209,7 +209,7 @@ def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, 
     spoil(later(lambda rows: np.roll(rows, 1, axis=0)))
     code, summary, err = encode("--engine", "padded")
     assert (code, summary) == (1, None)
-    assert "differ from the state alone" in " ".join(err.split())
+    assert "are not those of the state alone" in " ".join(err.split())
     assert not (tmp_path / "out.parquet").exists()
     monkeypatch.undo()
     code, _, err = encode()
@@ -294,8 +294,10 @@ def one_text(llama, states, monkeypatch):
         if text.fault == "memory" and mine.any():
             raise torch.OutOfMemoryError("CUDA out of memory")
         output = forward(self, input_ids, **rest)
-        if text.fault == "not finite":
+        if text.fault in ("not finite", "once"):
             output.last_hidden_state[mine] = torch.nan
+        if text.fault == "once" and mine.any():
+            text.fault = None
         return output
 
     monkeypatch.setattr(transformers.LlamaModel, "forward", faulty)
@@ -336,7 +338,7 @@ def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, f
     if fault == "model":
         assert code == 1
         assert f"{state[:60]!r}" in err
-        assert "1 of 430 sampled rows" in " ".join(err.split())
+        assert "1 of 430 sampled rows are not those of the state alone" in " ".join(err.split())
         assert not (tmp_path / "out.parquet").exists()
         return
     assert (code, summary["rows"]) == (0, len(states))
@@ -362,8 +364,8 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     assert summary["verification"]["rows"] == 32
 
 
-@pytest.mark.parametrize("fault", ["model", "not finite", "memory"])
-def test_a_resumed_run_takes_back_what_the_model_now_fails_on(
+@pytest.mark.parametrize("fault", ["model", "not finite", "memory", "once"])
+def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
     encode, one_text, tmp_path, states, monkeypatch, fault
 ):
     """Saved states go through the model again where they share a batch with some that are not."""
@@ -380,17 +382,18 @@ def test_a_resumed_run_takes_back_what_the_model_now_fails_on(
     monkeypatch.setattr(Encoder, "run", stopped)
     assert encode("--engine", "padded", "--checkpoint-rows", 1)[0] == 130
     monkeypatch.setattr(Encoder, "run", run)
-    one_text.fault = fault
-    code, summary, _ = encode("--engine", "padded")
-    kept = set(EmbeddingCache.open(tmp_path / "out.parquet").states())
-    if fault == "memory":  # for which it did fit when it was saved
-        assert (code, summary["rows"]) == (0, len(states))
+    one_text.fault, output = fault, tmp_path / "out.parquet"
+    code, summary, err = encode("--engine", "padded")
+    if fault in ("memory", "once"):  # with which it was right when it was saved
+        assert (code, summary["rows"], summary["quarantined"]) == (0, len(states), [])
+        assert summary["already_there"] + summary["encoded"] == len(states)
+        assert one_text.state in EmbeddingCache.open(output).states()
         return
-    assert (code, kept) == (1, set(states) - {one_text.state})
-    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
-    (record,) = map(json.loads, listed)
-    assert record["state"] == one_text.state
-    assert record["kind"] == {"model": "model_failed", "not finite": "non_finite"}[fault]
+    assert (code, output.exists()) == (1, False)
+    assert "is not its own" in " ".join(err.split())
+    assert encode("--engine", "padded")[0] == 1, "nor does a later run"
+    one_text.fault = None
+    assert encode("--engine", "padded", "--overwrite")[0] == 0
 
 
 def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import CHUNK_STATES, Tokens
-from ebm_encode.verification import DEFAULT_SAMPLE, Verification, verify
+from ebm_encode.verification import DEFAULT_SAMPLE, Verification, alone_at_last, verify
 
 log = logging.getLogger(__name__)
 
@@ -243,31 +243,45 @@ class BulkRun:
         """Saves a batch's rows."""
         tokens = chunk.tokens
         assert tokens is not None
-        new = [k for k, i in enumerate(batch.indices) if self._is_new(chunk, i, batch.rows[k])]
+        new = [k for k, i in enumerate(batch.indices) if not chunk.saved[chunk.usable[i]]]
+        self._check_saved(chunk, batch)
         indices = [batch.indices[k] for k in new]
         texts = [chunk.states[chunk.usable[i]] for i in indices]
         self._save(texts, batch.rows[new], tokens.select(indices))
         for i, error in batch.failed.items():
-            text, saved = chunk.states[chunk.usable[i]], chunk.saved[chunk.usable[i]]
-            if saved and not isinstance(error, TextFailedError):
-                continue  # it did fit when it was saved
-            if saved:
-                self._writer.retract(text)
-            else:
-                progress.advance(1, len(text.encode()), 0)
+            if chunk.saved[chunk.usable[i]]:
+                continue
+            text = chunk.states[chunk.usable[i]]
             self._quarantine(text, _kind(error), str(error), int(tokens.full_lengths[i]))
+            progress.advance(1, len(text.encode()), 0)
         done = sum(len(tokens[i]) for i in indices)
         progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
         self.outcome.tokens += done
 
-    def _is_new(self, chunk: _Chunk, i: int, row: NDArray[np.float32]) -> bool:
-        """Whether a row of a batch is to be saved; a saved one with no right row is taken back."""
-        if not chunk.saved[chunk.usable[i]]:
-            return True
-        if np.isfinite(row).all():
-            return False
-        self._writer.retract(chunk.states[chunk.usable[i]])
-        return True
+    def _check_saved(self, chunk: _Chunk, batch: Batch) -> None:
+        """Saved states run again with others of their batch; one without a row has no right one.
+
+        Raises:
+            VerificationError: If the model alone makes none, either.
+        """
+        assert chunk.tokens is not None
+        infinite = np.flatnonzero(~np.isfinite(batch.rows).all(axis=1))
+        doubtful = [batch.indices[k] for k in infinite]
+        doubtful += [i for i, error in batch.failed.items() if isinstance(error, TextFailedError)]
+        for i in doubtful:
+            if not chunk.saved[chunk.usable[i]]:
+                continue
+            try:
+                row = alone_at_last(self._encoder, chunk.tokens[i])
+            except TextFailedError as error:
+                why = str(error)
+            except EncodingError:  # no memory for it alone; it did fit when it was saved
+                continue
+            else:
+                if np.isfinite(row).all():
+                    continue
+                why = "alone it has none that is finite"
+            self._reject(chunk.states[chunk.usable[i]], why)
 
     def _note_adopted(self, states: list[str]) -> None:
         """Lists those rows of other caches whose prompts were cut."""
@@ -340,12 +354,17 @@ class BulkRun:
         again = self._writer.append([state], row[None, :])[0]
         if again is None or self._rightly_equal(state, row, tokens[0], again):
             return
-        if again.duplicate_of is not None:
+        if again.duplicate_of is not None:  # of two equal rows the stored one may be the wrong one
             self._check_stored(again.duplicate_of)
         self._quarantine(state, again.kind, again.reason, length)
 
     def _check_stored(self, key: str) -> None:
-        """Of two equal rows the stored one may be the wrong one; then nothing stored is safe."""
+        """Compares a stored row with the state alone; if it is wrong, nothing stored is safe.
+
+        Raises:
+            EncodingError: If there is no memory for that.
+            VerificationError: If it is wrong.
+        """
         stored = self._writer.stored(key)
         if stored is None:
             return
@@ -353,13 +372,17 @@ class BulkRun:
         tokens = self._encoder.prompts.tokenize([state])
         rows = row[None, :]
         try:
-            alone = self._encoder.run_alone(tokens[0])[None, :]
-        except EncodingError as error:
-            why = f"it equals another's, and {error}"
+            alone = alone_at_last(self._encoder, tokens[0])[None, :]
+        except TextFailedError as error:
+            why = str(error)
         else:
             if all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
                 return
             why = f"cosine {compare(rows, alone)[1]:.6f}"
+        self._reject(state, why)
+
+    def _reject(self, state: str, why: str) -> NoReturn:
+        """Marks what is stored as wrong, for later runs too."""
         reason = f"the stored row of {state[:60]!r} is not its own ({why})"
         self._writer.reject(reason)
         wrong = f"{reason}. Run again with --overwrite to encode all rows anew"

@@ -75,7 +75,7 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int) -> Verificatio
             error, cosine = compare(stored[one], alone)
             wrong.append(f"{states[i][:60]!r} (relative error {error:.1e}, cosine {cosine:.6f})")
     if wrong:
-        reason = f"{len(wrong)} of {len(states)} sampled rows differ from the state alone"
+        reason = f"{len(wrong)} of {len(states)} sampled rows are not those of the state alone"
         where = writer.work_folder()
         writer.reject(reason)
         raise VerificationError(
@@ -95,7 +95,7 @@ def _rows_alone(
     failed = []
     for i, state in enumerate(states):
         try:
-            rows[i] = _tried_twice(encoder, tokens[i])
+            rows[i] = alone_at_last(encoder, tokens[i])
         except TextFailedError as error:
             failed.append(f"{state[:60]!r} ({error})")
         except EncodingError as error:
@@ -103,8 +103,16 @@ def _rows_alone(
     return rows, failed
 
 
-def _tried_twice(encoder: Encoder, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The row alone. No run is thrown away for one failure that does not come again."""
+def alone_at_last(encoder: Encoder, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """The row of one sequence alone, tried once more where the model fails.
+
+    No run is thrown away for one failure that does not come again.
+
+    Raises:
+        EncodingError: As of `Encoder.run_alone`.
+        TextFailedError: As of `Encoder.run_alone`.
+        ModelError: As of `Encoder.run_alone`.
+    """
     try:
         return encoder.run_alone(sequence)
     except TextFailedError as error:
