@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from subprocess import DEVNULL, PIPE
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from support import SAMPLES
 
 FILES = sorted(SAMPLES.glob("*.parquet"))
 
-# A writer without a model: fast, so that it can be killed often. Prints after each append.
+# A writer without a model: fast, so that it can be killed often. It does an append for each line
+# that it is sent, and tells when that is done, so that however fast it is, it is killed at work.
+APPENDS = 300
 WRITER = """
 import sys, json, numpy as np
 from ebm_encode._core import CacheWriter, Identity
@@ -25,6 +28,7 @@ output, identity = sys.argv[1:]
 writer = CacheWriter(output)
 writer.open(Identity.from_json(identity), 64, checkpoint_rows=20)
 for i in range(0, 3000, 10):
+    sys.stdin.readline()
     rows = np.stack([np.random.default_rng(k).standard_normal(64) for k in range(i, i + 10)])
     writer.append([f"state {k}" for k in range(i, i + 10)], rows.astype(np.float32))
     print(i, flush=True)
@@ -62,19 +66,19 @@ def test_a_writer_killed_again_and_again_ends_with_every_row(tmp_path, identity)
     output = tmp_path / "out.parquet"
     arguments = [sys.executable, "-c", WRITER, str(output), identity().to_json()]
     draw = random.Random(11)
-    kills = 0
-    for _ in range(200):
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        process.stdout.readline()  # it is at work
-        time.sleep(draw.uniform(0, 0.08))
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    # Within an append or the checkpoint after it, and then within the last steps.
+    for appends in [*(draw.randrange(APPENDS) for _ in range(20)), *[APPENDS] * 5]:
+        with subprocess.Popen(arguments, stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as process:
+            process.stdin.write(b"\n" * appends)
+            process.stdin.flush()
+            for _ in range(appends - 1):
+                process.stdout.readline()
+            time.sleep(draw.uniform(0, 0.01))
+            process.kill()
         if output.exists():
             break
-        kills += 1
-    assert kills >= 5, "too few kills to say anything"
-    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        assert appends == APPENDS or process.returncode == -signal.SIGKILL
+    subprocess.run(arguments, check=True, input=b"\n" * APPENDS, stdout=DEVNULL)
     found = rows_of(output)
     assert len(found) == 3000
     for k in range(0, 3000, 7):
