@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 import tiny_model
-from ebm_encode import Identity
+from ebm_encode import Identity, engines
 from ebm_encode._core import CacheWriter
 from ebm_encode.cli import main
+from support import FILES
 
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
@@ -127,3 +128,46 @@ def run_cli(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def encode(run_cli, llama, tmp_path):
+    """A function that runs `encode` on the samples: exit code, summary, stderr."""
+
+    def run(*more, output=None, model=llama, files=FILES):
+        output = output or tmp_path / "out.parquet"
+        code, out, err = run_cli(
+            "encode",
+            "--model-path",
+            model,
+            "--trajectories",
+            *files,
+            "--output",
+            output,
+            "--batch-size",
+            32,
+            "--json",
+            *more,
+        )
+        return code, json.loads(out) if out else None, err
+
+    return run
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Puts a fault into the rows of padded batches, or into those encoded alone."""
+
+    def put(fault, *, alone=False):
+        right = engines.PaddedEngine.forward
+        name = "alone" if alone else "padded"
+
+        def forward(self, sequences, rows):
+            arrival = right(self, sequences, rows)
+            if self.name == name:
+                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+            return arrival
+
+        monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
+
+    return put

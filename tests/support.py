@@ -5,6 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROVER = ROOT / "target" / "release" / "ebm-prover"
 SAMPLES = ROOT / "samples"
+FILES = sorted(SAMPLES.glob("*.parquet"))
 
 
 def zero_tail(rows):

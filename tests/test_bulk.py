@@ -4,47 +4,16 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-import transformers
 
 from ebm_encode import EmbeddingCache, Encoder, engines
-from ebm_encode.encoder import Batch
 from ebm_encode.engines import compare
-from ebm_encode.errors import EncodingError
-from support import SAMPLES, first_copied, zero_tail
-
-FILES = sorted(SAMPLES.glob("*.parquet"))
-
-
-@pytest.fixture
-def encode(run_cli, llama, tmp_path):
-    """A function that runs `encode` on the samples: exit code, summary, stderr."""
-
-    def run(*more, output=None, model=llama, files=FILES):
-        output = output or tmp_path / "out.parquet"
-        code, out, err = run_cli(
-            "encode",
-            "--model-path",
-            model,
-            "--trajectories",
-            *files,
-            "--output",
-            output,
-            "--batch-size",
-            32,
-            "--json",
-            *more,
-        )
-        return code, json.loads(out) if out else None, err
-
-    return run
+from support import FILES, first_copied, zero_tail
 
 
 def test_the_main_job(encode, tmp_path, states, llama):
@@ -158,25 +127,6 @@ def test_overlong_states_are_counted_and_listed(encode, tmp_path, states, llama)
     assert not side.exists(), "the list of another run is not left to mislead"
 
 
-@pytest.fixture
-def spoil(monkeypatch):
-    """Puts a fault into the rows of padded batches, or into those encoded alone."""
-
-    def put(fault, *, alone=False):
-        right = engines.PaddedEngine.forward
-        name = "alone" if alone else "padded"
-
-        def forward(self, sequences, rows):
-            arrival = right(self, sequences, rows)
-            if self.name == name:
-                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
-            return arrival
-
-        monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
-
-    return put
-
-
 def later(fault):
     """Neither the probes at load nor the first batch, which has the longest states: both are
     compared with each state alone, and the engine would not be used."""
@@ -243,158 +193,6 @@ def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states
     cache = EmbeddingCache.open(tmp_path / "out.parquet")
     assert not doomed & set(cache.states())
     assert encode("--engine", "padded", "--allow-quarantine")[0] == 0
-
-
-def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
-    encode, spoil, tmp_path, states, llama
-):
-    """The longest is compared with itself alone; of its row nothing can then be said."""
-    tokens = Encoder.load(llama).prompts.tokenize(states)
-    longest = int(tokens.lengths.argmax())
-    assert (tokens.lengths == tokens.lengths[longest]).sum() == 1
-
-    def fault(rows, sequences):
-        if len(sequences[0]) == tokens.lengths[longest]:
-            raise ValueError("no such position")
-        return rows
-
-    spoil(fault, alone=True)
-    code, summary, _ = encode("--engine", "padded")
-    assert (code, summary["rows"]) == (1, len(states) - 1)
-    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
-    (record,) = map(json.loads, listed)
-    assert (record["state"], record["kind"]) == (states[longest], "model_failed")
-    assert "the model fails on its" in record["reason"]
-    assert "ValueError: no such position" in record["reason"]
-
-
-@dataclass
-class OneText:
-    """A state with a token of its own, and what the model does to it."""
-
-    state: str
-    token: int
-    fault: str | None = None
-
-
-@pytest.fixture
-def one_text(llama, states, monkeypatch):
-    tokens = Encoder.load(llama).prompts.tokenize(states)
-    found: dict[int, set[int]] = {}
-    for i in range(len(states)):
-        for token in tokens[i].tolist():
-            found.setdefault(token, set()).add(i)
-    text = next(OneText(states[min(own)], t) for t, own in found.items() if len(own) == 1)
-    forward = transformers.LlamaModel.forward
-
-    def faulty(self, input_ids, **rest):
-        mine = (input_ids == text.token).any(dim=1)
-        if text.fault == "model" and mine.any():
-            raise ValueError("no such word")
-        alone = len(input_ids) == 1
-        if mine.any() and (text.fault == "memory" or (text.fault == "memory alone" and alone)):
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        output = forward(self, input_ids, **rest)
-        if text.fault in ("not finite", "once", "memory alone"):
-            output.last_hidden_state[mine] = torch.nan
-        if text.fault == "once" and mine.any():
-            text.fault = None
-        return output
-
-    monkeypatch.setattr(transformers.LlamaModel, "forward", faulty)
-    return text
-
-
-@pytest.mark.parametrize("engine", ["auto", "packed", "padded", "alone"])
-def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_path, states, engine):
-    one_text.fault = "model"
-    code, summary, _ = encode("--engine", engine, "--verify-sample", 10_000)
-    assert (code, summary["rows"]) == (1, len(states) - 1)
-    assert summary["engine"]["name"] == ("shared-prefix" if engine == "auto" else engine)
-    listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
-    (record,) = map(json.loads, listed)
-    assert (record["state"], record["kind"]) == (one_text.state, "model_failed")
-    assert "alone too (ValueError: no such word)" in record["reason"]
-    assert summary["verification"]["rows"] == len(states) - 1
-
-
-@pytest.mark.parametrize("fault", ["model", "once", "memory"])
-def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, fault):
-    """Where the model alone makes none it is not right; without the memory, nobody knows."""
-    tokens = Encoder.load(llama).prompts.tokenize(states)
-    counts = np.unique_counts(tokens.lengths)
-    middle = counts.values[(counts.counts == 1) & (counts.values > 30)][0]
-    state = states[int(np.flatnonzero(tokens.lengths == middle)[0])]
-
-    failed = []
-
-    def failing(rows, sequences):
-        if len(sequences[0]) == middle and not (fault == "once" and failed):
-            failed.append(1)
-            raise torch.OutOfMemoryError("CUDA") if fault == "memory" else ValueError("no")
-        return rows
-
-    spoil(failing, alone=True)
-    code, summary, err = encode("--engine", "padded", "--verify-sample", 10_000)
-    if fault == "model":
-        assert code == 1
-        assert f"{state[:60]!r}" in err
-        assert "1 of 430 sampled rows are not those of the state alone" in " ".join(err.split())
-        assert not (tmp_path / "out.parquet").exists()
-        return
-    assert (code, summary["rows"]) == (0, len(states))
-    left_out = int(fault == "memory")
-    assert summary["verification"]["rows"] == len(states) - left_out
-    assert summary["verification"]["not_compared"] == left_out
-    assert ("is not verified" in err) == (fault == "memory")
-
-
-def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states, monkeypatch):
-    """For example because another process has the memory by then. What is encoded is kept."""
-
-    def full(_, sequence):
-        raise EncodingError(f"out of memory, though encoded alone ({len(sequence)} tokens)")
-
-    monkeypatch.setattr(Encoder, "run_alone", full)
-    code, _, err = encode()
-    assert (code, (tmp_path / "out.parquet").exists()) == (2, False)
-    assert "none of 32 sampled rows can be verified" in " ".join(err.split())
-    monkeypatch.undo()
-    code, summary, _ = encode()
-    assert (code, summary["rows"], summary["encoded"]) == (0, len(states), 0)
-    assert summary["verification"]["rows"] == 32
-
-
-@pytest.mark.parametrize("fault", ["model", "not finite", "memory", "memory alone", "once"])
-def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
-    encode, one_text, tmp_path, states, monkeypatch, fault
-):
-    """Saved states go through the model again where they share a batch with some that are not."""
-    run = Encoder.run
-
-    def stopped(self, tokens, **options):
-        """Ends within the batch of that text."""
-        for batch in run(self, tokens, **options):
-            if any(one_text.token in tokens[i] for i in batch.indices[:-1]):
-                yield Batch(batch.indices[:-1], batch.rows[:-1], {})
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(Encoder, "run", stopped)
-    assert encode("--engine", "padded", "--checkpoint-rows", 1)[0] == 130
-    monkeypatch.setattr(Encoder, "run", run)
-    one_text.fault, output = fault, tmp_path / "out.parquet"
-    code, summary, err = encode("--engine", "padded")
-    if fault in ("memory", "memory alone", "once"):  # with which it was right when it was saved
-        assert (code, summary["rows"], summary["quarantined"]) == (0, len(states), [])
-        assert summary["already_there"] + summary["encoded"] == len(states)
-        assert one_text.state in EmbeddingCache.open(output).states()
-        return
-    assert (code, output.exists()) == (1, False)
-    assert "is not its own" in " ".join(err.split())
-    assert encode("--engine", "padded")[0] == 1, "nor does a later run"
-    one_text.fault = None
-    assert encode("--engine", "padded", "--overwrite")[0] == 0
 
 
 def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):

@@ -162,6 +162,19 @@ def test_memory_of_what_tells_nothing():
     assert (memory.free(), memory.taken()) == (np.inf, 0.0)
 
 
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """Encoders want to be calibrated."""
+    init = Encoder.__init__
+
+    def as_on_a_device(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self._to_calibrate = True
+
+    monkeypatch.setattr(Encoder, "__init__", as_on_a_device)
+
+
+@pytest.mark.usefixtures("on_a_device")
 def test_a_resumed_run_has_the_batches_of_the_run_before(
     run_cli, llama, states, tmp_path, monkeypatch
 ):
@@ -180,13 +193,6 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
         return result
 
     monkeypatch.setattr("ebm_encode.runner.calibrate", measure)
-    init = Encoder.__init__
-
-    def on_a_device(self, *arguments, **options):
-        init(self, *arguments, **options)
-        self._to_calibrate = True
-
-    monkeypatch.setattr(Encoder, "__init__", on_a_device)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     run = Encoder.run
 
@@ -208,6 +214,7 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
     assert (batches["max_batch_tokens"], batches["batch_size"]) == (700, 256)
 
 
+@pytest.mark.usefixtures("on_a_device")
 def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp_path, monkeypatch):
     source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
     source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states[:40]))
@@ -216,13 +223,6 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
         raise RuntimeError("no such counter")
 
     monkeypatch.setattr("ebm_encode.runner.calibrate", failing)
-    init = Encoder.__init__
-
-    def on_a_device(self, *arguments, **options):
-        init(self, *arguments, **options)
-        self._to_calibrate = True
-
-    monkeypatch.setattr(Encoder, "__init__", on_a_device)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     code, _, err = run_cli(*arguments)
     assert code == 0

@@ -14,9 +14,7 @@ import pytest
 from ebm_encode import EmbeddingCache
 from ebm_encode._core import CacheWriter
 from ebm_encode.errors import OutputLockedError
-from support import SAMPLES
-
-FILES = sorted(SAMPLES.glob("*.parquet"))
+from support import FILES
 
 # A writer without a model: fast, so that it can be killed often. It does an append for each line
 # that it is sent, and tells when that is done, so that however fast it is, it is killed at work.

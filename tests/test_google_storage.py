@@ -11,9 +11,7 @@ import pytest
 from ebm_encode import EmbeddingCache, _core, open_cache
 from ebm_encode.errors import InputError, OutputLockedError
 from ebm_encode.trajectories import read_states
-from support import SAMPLES
-
-FILES = sorted(SAMPLES.glob("*.parquet"))
+from support import FILES
 
 
 @pytest.fixture

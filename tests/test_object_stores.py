@@ -27,9 +27,7 @@ from ebm_encode.errors import (
     OutputLockedError,
 )
 from ebm_encode.trajectories import read_states
-from support import PROVER, SAMPLES
-
-FILES = sorted(SAMPLES.glob("*.parquet"))
+from support import FILES, PROVER
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ import pytest
 
 from ebm_encode import EmbeddingCache, _core
 from ebm_encode.errors import ArgumentError, CacheFormatError, CacheNotFoundError
-from support import PROVER, SAMPLES
-
-FILES = sorted(SAMPLES.glob("*.parquet"))
+from support import FILES, PROVER
 
 # Compacts until it is killed, adding a row before each time so that there is something to do.
 COMPACTOR = """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling
+from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling, Selection
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
@@ -139,7 +139,7 @@ class Encoder:
         self._require_room_for_states()
         probes = self.prompts.tokenize(_PROBES)
         self._require_known(probes)
-        self.runner = Runner(
+        selection = Selection(
             model,
             pooling,
             layer,
@@ -148,6 +148,7 @@ class Encoder:
             engine=engine,
             compile_layers=compile_layers,
         )
+        self.runner = Runner(model, selection, budget)
         # What a CPU is fastest with is known; of a device it must be measured.
         self._to_calibrate = max_batch_tokens is None and model.device.type != "cpu"
 

@@ -16,11 +16,8 @@ from ebm_encode.batch import Done, PassError, UnderWay
 from ebm_encode.engines import (
     Budget,
     Calibration,
-    Compile,
     EngineChoice,
-    EngineName,
     Memory,
-    Pooling,
     Selection,
     all_agree,
     calibrate,
@@ -46,47 +43,21 @@ class Runner:
 
     Args:
         model: The model.
-        pooling: `mean` over a sequence's tokens, or its `last`.
-        layer: Index of the hidden state as in Hugging Face `hidden_states`.
-        budget: The most that one forward pass may hold.
-        probes: Sequences for the self-test.
-        engine: `auto`, or the one engine to use.
-        compile_layers: Whether torch compiles the model's layers; `auto`: if long work is ahead on
-            a GPU, and it proves faster.
+        selection: The engine in use, and what it was compared for.
+        budget: The most that one forward pass may hold, as the selection's engines have it.
 
     Attributes:
-        selection: The engine in use, and what it was compared for.
+        selection: As given.
         budget: As given, until it is calibrated.
         calibration: What was measured, if it was.
-
-    Raises:
-        ModelError: If the model does not run, or the engine asked for fails its self-test.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        pooling: Pooling,
-        layer: int,
-        budget: Budget,
-        *,
-        probes: Tokens,
-        engine: EngineName = "auto",
-        compile_layers: Compile = "auto",
-    ) -> None:
+    def __init__(self, model: Model, selection: Selection, budget: Budget) -> None:
+        self.selection = selection
         self.budget = budget
         self.calibration: Calibration | None = None
-        self.selection = Selection(
-            model,
-            pooling,
-            layer,
-            budget,
-            probes=probes,
-            engine=engine,
-            compile_layers=compile_layers,
-        )
         self._model = model
-        self._alone, self._lock = self.selection.alone, self.selection.lock
+        self._alone, self._lock = selection.alone, selection.lock
         # Slots of the smallest batch that ran out of memory, if any did.
         self._too_large: int | None = None
 
