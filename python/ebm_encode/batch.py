@@ -22,6 +22,7 @@ class Done:
         alone: Those that only the model alone could make.
         at_once: The most tokens that went through the model at once.
         together: The sequences of the pass in which they did.
+        parts: The sequences of each pass that was made for it.
     """
 
     indices: list[int]
@@ -31,6 +32,7 @@ class Done:
     alone: AbstractSet[int] = frozenset()
     at_once: int = 0
     together: Sequence[int] = ()
+    parts: Sequence[Sequence[int]] = ()
 
 
 @dataclass
@@ -46,6 +48,7 @@ class UnderWay:
         alone: As in `Done`.
         at_once: As in `Done`.
         together: As in `Done`.
+        parts: As in `Done`.
     """
 
     indices: list[int]
@@ -56,6 +59,7 @@ class UnderWay:
     alone: set[int] = field(default_factory=set)
     at_once: int = 0
     together: Sequence[int] = ()
+    parts: list[Sequence[int]] = field(default_factory=list)
 
     @property
     def here(self) -> bool:
@@ -70,7 +74,14 @@ class UnderWay:
         indices = [self.indices[k] for k in good]
         rows = self.rows.select(good)
         return Done(
-            indices, rows, self.failed, self.choice, self.alone, self.at_once, self.together
+            indices,
+            rows,
+            self.failed,
+            self.choice,
+            self.alone,
+            self.at_once,
+            self.together,
+            self.parts,
         )
 
 

@@ -15,12 +15,12 @@ from ebm_encode import _core
 from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
-from ebm_encode.engines import all_agree, compare
+from ebm_encode.engines import compare
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import CHUNK_STATES, Tokens
-from ebm_encode.verification import DEFAULT_SAMPLE, Verification, alone_at_last, verify
+from ebm_encode.verification import Verification, alone_at_last, verify
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class BulkRun:
             raise
         self._writer.checkpoint()
 
-    def finish(self, provenance: dict[str, Any], *, sample: int = DEFAULT_SAMPLE) -> Outcome:
+    def finish(self, provenance: dict[str, Any], *, sample: int | None = None) -> Outcome:
         """Retries norm outliers, verifies a sample, writes the side files and the cache."""
         for state, bad in self._writer.norm_outliers():
             self._writer.retract(state)
@@ -370,15 +370,14 @@ class BulkRun:
             return
         state, row = stored
         tokens = self._encoder.prompts.tokenize([state])
-        rows = row[None, :]
         try:
-            alone = alone_at_last(self._encoder, tokens[0])[None, :]
+            reference = alone_at_last(self._encoder, tokens[0])
         except TextFailedError as error:
             why = str(error)
         else:
-            if all_agree(rows, alone, tokens.lengths, self._encoder.model.dtype):
+            if self._encoder.is_embedding_of(tokens[0], row, reference):
                 return
-            why = f"cosine {compare(rows, alone)[1]:.6f}"
+            why = f"cosine {compare(row[None], reference[None])[1]:.6f}"
         self._reject(state, why)
 
     def _reject(self, state: str, why: str) -> NoReturn:

@@ -12,7 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling, Selection
+from ebm_encode.engines import (
+    Budget,
+    Compile,
+    EngineChoice,
+    EngineFactory,
+    EngineName,
+    NoiseFloor,
+    Pooling,
+    Selection,
+    compare,
+    embeddings_agree,
+)
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
     ArgumentError,
@@ -115,6 +126,7 @@ class Encoder:
         batch_size: int | None,
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
+        engines: EngineFactory | None = None,
     ) -> None:
         budget = Budget.of(max_batch_tokens, batch_size)
         longest = longest_prompt(model.max_positions, max_length)
@@ -147,6 +159,7 @@ class Encoder:
             probes=probes,
             engine=engine,
             compile_layers=compile_layers,
+            engines=engines,
         )
         self.runner = Runner(model, selection, budget)
         # What a CPU is fastest with is known; of a device it must be measured.
@@ -169,6 +182,7 @@ class Encoder:
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
         trust_remote_code: bool = False,
+        engines: EngineFactory | None = None,
     ) -> "Encoder":
         """Loads a model and makes an encoder of it.
 
@@ -189,6 +203,8 @@ class Encoder:
             compile_layers: Whether torch compiles the model's layers: `on`, `off`, or `auto`, which
                 leaves it to `calibrate`.
             trust_remote_code: Whether code that comes with the model may run.
+            engines: Makes the engines to choose from, best first; this package's if not given.
+                Whatever it makes must pass the self-test.
 
         Raises:
             ModelError: If the model cannot be loaded or used.
@@ -220,6 +236,7 @@ class Encoder:
             batch_size=batch_size,
             engine=engine,
             compile_layers=compile_layers,
+            engines=engines,
         )
 
     @property
@@ -363,6 +380,34 @@ class Encoder:
             ModelError: If the model does not run any more.
         """
         return self.runner.run_alone(sequence)
+
+    @property
+    def noise(self) -> NoiseFloor:
+        """How far rounding alone moves the hidden states of this model."""
+        return self.runner.selection.noise
+
+    def is_embedding_of(
+        self,
+        sequence: NDArray[np.uint32],
+        row: NDArray[np.float32],
+        reference: NDArray[np.float32],
+    ) -> bool:
+        """Whether a row is the embedding of a sequence, as far as rounding allows.
+
+        Where it is farther from the reference than usual, rounding at random tells how far it may
+        be for this sequence: with mixture-of-experts models a short one may be far.
+
+        Args:
+            sequence: Token ids.
+            row: float32 `[dim]`.
+            reference: That of the sequence at batch size 1, float32 `[dim]`.
+        """
+        if not (np.isfinite(row).all() and np.isfinite(reference).all()):
+            return False
+        if embeddings_agree(*compare(row[None], reference[None]), self.noise):
+            return True
+        off = np.linalg.norm(row.astype(np.float64) - reference) / np.linalg.norm(reference)
+        return bool(off <= 2 * self.runner.spread(sequence))
 
     def _require_room_for_states(self) -> None:
         """Refuses a template that fills the longest prompt: all prompts would be the same."""

@@ -6,8 +6,9 @@ Knows nothing of texts: what a sequence means and whether its row is good is the
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from traceback import clear_frames
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,26 @@ from ebm_encode.batch import Done, PassError, UnderWay
 from ebm_encode.engines import (
     Budget,
     Calibration,
+    Deviation,
     EngineChoice,
     Memory,
+    Reference,
+    Rows,
     Selection,
-    all_agree,
     calibrate,
-    compare,
+    deviation,
     rate_of,
 )
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
-from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.noise import ROUNDED_RUNS, rounded, unstable_tokens
+from ebm_encode.engines.reference import embedding_deviation
 from ebm_encode.errors import EncodingError, ModelError, TextFailedError
 from ebm_encode.model import Model, one_line
 from ebm_encode.tokens import Tokens
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _WORTH_COMPILING = 300.0
 """Seconds of work below which compiling a model's layers cannot pay."""
@@ -173,19 +179,59 @@ class Runner:
             TextFailedError: If the model fails on it.
             ModelError: If the model does not run any more.
         """
-        rows, failure = Rows.new(1, self.choice.dim), None
+        rows = Rows.new(1, self.choice.dim)
+        self._unbatched(sequence, lambda: self._alone.forward([sequence], rows).wait())
+        return rows.row(0)
+
+    def reference(self, sequence: NDArray[np.uint32]) -> Reference:
+        """As `run_alone`, with the hidden states of all tokens."""
+        rows = Rows.new(1, self.choice.dim)
+        states = self._unbatched(sequence, lambda: self._alone.states([sequence], rows, [0]))
+        return Reference(states, rows.array)
+
+    def _states_of(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
+        return self.reference(sequence).states[0]
+
+    def spread(self, sequence: NDArray[np.uint32]) -> float:
+        """How far rounding alone may move the embedding of a sequence, relative L2.
+
+        The reference is run again with the input of each layer changed by one rounding at random;
+        the largest change of some such runs.
+        """
+        row, moved = self._rounded(sequence)
+        return float(np.linalg.norm(moved, axis=1).max() / np.linalg.norm(row))
+
+    def spread_along(self, sequence: NDArray[np.uint32], way: NDArray[np.float64]) -> float:
+        """How far rounding alone may move the embedding along a vector `[dim]`, in its lengths."""
+        _, moved = self._rounded(sequence)
+        return float(np.abs(moved @ way).max() / (way @ way))
+
+    def _rounded(
+        self, sequence: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The embedding of a sequence, `[dim]`, and its changes by roundings, `[runs, dim]`."""
+        row = self.run_alone(sequence).astype(np.float64)
+        moved = []
+        for seed in range(ROUNDED_RUNS):
+            with rounded(self._model, seed):
+                moved.append(self.run_alone(sequence) - row)
+        return row, np.stack(moved)
+
+    def _unbatched(self, sequence: NDArray[np.uint32], run: Callable[[], T]) -> T:
+        """Runs one sequence by the reference; tells whose fault it is if that fails."""
+        failure = None
         try:
             with self._lock:
-                self._alone.forward([sequence], rows).wait()
+                return run()
         except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
             failure = error
-        if failure is None:
-            return rows.row(0)
         clear_frames(failure.__traceback__)  # which hold the tensors of the pass
         free_memory()
         if is_out_of_memory(failure):
-            raise EncodingError(f"out of memory, though encoded alone ({len(sequence)} tokens)")
-        reason = f"the model fails on its {len(sequence)} tokens, alone too ({one_line(failure)})"
+            raise EncodingError(f"out of memory at batch size 1 ({len(sequence)} tokens)")
+        reason = (
+            f"the model fails on its {len(sequence)} tokens, unbatched too ({one_line(failure)})"
+        )
         if self.selection.works():
             raise TextFailedError(reason) from failure
         raise ModelError(f"{self._model.name}: {reason}") from failure
@@ -236,6 +282,7 @@ class Runner:
                     raise PassError(batch.choice, indices, error) from error
             else:
                 batch.arrivals.append(arrival)
+                batch.parts.append(indices)
                 if (at_once := engine.at_once(slots)) > batch.at_once:
                     batch.at_once, batch.together = at_once, indices
                 return
@@ -254,11 +301,11 @@ class Runner:
             self._forward(tokens, [indices[k] for k in part], rows.select(part), batch)
 
     def _still_right(self, tokens: Tokens, done: Done, refused: set[int]) -> bool:
-        """Compares some rows of a batch with the sequences alone, if it is larger than any before.
+        """Compares some of a batch with the reference, if it is larger than any before.
 
         These are the longest; the shortest, which must not suffer from it; and the one with the
-        last token of the largest pass. Returns whether the rows are right; if not, another engine
-        is chosen.
+        last token of the largest pass. Returns whether they are exact; if not, another engine is
+        chosen.
 
         Args:
             tokens: All sequences.
@@ -268,6 +315,7 @@ class Runner:
 
         Raises:
             ModelError: If the engine was forced.
+            PassError: If the engine fails where it is run once more for its hidden states.
         """
         choice, engine = done.choice, done.choice.engine
         if engine is self._alone:
@@ -275,40 +323,87 @@ class Runner:
         compared = self.selection.compared  # read first: it is of this choice, or that has changed
         if choice is not self.choice:  # another thread has found it wrong meanwhile
             return False
+        lengths = tokens.lengths
         # Places in the batch, the longest sequence's first.
         own = [k for k, i in enumerate(done.indices) if i not in done.alone]
-        own.sort(key=lambda k: -tokens.lengths[done.indices[k]])
-        longest = int(tokens.lengths[done.indices[own[0]]]) if own else 0
+        longest = max((int(lengths[done.indices[k]]) for k in own), default=0)
         if compared.covers(longest, done.at_once):
             return True
+        own.sort(key=lambda k: -lengths[done.indices[k]])
         orders, last = [own, own[::-1]], None
         if done.at_once > compared.at_once:
             together = done.together
             at = engine.last_at_once([tokens[i] for i in together])
             last, places = together[at], {i: k for k, i in enumerate(done.indices)}
             orders.append([places[i] for i in together[at::-1]])
-        alone = self._first_of_each(orders, tokens, done, refused)
-        if not alone:
+        references = self._first_of_each(orders, tokens, done, refused)
+        if not references:
             return True
-        sample = [done.indices[k] for k in alone]
-        rows = np.stack([done.rows.row(k) for k in alone])
-        truth, lengths = np.stack([*alone.values()]), tokens.lengths[sample]
-        longest = int(lengths.max())
-        if all_agree(rows, truth, lengths, self._model.dtype):
+        sample = [done.indices[k] for k in references]
+        found = self._deviation(tokens, done, references)
+        longest = int(lengths[sample].max())
+        if found.exact:
             self.selection.agreed(choice, longest, done.at_once if last in sample else 0)
             return True
-        error, cosine = compare(rows, truth)
         reason = (
-            f"{engine.name} differs from sequences alone at {longest} tokens (relative error"
-            f" {error:.1e}, cosine {cosine:.6f})"
+            f"{engine.name} differs from the unbatched reference at {longest} tokens ({found};"
+            f" allowed {self.selection.noise.bound:.1e})"
         )
         self.selection.go_on_without(choice, reason, tokens.select(sample))
         return False
 
+    def _deviation(self, tokens: Tokens, done: Done, references: dict[int, Reference]) -> Deviation:
+        """How far some of a batch are from their references, by place in the batch.
+
+        The engine runs the passes of the batch once more, for their hidden states: in pooled
+        embeddings a few wrong tokens do not show.
+        """
+        engine, wanted = done.choice.engine, {done.indices[k]: k for k in references}
+        states: dict[int, NDArray[np.float32]] = {}
+        failure: Exception | None = None
+        for part in done.parts:
+            own = [k for k, i in enumerate(part) if i in wanted]
+            try:
+                with self._lock:
+                    found = engine.states(
+                        [tokens[i] for i in part], Rows.new(len(part), self.choice.dim), own
+                    )
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise PassError(done.choice, list(part), error) from error
+                failure = error
+                break
+            states.update(
+                (wanted[part[k]], own_states) for k, own_states in zip(own, found, strict=True)
+            )
+        rows = np.stack([done.rows.row(k) for k in references])
+        reference = Reference(
+            [one.states[0] for one in references.values()],
+            np.concatenate([one.rows for one in references.values()]),
+        )
+        noise, pooling = self.selection.noise, self._alone.pooling
+        if failure is None:
+            ordered, sequences = (
+                [states[k] for k in references],
+                [tokens[done.indices[k]] for k in references],
+            )
+
+            def unstable(i: int) -> NDArray[np.bool_]:
+                run = partial(self._states_of, sequences[i])
+                return unstable_tokens(self._model, run, reference.states[i], noise)
+
+            return deviation(
+                rows, ordered, reference, pooling=pooling, noise=noise, unstable=unstable
+            )
+        clear_frames(failure.__traceback__)
+        free_memory()
+        log.warning("no memory to compare hidden states; embeddings are compared only")
+        return embedding_deviation(rows, reference, noise=noise)
+
     def _first_of_each(
         self, orders: list[list[int]], tokens: Tokens, done: Done, refused: set[int]
-    ) -> dict[int, NDArray[np.float32]]:
-        """Rows alone of some sequences of a batch, by their place in it.
+    ) -> dict[int, Reference]:
+        """The references of some sequences of a batch, by their place in it.
 
         Args:
             orders: Places in the batch; of each order it is the first one with a finite row.
@@ -316,35 +411,34 @@ class Runner:
             done: The batch.
             refused: As of `_still_right`.
         """
-        alone: dict[int, NDArray[np.float32]] = {}
+        references: dict[int, Reference] = {}
         without, too_large = set[int](), 0
         for order in orders:
             for k in order:
                 if k in without:
                     continue
-                if k in alone:
+                if k in references:
                     break
                 sequence = tokens[done.indices[k]]
                 try:
-                    row = self.run_alone(sequence)
+                    found = self.reference(sequence)
                 except TextFailedError as error:
                     log.warning("a text is refused: %s", error)
                     refused.add(done.indices[k])
                 except EncodingError:
                     too_large = max(too_large, len(sequence))
                 else:
-                    if np.isfinite(row).all():
-                        alone[k] = row
+                    if np.isfinite(found.rows).all():
+                        references[k] = found
                         break
                     refused.add(done.indices[k])
                 without.add(k)
         if too_large:
             log.warning(
-                "rows of up to %d tokens are not compared: alone they need more memory than there"
-                " is",
+                "embeddings of up to %d tokens are not compared: out of memory at batch size 1",
                 too_large,
             )
-        return alone
+        return references
 
     def _go_on_after(self, failure: PassError, tokens: Tokens) -> dict[int, EncodingError]:
         """Finds out what is at fault; if it is the engine, chooses another.

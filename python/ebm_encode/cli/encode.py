@@ -53,7 +53,7 @@ def encode(
     layer: int = -1,
     cache: Annotated[list[str] | None, Many] = None,
     column: str = DEFAULT_COLUMN,
-    verify_sample: Annotated[int, whole(at_least=0)] = 32,
+    verify_sample: Annotated[int | None, whole(at_least=0)] = None,
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
     allow_quarantine: Annotated[bool, Flag] = False,
@@ -97,7 +97,8 @@ def encode(
         layer: Which of Hugging Face's hidden_states; -1 is the last one, after the final norm.
         cache: Earlier caches of the same encoder to take rows from.
         column: The column or JSON field that holds the state.
-        verify_sample: How many finished rows to compare with their states encoded alone.
+        verify_sample: Embeddings to draw, re-encode at batch size 1 and compare, each with its
+            neighbour; by default one in 1,000, and at least 32.
         checkpoint_rows: Save after so many new rows.
         checkpoint_seconds: Save after so many seconds, at the latest.
         allow_quarantine: Exit with 0 even if some states have no right row
@@ -261,11 +262,12 @@ def _print_summary(
     if outcome.verification:
         checked = outcome.verification
         lines["verified"] = (
-            f"{checked.rows} rows against their states alone: relative error at most"
-            f" {checked.max_relative_error:.1e}, cosine at least {checked.min_cosine:.6f}"
+            f"{checked.rows:,} embeddings re-encoded at batch size 1: relative error at most"
+            f" {checked.max_relative_error:.1e}, cosine at least {checked.min_cosine:.6f};"
+            f" at most {100 * checked.wrong_at_most:.1f} % of all are wrong (95 % confidence)"
         )
         if checked.not_compared:
-            lines["not verified"] = f"{checked.not_compared} rows, for want of memory"
+            lines["not verified"] = f"{checked.not_compared} (out of memory at batch size 1)"
     left_out = states.counts.proof_complete + states.counts.empty + states.counts.null
     lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
     width = max(map(len, lines))

@@ -1,4 +1,4 @@
-"""What an engine's rows have been compared for with sequences alone."""
+"""What an engine has been compared for with the unbatched reference."""
 
 from dataclasses import dataclass
 

@@ -32,5 +32,15 @@ class Engine(Protocol):
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass over one batch; the row of each sequence is there when it has arrived."""
 
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        """As `forward`, for a self-test: a small batch is treated in all ways a large one is."""
+    def states(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """As `forward`, and waits; also the hidden states that some rows are pooled from.
+
+        Returns one array per wanted sequence, float32 `(T, C)`: one hidden state per token.
+        """
+
+    def trial(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+    ) -> list[NDArray[np.float32]]:
+        """As `states` of all sequences, but a small batch is divided as a large one would be."""

@@ -54,15 +54,32 @@ class PaddedEngine:
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
         with inference():
-            landing = rows.landing(self._model.device)
-            own = zip(landing.targets, self._hidden(sequences), sequences, strict=True)
-            for row, states, sequence in own:
-                self._pool(states[: len(sequence)], row)
-            return landing.depart()
+            return self._pooled(self._hidden(sequences), sequences, rows)
 
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        """As `forward`."""
-        return self.forward(sequences, rows)
+    def states(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """As `forward`, and the hidden states of some sequences."""
+        with inference():
+            hidden = self._hidden(sequences)
+            self._pooled(hidden, sequences, rows).wait()
+            own = [hidden[i, : len(sequences[i])] for i in wanted]
+            return [states.float().cpu().numpy() for states in own]
+
+    def trial(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+    ) -> list[NDArray[np.float32]]:
+        """As `states` of all."""
+        return self.states(sequences, rows, range(len(sequences)))
+
+    def _pooled(
+        self, hidden: torch.Tensor, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+    ) -> Arrival:
+        landing = rows.landing(self._model.device)
+        own = zip(landing.targets, hidden, sequences, strict=True)
+        for row, states, sequence in own:
+            self._pool(states[: len(sequence)], row)
+        return landing.depart()
 
     def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
         """The hidden state of every slot, (B, T, C)."""
@@ -89,12 +106,17 @@ class PaddedEngine:
 
 
 class AloneEngine(PaddedEngine):
-    """One sequence at a time: slow, and right by definition."""
+    """One sequence at a time, batch size 1: slow, and exact by definition.
+
+    Attributes:
+        pooling: As given.
+    """
 
     name = "alone"
 
     def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
         super().__init__(model, pooling, layer, Budget(1, 1))
+        self.pooling = pooling
 
     def width(self, sequence: NDArray[np.uint32]) -> int:
         """Length of a row, told by running the model; its config may not say."""

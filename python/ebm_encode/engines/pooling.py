@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode.engines.attention import runs_of
@@ -27,6 +29,21 @@ def pool_last(hidden: torch.Tensor, trie: _core.Trie, landing: Landing) -> None:
             row.copy_(hidden[leaf])
     else:
         landing.block.copy_(hidden[to_device(trie.leaves, hidden.device)])
+
+
+def along_paths(
+    hidden: torch.Tensor, trie: _core.Trie, wanted: Sequence[int]
+) -> list[NDArray[np.float32]]:
+    """The hidden states along some paths, (N, C) to a float32 array (T, C) for each."""
+    runs = runs_of(trie)
+    path = np.zeros(max(run.depths.stop for run in runs), dtype=np.int64)
+    found: dict[int, NDArray[np.float32]] = {}
+    for i, run in enumerate(runs):
+        path[run.depths] = np.arange(run.start, run.stop)
+        if i in wanted:
+            nodes = torch.from_numpy(path[: run.depths.stop].copy()).to(hidden.device)
+            found[i] = hidden[nodes].float().cpu().numpy()
+    return [found[i] for i in wanted]
 
 
 def _walk(hidden: torch.Tensor, trie: _core.Trie, targets: Sequence[torch.Tensor]) -> None:

@@ -2,19 +2,20 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.choice import EngineChoice, choose_engine, require_engine, short_probes
 from ebm_encode.engines.compared import Compared
 from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.memory import free_memory
+from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
 from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.selftest import EngineChoice, SelfTest, require_engine
 from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
 from ebm_encode.errors import EbmEncodeError, ModelError
 from ebm_encode.model import Model, one_line
@@ -23,6 +24,8 @@ from ebm_encode.tokens import Tokens
 log = logging.getLogger(__name__)
 
 Compile = Literal["auto", "on", "off"]
+EngineFactory = Callable[[Model, Pooling, int, Budget], Sequence[Engine]]
+"""Makes the engines of a model, best first, from the model, pooling, layer and budget."""
 EngineName = Literal["auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
 
 
@@ -38,11 +41,13 @@ class Selection:
         engine: `auto`, or the one engine to use.
         compile_layers: Whether torch compiles the model's layers; `auto`: if `tries_compiling`, and
             whoever asks `compile` to finds that it pays.
+        engines: Makes the engines to choose from, best first; those of this package if not given.
+            They are not trusted either.
 
     Attributes:
         choice: The engine, and why; another object whenever rows are made otherwise from there on.
-        alone: The engine that runs each sequence by itself, which is right by definition.
-        compared: What the engine's rows were compared for with sequences alone.
+        alone: The engine that runs each sequence at batch size 1, which is the reference.
+        compared: What the engine was compared for with the reference.
         may_compile: Whether layers may be compiled.
         tries_compiling: Whether that may be tried for speed alone.
         lock: To be held while any of the engines runs, and where a method says so; the others take
@@ -62,22 +67,24 @@ class Selection:
         probes: Tokens,
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
+        engines: EngineFactory | None = None,
     ) -> None:
         with _naming(model):
             self.alone = AloneEngine(model, pooling, layer)
-            engines = _engines(model, pooling, layer, budget)
+            known = (engines or default_engines)(model, pooling, layer, budget)
         self.may_compile = compile_layers != "off"
         self.tries_compiling = compile_layers == "auto" and model.device.type == "cuda"
         self.lock = threading.Lock()
         self._model = model
         self._forced = engine != "auto"
-        candidates = [own for own in engines if engine in ("auto", own.name)]
-        probes = Tokens.joined(probes, short_probes(probes))
+        candidates = [own for own in known if engine in ("auto", own.name)]
         stretched = set(model.stretching(probes.lengths))
         if len(stretched) < len(probes):
             probes = probes.select([i for i in range(len(probes)) if i not in stretched])
-        self._probes = probes
-        self.choice: EngineChoice = self._tried(candidates, self._probes)
+        self._longest = probes[int(probes.lengths.argmax())]
+        with _naming(model):
+            self._test = SelfTest.prepare(model, self.alone, probes)
+            self.choice: EngineChoice = self._test.choose(candidates)
         if self._forced:
             require_engine(self.choice, engine)
         self.compared = Compared(length=self.choice.longest)
@@ -88,6 +95,11 @@ class Selection:
     def engine(self) -> Engine:
         """The engine."""
         return self.choice.engine
+
+    @property
+    def noise(self) -> NoiseFloor:
+        """The noise floor of the model, and so what embeddings may differ by."""
+        return self._test.noise
 
     @property
     def compiled(self) -> bool:
@@ -116,10 +128,9 @@ class Selection:
 
     def works(self) -> bool:
         """Whether the model alone still does what it did when it was loaded."""
-        probe = self._probes[int(self._probes.lengths.argmax())]
         try:
             with self.lock:
-                self.alone.forward([probe], Rows.new(1, self.choice.dim)).wait()
+                self.alone.forward([self._longest], Rows.new(1, self.choice.dim)).wait()
         except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
             log.warning("the model fails on what it ran before: %s", one_line(error))
             return False
@@ -157,7 +168,7 @@ class Selection:
             elif self._forced:
                 raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
             before = (*self.choice.refused, reason)
-            choice = self._tried(candidates, Tokens.joined(self._probes, sample), before)
+            choice = self._tried(candidates, sample, before)
             if self._forced:
                 require_engine(choice, engine.name)
             self.choice = choice
@@ -165,10 +176,15 @@ class Selection:
         log.warning("engine %s from here on: %s", choice.engine.name, choice.reason)
 
     def _tried(
-        self, candidates: Sequence[Engine], probes: Tokens, before: Sequence[str] = ()
+        self,
+        candidates: Sequence[Engine],
+        sample: Tokens | None = None,
+        before: Sequence[str] = (),
     ) -> EngineChoice:
+        """The first exact one of some engines, by the self-test and a sample, if there is one."""
         with _naming(self._model):
-            return choose_engine(candidates, self.alone, probes, self._model.dtype, before=before)
+            test = self._test if sample is None else self._test.with_samples(sample)
+            return test.choose(candidates, before=before)
 
     def _compile_or_fail(self) -> None:
         engine = self.engine
@@ -177,7 +193,7 @@ class Selection:
         proven = False
         try:
             engine.compile(layers=True)
-            choice = self._tried([engine], self._probes)
+            choice = self._tried([engine])
             proven, reason = choice.engine is engine, choice.reason
         except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
             reason = one_line(error)
@@ -201,8 +217,8 @@ def _naming(model: Model) -> Iterator[None]:
         raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
 
 
-def _engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> list[Engine]:
-    """All engines for a model, best first."""
+def default_engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> Sequence[Engine]:
+    """This package's engines for a model, best first."""
     windows = partial(WindowEngine, model, pooling, layer, budget)
     return [
         windows(),

@@ -28,7 +28,7 @@ from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.compiled import CompiledLayers
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
-from ebm_encode.engines.pooling import pool_last, pool_mean
+from ebm_encode.engines.pooling import along_paths, pool_last, pool_mean
 from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.engines.torch_settings import inference
 from ebm_encode.model import Model
@@ -110,20 +110,45 @@ class WindowEngine:
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
         """One pass; writes the row of each sequence."""
-        return self._run(sequences, rows, self._slice_nodes)
-
-    def trial(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        """As `forward`, in several slices also where one would do."""
-        return self._run(sequences, rows, -(-self.size(sequences) // _TRIAL_SLICES))
-
-    def _run(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, slice_nodes: int | None
-    ) -> Arrival:
-        trie = self._trie(sequences)
         with inference():
-            landing = rows.landing(self._model.device)
-            self._pool(self._hidden(trie, slice_nodes), trie, landing)
-            return landing.depart()
+            return self._pooled(*self._nodes(sequences, self._slice_nodes), rows)
+
+    def states(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """As `forward`, and the hidden states along the paths of some sequences."""
+        return self._states(sequences, rows, wanted, self._slice_nodes)
+
+    def trial(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+    ) -> list[NDArray[np.float32]]:
+        """As `states` of all, in several slices also where one would do."""
+        slice_nodes = -(-self.size(sequences) // _TRIAL_SLICES)
+        return self._states(sequences, rows, range(len(sequences)), slice_nodes)
+
+    def _states(
+        self,
+        sequences: Sequence[NDArray[np.uint32]],
+        rows: Rows,
+        wanted: Sequence[int],
+        slice_nodes: int | None,
+    ) -> list[NDArray[np.float32]]:
+        with inference():
+            trie, hidden = self._nodes(sequences, slice_nodes)
+            self._pooled(trie, hidden, rows).wait()
+            return along_paths(hidden, trie, wanted)
+
+    def _nodes(
+        self, sequences: Sequence[NDArray[np.uint32]], slice_nodes: int | None
+    ) -> tuple[_core.Trie, torch.Tensor]:
+        """The trie of a window, and the hidden state of each of its nodes, (N, C)."""
+        trie = self._trie(sequences)
+        return trie, self._hidden(trie, slice_nodes)
+
+    def _pooled(self, trie: _core.Trie, hidden: torch.Tensor, rows: Rows) -> Arrival:
+        landing = rows.landing(self._model.device)
+        self._pool(hidden, trie, landing)
+        return landing.depart()
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
         tokens = Tokens.of(sequences)

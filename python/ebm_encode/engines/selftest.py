@@ -1,0 +1,199 @@
+"""The self-test: which engine to use for a model. The first whose hidden states are exact."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.noise import NoiseFloor, rounded, token_errors, unstable_tokens
+from ebm_encode.engines.padded import AloneEngine
+from ebm_encode.engines.reference import Deviation, Reference, deviation
+from ebm_encode.engines.rows import Rows
+from ebm_encode.errors import ModelError
+from ebm_encode.model import Model, one_line
+from ebm_encode.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine to use, and why.
+
+    Attributes:
+        engine: The engine.
+        dim: Length of the rows.
+        reason: In words; also why better engines were not taken.
+        deviation: How far it is from the unbatched reference; `None` for the reference itself.
+        noise: The noise floor of the model.
+        longest: Tokens of the longest probe that was compared.
+        worse: The engines to go on with, should this one prove wrong later.
+        refused: Why better ones were not taken, of each.
+    """
+
+    engine: Engine
+    dim: int
+    reason: str
+    noise: NoiseFloor
+    deviation: Deviation | None = None
+    longest: int = 0
+    worse: tuple[Engine, ...] = ()
+    refused: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The engine's name, the reason, and how far it is from the reference."""
+        found = self.deviation
+        return {
+            "name": self.engine.name,
+            "reason": self.reason,
+            "self_test_relative_error": found.error if found else None,
+            "self_test_cosine": found.cosine if found else None,
+            "self_test_token_error": found.token_error if found else None,
+            "noise_floor": self.noise.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Probe sequences with their reference and the noise floor; candidates are compared with it.
+
+    Attributes:
+        probes: The sequences that have a finite reference.
+        reference: Their unbatched hidden states and embeddings.
+        noise: The noise floor of the model.
+        dim: Length of an embedding.
+        model: The model.
+        alone: The engine that is the reference.
+    """
+
+    probes: Tokens
+    reference: Reference
+    noise: NoiseFloor
+    dim: int
+    model: Model
+    alone: AloneEngine
+    _unstable: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, model: Model, alone: AloneEngine, probes: Tokens) -> "SelfTest":
+        """Runs the reference, plainly and with roundings.
+
+        Args:
+            model: The model.
+            alone: The engine that is the reference.
+            probes: Sequences that begin alike and differ in length, so that a wrong mask shows.
+        """
+        dim = alone.width(probes[int(probes.lengths.argmax())])
+        reference = reference_of(alone, probes, dim)
+        finite = np.flatnonzero(np.isfinite(reference.rows).all(axis=1)).tolist()
+        if 0 < len(finite) < len(probes):
+            log.warning(
+                "self-test: %d of %d prompts have no finite embedding even unbatched; skipped",
+                len(probes) - len(finite),
+                len(probes),
+            )
+        probes, reference = probes.select(finite), reference.select(finite)
+        with rounded(model) as possible:
+            moved = reference_of(alone, probes, dim) if possible else reference
+        errors = token_errors(moved.states, reference.states) if possible else np.zeros(0)
+        noise = NoiseFloor.of(model.dtype, errors)
+        return cls(probes, reference, noise, dim, model, alone)
+
+    def with_samples(self, samples: Tokens) -> "SelfTest":
+        """The same with more sequences, as far as these have a finite reference."""
+        more = reference_of(self.alone, samples, self.dim)
+        finite = np.flatnonzero(np.isfinite(more.rows).all(axis=1)).tolist()
+        samples, more = samples.select(finite), more.select(finite)
+        reference = Reference(
+            [*self.reference.states, *more.states], np.concatenate([self.reference.rows, more.rows])
+        )
+        probes = Tokens.joined(self.probes, samples)
+        return SelfTest(probes, reference, self.noise, self.dim, self.model, self.alone)
+
+    def choose(self, candidates: Sequence[Engine], *, before: Sequence[str] = ()) -> EngineChoice:
+        """The first of the candidates that is exact; the reference itself where none is.
+
+        Args:
+            candidates: Engines, best first.
+            before: Why engines that are no candidates any more were not taken.
+        """
+        if not len(self.probes):
+            reason = "the model's hidden states are not finite even unbatched; all are refused"
+            log.warning("self-test: %s", reason)
+            return EngineChoice(self.alone, self.dim, reason, self.noise)
+        refused = [*before]
+        for i, engine in enumerate(candidates):
+            try:
+                found = self._deviation(engine)
+            except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
+                refused.append(f"{engine.name} does not work with this model ({one_line(error)})")
+                continue
+            if not found.exact:
+                refused.append(
+                    f"{engine.name} differs from the unbatched reference ({found}; allowed"
+                    f" {self.noise.bound:.1e})"
+                )
+                continue
+            equal = f"matches the unbatched reference ({found}; allowed {self.noise.bound:.1e})"
+            return EngineChoice(
+                engine,
+                self.dim,
+                "; ".join([*refused, equal]),
+                self.noise,
+                found,
+                int(self.probes.lengths.max()),
+                tuple(candidates[i + 1 :]),
+                tuple(refused),
+            )
+        reason = "; ".join([*refused, "batch size 1, which is exact but slow"])
+        return EngineChoice(self.alone, self.dim, reason, self.noise, refused=tuple(refused))
+
+    def _deviation(self, engine: Engine) -> Deviation:
+        """How far an engine is from the reference of the probes."""
+        rows = Rows.new(len(self.probes), self.dim)
+        states = dict[int, NDArray[np.float32]]()
+        for batch in engine.plan(self.probes):
+            own = engine.trial([self.probes[i] for i in batch], rows.select(batch))
+            states.update(zip(batch, own, strict=True))
+        ordered = [states[i] for i in range(len(self.probes))]
+        return deviation(
+            rows.array,
+            ordered,
+            self.reference,
+            pooling=self.alone.pooling,
+            noise=self.noise,
+            unstable=self._unstable_tokens,
+        )
+
+    def _unstable_tokens(self, i: int) -> NDArray[np.bool_]:
+        """Which tokens of a probe rounding moves beyond the bound; the same for every engine."""
+        if i not in self._unstable:
+            probe, scratch = self.probes[i], Rows.new(1, self.dim)
+            self._unstable[i] = unstable_tokens(
+                self.model,
+                lambda: self.alone.states([probe], scratch, [0])[0],
+                self.reference.states[i],
+                self.noise,
+            )
+        return self._unstable[i]
+
+
+def reference_of(alone: AloneEngine, sequences: Tokens, dim: int) -> Reference:
+    """Hidden states and embeddings of some sequences, each at batch size 1."""
+    rows = Rows.new(len(sequences), dim)
+    states = [alone.states([sequences[i]], rows.select([i]), [0])[0] for i in range(len(sequences))]
+    return Reference(states, rows.array)
+
+
+def require_engine(choice: EngineChoice, name: str) -> None:
+    """Refuses a choice other than the engine asked for.
+
+    Raises:
+        ModelError: If the engine of that name failed.
+    """
+    if choice.engine.name != name:
+        raise ModelError(f"--engine {name}: cannot be used for this model: {choice.reason}")
