@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from ebm_encode.engines import Arrival, Budget, Rows
+from ebm_encode.engines import Arrival, Budget, Engine, Rows
 from ebm_encode.model import Model
 from ebm_encode.tokens import Tokens
 
@@ -226,3 +226,42 @@ def _mean(
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     lowest = torch.finfo(dtype).min
     return torch.where(mask, 0.0, lowest).to(dtype)[None, None]
+
+
+class Scaled:
+    """Any engine, its embeddings larger by a factor; its hidden states are as they were."""
+
+    def __init__(self, engine: Engine, factor: float = 1.001) -> None:
+        self.name = engine.name
+        self._engine, self._factor = engine, np.float32(factor)
+
+    def plan(self, tokens: Tokens) -> list[list[int]]:
+        return self._engine.plan(tokens)
+
+    def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        return self._engine.size(sequences)
+
+    def at_once(self, size: int) -> int:
+        return self._engine.at_once(size)
+
+    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        return self._engine.last_at_once(sequences)
+
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
+        self._engine.forward(sequences, rows).wait()
+        rows.array[rows.places] *= self._factor
+        return Arrival()
+
+    def states(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        states = self._engine.states(sequences, rows, wanted)
+        rows.array[rows.places] *= self._factor
+        return states
+
+    def trial(
+        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+    ) -> list[NDArray[np.float32]]:
+        states = self._engine.trial(sequences, rows)
+        rows.array[rows.places] *= self._factor
+        return states

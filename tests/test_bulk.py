@@ -20,7 +20,7 @@ def test_the_main_job(encode, tmp_path, states, llama):
     code, summary, _ = encode()
     assert code == 0
     assert summary["rows"] == summary["encoded"] == len(states)
-    assert summary["verification"]["rows"] == 32
+    assert summary["verification"]["drawn"] == 32
     assert summary["verification"]["max_relative_error"] <= 1e-5
     cache = EmbeddingCache.open(tmp_path / "out.parquet")
     assert set(cache.states()) == set(states)
@@ -159,7 +159,7 @@ def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, 
     spoil(later(lambda rows: np.roll(rows, 1, axis=0)))
     code, summary, err = encode("--engine", "padded")
     assert (code, summary) == (1, None)
-    assert "are not those of the state alone" in " ".join(err.split())
+    assert "sampled embeddings are not those of their states" in " ".join(err.split())
     assert not (tmp_path / "out.parquet").exists()
     monkeypatch.undo()
     code, _, err = encode()

@@ -5,9 +5,18 @@ import pytest
 import torch
 
 from ebm_encode import Encoder, _core, engines
-from ebm_encode.engines import Compared, all_agree, compare, windows
-from ebm_encode.engines.tolerance import agrees
+from ebm_encode.engines import (
+    Compared,
+    NoiseFloor,
+    Reference,
+    compare,
+    default_engines,
+    deviation,
+    embeddings_agree,
+    windows,
+)
 from ebm_encode.tokens import Tokens
+from plain_trie import PlainTrie
 from test_parity import alone
 
 
@@ -43,6 +52,26 @@ def test_a_model_that_counts_the_tokens_of_a_pass_is_found(make_model, states, h
         assert f"{name} differs from" in encoder.choice.reason
 
 
+def overflow(monkeypatch, reference, when):
+    """Lets the embedding of some sequences be infinite at batch size 1."""
+    forward, states = reference.forward, reference.states
+
+    def overflowing(sequences, rows):
+        arrival = forward(sequences, rows)
+        if when(sequences[0]):
+            rows.row(0)[:] = np.inf
+        return arrival
+
+    def overflowing_states(sequences, rows, wanted):
+        found = states(sequences, rows, wanted)
+        if when(sequences[0]):
+            rows.row(0)[:] = np.inf
+        return found
+
+    monkeypatch.setattr(reference, "forward", overflowing)
+    monkeypatch.setattr(reference, "states", overflowing_states)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("nodes", [1, 30, 100, None])
 def test_the_last_token_of_a_pass_is_one_of_the_sequence_named(llama, states, share, nodes):
@@ -71,7 +100,7 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
     lengths = encoder.prompts.tokenize(states).lengths
     longest, limit = int(lengths.max()), int(np.sort(lengths)[len(states) // 2])
     runner, engine = encoder.runner, encoder.choice.engine
-    forward, by_itself = engine.forward, runner._alone.forward
+    forward = engine.forward
 
     def wrong_beyond_the_limit(sequences, rows):
         arrival = forward(sequences, rows)
@@ -79,14 +108,8 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
         rows.array[rows.select(long).places] *= np.float32(1.01)
         return arrival
 
-    def overflowing(sequences, rows):
-        arrival = by_itself(sequences, rows)
-        if len(sequences[0]) == longest:
-            rows.row(0)[:] = np.nan
-        return arrival
-
     monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
-    monkeypatch.setattr(runner._alone, "forward", overflowing)
+    overflow(monkeypatch, runner._alone, lambda sequence: len(sequence) == longest)
     runner.selection.compared = Compared(length=limit, at_once=10_000)
     out = np.empty((len(states), encoder.dim), np.float32)
     reports = encoder.encode_into(states, out)
@@ -122,8 +145,8 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
 def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, states, monkeypatch):
     encoder = Encoder.load(llama)
     right = encoder.encode(states)
-    engine, by_itself = encoder.choice.engine, encoder.runner._alone
-    forward, single = engine.forward, by_itself.forward
+    engine = encoder.choice.engine
+    forward = engine.forward
     last = []
 
     def wrong_at_the_end(sequences, rows):
@@ -135,15 +158,9 @@ def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, st
         last[:] = [sequences[engine.last_at_once(sequences)].tobytes()]
         return arrival
 
-    def overflowing(sequences, rows):
-        arrival = single(sequences, rows)
-        if sequences[0].tobytes() in last:
-            rows.row(0)[:] = np.inf
-        return arrival
-
     monkeypatch.setattr(engine, "_slice_nodes", None)
     monkeypatch.setattr(engine, "forward", wrong_at_the_end)
-    monkeypatch.setattr(by_itself, "forward", overflowing)
+    overflow(monkeypatch, encoder.runner._alone, lambda sequence: sequence.tobytes() in last)
     encoder.runner.selection.compared = Compared(length=10_000)
     out = np.empty((len(states), encoder.dim), np.float32)
     reports = encoder.encode_into(states, out)
@@ -153,100 +170,118 @@ def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, st
     assert encoder.choice.engine is not engine
 
 
-@pytest.mark.parametrize("cosine", [0.999, 0.997])
-def test_few_tokens_may_be_rounded_more_in_use_too(llama, states, monkeypatch, cosine):
-    encoder = Encoder.load(llama, dtype="bfloat16")
-    engine, forward = encoder.choice.engine, encoder.choice.engine.forward
-    aside = np.sqrt(1 - cosine**2) / cosine
-
-    def rounded(sequences, rows):
-        """Turns short rows by an angle."""
-        arrival = forward(sequences, rows)
-        for k, sequence in enumerate(sequences):
-            if len(sequence) <= 6:
-                row = rows.row(k)
-                other = np.roll(row, 1)
-                other -= row * (other @ row) / (row @ row)
-                row += other * np.float32(aside * np.linalg.norm(row) / np.linalg.norm(other))
-        return arrival
-
-    monkeypatch.setattr(engine, "forward", rounded)
-    encoder.runner.selection.compared = Compared()
-    some = ["h", *states[:9]]
-    assert len(encoder.prompts.tokenize(some)[0]) <= 6
-    encoder.encode(some)
-    assert (encoder.choice.engine is engine) == (cosine > 0.998)
-
-
 def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypatch, heard):
     right = Encoder.load(llama).encode(states[:9])
-    forward = engines.AloneEngine.forward
+    run = engines.AloneEngine.states
     longest = []
 
-    def overflowing(self, sequences, rows):
-        arrival = forward(self, sequences, rows)
+    def overflowing(self, sequences, rows, wanted):
+        states = run(self, sequences, rows, wanted)
         longest.append(max(map(len, sequences)))
-        if self.name == "alone" and longest[-1] > 80:
+        if longest[-1] > 80:
             rows.array[rows.places] = np.inf
-        return arrival
+        return states
 
-    monkeypatch.setattr(engines.AloneEngine, "forward", overflowing)
+    monkeypatch.setattr(engines.AloneEngine, "states", overflowing)
     encoder = Encoder.load(llama)
     assert max(longest) > 80, "a probe does overflow"
     assert encoder.choice.engine.name == "shared-prefix"
     assert "1 of " in heard.text
-    assert "say nothing" in heard.text
+    assert "have no finite embedding even unbatched" in heard.text
     monkeypatch.undo()
     assert compare(encoder.encode(states[:9]), right)[0] <= 1e-5
 
 
-def test_the_next_engine_is_tried_on_all_probes(llama, states, monkeypatch):
+def test_the_next_engine_is_tried_on_all_probes(llama, states):
     """Not only on those that the one before failed on, of which one is not enough to branch."""
-    encoder = Encoder.load(llama)
-    run = engines.MaskedWindowEngine._run
 
-    def without_branches(self, sequences, rows, slice_nodes):
-        arrival = run(self, sequences, rows, slice_nodes)
-        if len(sequences) > 1 and self.name == "shared-prefix-mask":
-            rows.array[rows.places] *= np.float32(1.01)
-        return arrival
+    def broken(model, pooling, layer, budget):
+        first = PlainTrie(model, budget, "scaled", only_in_use=True)
+        second = PlainTrie(model, budget, "blind_to_parent")
+        return [first, second, *default_engines(model, pooling, layer, budget)[2:]]
 
-    def wrong(sequences, rows):
-        arrival = forward(sequences, rows)
-        rows.array[rows.places] *= np.float32(1.01)
-        return arrival
-
-    first = encoder.choice.engine
-    forward = first.forward
-    monkeypatch.setattr(engines.MaskedWindowEngine, "_run", without_branches)
-    monkeypatch.setattr(first, "forward", wrong)
+    encoder = Encoder.load(llama, engines=broken)
+    assert encoder.choice.engine.name == "plain-trie scaled"
     longest = max(states, key=len)
     row = encoder.encode([longest])
     assert encoder.choice.engine.name == "packed"
+    assert "plain-trie blind_to_parent differs" in encoder.choice.reason
     assert compare(row, alone(llama, [longest]))[0] <= 1e-5
 
 
+def noise(dtype, bound=0.01):
+    return NoiseFloor(dtype, bound / 2, bound)
+
+
 def test_only_16_bits_are_compared_by_their_direction():
-    for dtype in ("float32", "float64"):
-        assert not agrees(1e-3, 1.0, dtype)
-        assert agrees(1e-6, 1.0, dtype)
+    assert not embeddings_agree(1e-3, 1.0, noise("float32", 1e-5))
+    assert embeddings_agree(1e-6, 1.0, noise("float32", 1e-5))
     for dtype in ("float16", "bfloat16"):
-        assert agrees(1e-3, 0.9999, dtype)
-        assert not agrees(1e-3, 0.99, dtype)
-        assert agrees(1e-2, 0.999, dtype, few=True)
-        assert not agrees(1e-2, 0.999, dtype)
-        assert not agrees(1e-2, 0.99, dtype, few=True)
-    assert not agrees(float("nan"), float("nan"), "float32")
-    assert not agrees(float("nan"), float("nan"), "float16")
+        assert embeddings_agree(1e-3, 0.9999, noise(dtype))
+        assert not embeddings_agree(1e-3, 0.999, noise(dtype))
+        assert not embeddings_agree(float("nan"), float("nan"), noise(dtype))
+    assert not embeddings_agree(float("nan"), float("nan"), noise("float32"))
 
 
-def test_every_row_is_held_to_the_tolerance_of_its_length():
-    truth = np.eye(2, 4, dtype=np.float32)
-    near = truth.copy()
-    near[:, 3] = 0.045  # a cosine of 0.999
-    for dtype in ("float16", "bfloat16"):
-        assert all_agree(near, truth, np.array([6, 1]), dtype)
-        assert not all_agree(near, truth, np.array([6, 7]), dtype)
-        assert not all_agree(near, truth, np.array([70, 80]), dtype)
-        assert all_agree(truth, truth, np.array([7, 1]), dtype)
-    assert not all_agree(near, truth, np.array([1, 1]), "float32")
+@pytest.fixture
+def random_states():
+    rng = np.random.default_rng(0)
+    states = [rng.standard_normal((n, 8)).astype(np.float32) for n in (3, 40)]
+    return states, Reference(states, np.stack([own.mean(axis=0) for own in states]))
+
+
+def never(_):
+    raise AssertionError("nothing is beyond the bound")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_wrong_token_among_many_is_found_unless_rounding_makes_it(random_states, dtype):
+    states, reference = random_states
+    wrong = [states[0], states[1].copy()]
+    wrong[1][7] *= 1.05
+    rows = np.stack([own.mean(axis=0) for own in wrong])
+    options = {"pooling": "mean", "noise": noise(dtype, 0.01)}
+    assert deviation(reference.rows, states, reference, unstable=never, **options).exact
+    asked = []
+
+    def unstable(i, tokens=()):
+        asked.append(i)
+        return np.isin(np.arange(40), tokens)
+
+    assert not deviation(rows, wrong, reference, unstable=unstable, **options).exact
+    assert asked == [1]
+    found = deviation(rows, wrong, reference, unstable=lambda i: unstable(i, [7]), **options)
+    assert found.exact == (dtype == "bfloat16")
+    assert found.token_error == pytest.approx(0.05, rel=1e-3)
+    assert not deviation(
+        rows, wrong, reference, unstable=lambda i: unstable(i, [6]), **options
+    ).exact
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_that_is_not_the_pooled_states_is_found(random_states, dtype, pooling):
+    states, reference = random_states
+    last = np.stack([own[-1] for own in states])
+    rows = reference.rows if pooling == "mean" else last
+    truth = Reference(states, rows)
+    options = {"pooling": pooling, "noise": noise(dtype), "unstable": never}
+    assert deviation(rows, states, truth, **options).exact
+    for wrong in (rows * np.float32(1.001), rows[::-1], np.full_like(rows, np.nan)):
+        assert not deviation(np.ascontiguousarray(wrong), states, truth, **options).exact
+
+
+def test_a_state_that_is_not_finite_is_never_exact(random_states):
+    states, reference = random_states
+    wrong = [states[0], states[1].copy()]
+    wrong[1][3, 2] = np.nan
+    found = deviation(
+        reference.rows,
+        wrong,
+        reference,
+        pooling="mean",
+        noise=noise("bfloat16"),
+        unstable=lambda _: np.zeros(40, bool),
+    )
+    assert not found.exact
+    assert found.token_error == np.inf

@@ -9,10 +9,19 @@ import pytest
 import torch
 
 import tiny_model
-from ebm_encode import Encoder, engines
+from ebm_encode import Encoder
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import Compared, attention, compare, kernel, varlen, windows
+from ebm_encode.engines import (
+    Compared,
+    attention,
+    compare,
+    default_engines,
+    kernel,
+    varlen,
+    windows,
+)
 from ebm_encode.errors import ArgumentError, ModelError
+from plain_trie import Scaled
 from test_parity import alone
 
 # No comparisons with states alone in between.
@@ -254,34 +263,24 @@ def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatc
     assert encoder.choice.engine is padded
 
 
-def test_an_engine_that_drifts_is_not_used(llama, monkeypatch):
-    right = engines.WindowEngine._run
+def test_an_engine_that_drifts_is_not_used(llama):
+    def drifting(model, pooling, layer, budget):
+        *best, padded = default_engines(model, pooling, layer, budget)
+        return [*map(Scaled, best), padded]
 
-    def drifting(self, sequences, rows, slice_nodes):
-        arrival = right(self, sequences, rows, slice_nodes)
-        rows.array[rows.places] *= np.float32(1.001)
-        return arrival
-
-    monkeypatch.setattr(engines.WindowEngine, "_run", drifting)
-    encoder = Encoder.load(llama)
+    encoder = Encoder.load(llama, engines=drifting)
     assert encoder.choice.engine.name == "padded"
     for name in NAMES[:3]:
-        assert f"{name} differs from each probe alone" in encoder.choice.reason
+        assert f"{name} differs from the unbatched reference" in encoder.choice.reason
 
 
-def test_where_nothing_is_right_each_state_goes_alone(llama, monkeypatch, mixed):
-    for kind, run in ((engines.WindowEngine, "_run"), (engines.PaddedEngine, "forward")):
-        right = getattr(kind, run)
+def test_where_nothing_is_exact_each_state_is_encoded_unbatched(llama, mixed):
+    def drifting(model, pooling, layer, budget):
+        return [*map(Scaled, default_engines(model, pooling, layer, budget))]
 
-        def wrong(self, sequences, rows, *slices, right=right):
-            arrival = right(self, sequences, rows, *slices)
-            rows.array[rows.places] *= np.float32(1 if self.name == "alone" else 1.001)
-            return arrival
-
-        monkeypatch.setattr(kind, run, wrong)
-    encoder = Encoder.load(llama)
+    encoder = Encoder.load(llama, engines=drifting)
     assert encoder.choice.engine.name == "alone"
-    assert "one at a time" in encoder.choice.reason
+    assert "batch size 1" in encoder.choice.reason
     assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
 
 
@@ -410,10 +409,10 @@ def test_the_summary_and_the_provenance_name_the_engine(run_cli, llama, tmp_path
     assert code == 0
     assert json.loads(out)["engine"]["name"] == "shared-prefix"
     assert json.loads(out)["engine"]["self_test_relative_error"] <= 1e-5
-    assert "engine shared-prefix: equals each probe alone" in " ".join(err.split())
+    assert "engine shared-prefix: matches the unbatched reference" in " ".join(err.split())
     code, out, _ = run_cli(*arguments, "--overwrite", "--engine", "packed")
     assert code == 0
-    assert "packed: equals each probe alone" in out
+    assert "packed: matches the unbatched reference" in out
     code, out, _ = run_cli("inspect", output)
     assert "packed" in out
     code, _, err = run_cli(*arguments, "--engine", "fast")

@@ -82,7 +82,7 @@ def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_pat
     listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
     (record,) = map(json.loads, listed)
     assert (record["state"], record["kind"]) == (one_text.state, "model_failed")
-    assert "alone too (ValueError: no such word)" in record["reason"]
+    assert "unbatched too (ValueError: no such word)" in record["reason"]
     assert summary["verification"]["rows"] == len(states) - 1
 
 
@@ -107,7 +107,7 @@ def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, f
     if fault == "model":
         assert code == 1
         assert f"{state[:60]!r}" in err
-        assert "1 of 430 sampled rows are not those of the state alone" in " ".join(err.split())
+        assert "1 of 430 sampled embeddings are not those of their states" in " ".join(err.split())
         assert not (tmp_path / "out.parquet").exists()
         return
     assert (code, summary["rows"]) == (0, len(states))
@@ -126,11 +126,11 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     monkeypatch.setattr(Encoder, "run_alone", full)
     code, _, err = encode()
     assert (code, (tmp_path / "out.parquet").exists()) == (2, False)
-    assert "none of 32 sampled rows can be verified" in " ".join(err.split())
+    assert "sampled embeddings can be verified" in " ".join(err.split())
     monkeypatch.undo()
     code, summary, _ = encode()
     assert (code, summary["rows"], summary["encoded"]) == (0, len(states), 0)
-    assert summary["verification"]["rows"] == 32
+    assert summary["verification"]["drawn"] == 32
 
 
 @pytest.mark.parametrize("fault", ["model", "not finite", "memory", "memory alone", "once"])
