@@ -11,7 +11,7 @@ from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CacheWriter
 from ebm_encode.bulk import BulkRun
 from ebm_encode.engines import Arrival, default_engines
-from ebm_encode.errors import VerificationError
+from ebm_encode.errors import RejectedRowsError, VerificationError
 from ebm_encode.progress import EncodingProgress, stderr_console
 from ebm_encode.verification import sample_size, wrong_at_most
 from plain_trie import Scaled
@@ -34,7 +34,9 @@ class SwapsNeighbours(Scaled):
     def forward(self, sequences, rows):
         super().forward(sequences, rows)
         lengths = [len(sequence) for sequence in sequences]
-        watched = {int(np.argmax(lengths)), int(np.argmin(lengths)), self.last_at_once(sequences)}
+        extremes = (min(lengths), max(lengths))
+        watched = {k for k, length in enumerate(lengths) if length in extremes}
+        watched.add(self.last_at_once(sequences))
         for k in range(0, len(sequences) - 1, 2):
             if not {k, k + 1} & watched:
                 left, right = rows.row(k).copy(), rows.row(k + 1).copy()
@@ -102,7 +104,7 @@ def test_neighbours_that_changed_places_are_found(llama, children, tmp_path, dty
     assert np.mean(np.array(made[0].cosines) >= 0.9995) > 0.9
     assert not output.exists()
     right = Encoder.load(llama, dtype=dtype, template=TEMPLATE)
-    with pytest.raises(VerificationError):  # what was saved is not resumed
+    with pytest.raises(RejectedRowsError):  # what was saved is not resumed
         bulk_run(right, children, output)
 
 
