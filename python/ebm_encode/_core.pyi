@@ -1,7 +1,8 @@
 """The Rust core: cache, row checks, packing. See the rustdoc of crate `ebm-encode`.
 
+A path is a path, or a URL (as `str`): `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
 `states: Any` is texts in any ordered collection: a list, tuple or iterator, a numpy array, a column
-of pandas, polars or pyarrow; a list of `str` is the fastest. A path is a path, or a URL (as `str`): `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
+of pandas, polars or pyarrow; a list of `str` is the fastest.
 All functions raise the classes of `ebm_encode.errors`. All release the GIL while they work.
 """
 
@@ -110,9 +111,7 @@ class EmbeddingCache:
         """The row of a state, or `None`."""
     def get_many(self, states: Any) -> list[NDArray[np.float32] | None]:
         """The row of each state, or `None`."""
-    def gather(
-        self, states: Any, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Copies the rows of states, in their order, into `out`, and returns it.
 
         Args:
@@ -374,9 +373,7 @@ class MappedCache:
         """A copy of a state's row, or `None`."""
     def positions(self, states: Any) -> NDArray[np.int64]:
         """As `EmbeddingCache.positions`."""
-    def gather(
-        self, states: Any, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """As `EmbeddingCache.gather`; a page that fails its checks raises, too.
 
         Then it is `CacheFormatError` or `BadRowsError`, and `out` is of no use.

@@ -4,6 +4,7 @@ Knows nothing of files other than the model's.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -239,6 +240,26 @@ class Encoder:
         """Whether `calibrate` would measure."""
         return self._to_calibrate
 
+    def require_finite(self) -> None:
+        """Refuses a model that gave no finite embedding of any self-test prompt.
+
+        It would give none of any state. Loading such a model only warns; `encode`, `encode_into`
+        and a bulk run ask this before any state is run.
+
+        Raises:
+            ModelError: If it gave none.
+        """
+        if math.isnan(self.choice.error):
+            hint = (
+                '`dtype="float32"` holds numbers that float16 does not'
+                if self.model.dtype == "float16"
+                else "its weights may be damaged: NaN or far too large"
+            )
+            raise ModelError(
+                f"{self.model.name}: gives no finite embedding of any self-test prompt in"
+                f" {self.model.dtype}, so no state is encoded\nhint: {hint}"
+            )
+
     def settings(self) -> dict[str, Any]:
         """What `calibrate` found, and for whom; JSON values only."""
         return self._whose() | self.runner.settings()
@@ -297,7 +318,8 @@ class Encoder:
             BadRowsError: If a row fails the checks, also alone, or the model fails on a state; the
                 states are named.
             EncodingError: If a state is too long, has no token, or does not fit the memory.
-            ModelError: If the model does not run any more, or an engine that was forced is wrong.
+            ModelError: If the model does not run any more, or gives no finite embedding at all, or
+                an engine that was forced is wrong.
         """
         texts = texts_of(states)
         out = np.empty((len(texts), self.dim), dtype=np.float32)
@@ -327,10 +349,13 @@ class Encoder:
         Raises:
             ArgumentError: If `states` is no such collection, or `out` is of another shape, dtype or
                 order.
+            ModelError: If the model does not run any more, or gives no finite embedding at all, or
+                an engine that was forced is wrong.
         """
         given = Texts.of(states)
         texts = given.texts
         self._require_out(len(texts), out)
+        self.require_finite()
         tokens = self.prompts.tokenize(texts)
         reports = self.screen(tokens)
         for i, reason in given.wrong.items():
@@ -386,8 +411,8 @@ class Encoder:
         fixed = int(self.prompts.tokenize_texts([before]).full_lengths[0]) if before else 0
         if limit is not None and fixed >= limit:
             raise TemplateError(
-                f"--template {template.name}: has {fixed} tokens before the state, and prompts may"
-                f" have {limit} (--max-length)"
+                f"`template` {template.name}: has {fixed} tokens before the state, and prompts may"
+                f" have {limit} (`max_length`)"
             )
 
     def _require_known(self, tokens: Tokens) -> None:
@@ -419,7 +444,7 @@ class Encoder:
             return RowReport("ok", full)
         if self.overlong == "truncate":
             return RowReport("ok", full, truncated=True)
-        reason = f"{full} tokens are more than --max-length {limit}"
+        reason = f"{full} tokens are more than `max_length` {limit}"
         return RowReport("overlong", full, reason=reason)
 
     def _redo_bad_rows(
@@ -463,4 +488,3 @@ class Encoder:
 def _without_row(tokens: Tokens, index: int, error: EncodingError) -> RowReport:
     status: Status = "bad" if isinstance(error, TextFailedError) else "out_of_memory"
     return RowReport(status, int(tokens.full_lengths[index]), reason=str(error))
-

@@ -121,7 +121,7 @@ def load_model(
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device}: {one_line(error)}") from error
+        raise ModelError(f"`device` {device}: {one_line(error)}") from error
     return Model(
         name=name,
         folder=folder,
@@ -161,7 +161,8 @@ def _naming(name: str) -> Iterator[None]:
     except Exception as error:  # a damaged folder makes transformers raise anything
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{name}: brings code of its own; if you trust it, --trust-remote-code lets it run"
+                f"{name}: needs code that comes with it\n"
+                "hint: if you trust it, allow it with `trust_remote_code=True`"
             ) from error
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
@@ -197,7 +198,7 @@ def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True
         ModelError: If there is no such folder and the hub does not have it or cannot be reached.
     """
     if not name:
-        raise ModelError("--model-path: is empty, expected a model's folder or hub id")
+        raise ModelError("`model_path`: is empty, expected a model's folder or hub id")
     try:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -207,7 +208,7 @@ def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True
             return path
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
-        raise ModelError(f"--model-path {name[:80]}: {one_line(error)}") from error
+        raise ModelError(f"`model_path` {name[:80]}: {one_line(error)}") from error
     if exists:
         raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
     patterns = [
@@ -275,9 +276,9 @@ def _device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"--device {device}: {one_line(error)}") from error
+        raise ModelError(f"`device` {device}: {one_line(error)}") from error
     if found.type == "meta":
-        raise ModelError("--device meta: computes nothing")
+        raise ModelError("`device` meta: computes nothing")
     return found
 
 
@@ -314,9 +315,9 @@ def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
     if max_length is None:
         return limit
     if max_length < 1:
-        raise ArgumentError(f"--max-length {max_length}: must be at least 1")
+        raise ArgumentError(f"`max_length` {max_length}: must be at least 1")
     if limit is not None and max_length > limit:
-        raise ArgumentError(f"--max-length {max_length}: the model reads at most {limit} tokens")
+        raise ArgumentError(f"`max_length` {max_length}: the model reads at most {limit} tokens")
     return max_length
 
 

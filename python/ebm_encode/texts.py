@@ -3,6 +3,7 @@
 Knows nothing of models or caches. The extension calls `texts_of` for what is no list of `str`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,9 +60,7 @@ class Texts:
             ArgumentError: Naming the first states that are not.
         """
         if self.wrong:
-            named = "; ".join(
-                f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_NAMED]
-            )
+            named = "; ".join(f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_NAMED])
             raise ArgumentError(
                 f"{len(self.wrong)} of {len(self)} states are not text: {named}\n"
                 "hint: drop or replace these states; `encode_into` reports them and encodes the"
@@ -82,21 +81,25 @@ def texts_of(states: Any) -> list[str]:
 def why_not_text(value: Any) -> str | None:
     """Why a value is not a text that can be encoded; `None` if it is one."""
     if not isinstance(value, str):
-        if isinstance(value, _NotUtf8):
-            return "is not UTF-8"
-        if value is None:
-            return "is None, expected text"
-        if isinstance(value, float) and value != value:  # noqa: PLR0124  (NaN, without numpy)
-            return "is NaN, expected text"
-        return f"is {_article(type(value).__name__)}, expected text"
+        return _why_no_str(value)
     if value.isascii():
         return None
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"U+{ord(value[error.start]):04X}"
-        return f"has half of a surrogate pair ({half} at position {error.start}), which is no text"
+        return f"has half of a surrogate pair ({half} at position {error.start})"
     return None
+
+
+def _why_no_str(value: Any) -> str:
+    if isinstance(value, _NotUtf8):
+        return "is not UTF-8"
+    if value is None:
+        return "is None, expected text"
+    if isinstance(value, float) and math.isnan(value):
+        return "is NaN, expected text"
+    return f"is {_article(type(value).__name__)}, expected text"
 
 
 def preview(state: Any) -> str:
