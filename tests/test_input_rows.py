@@ -48,7 +48,10 @@ def test_lines_that_are_read(tmp_path, content, states):
         ((LINE % "a").encode("utf-16-le"), "is UTF-16 or UTF-32"),
         ((LINE % "a").encode("utf-32-be"), "is UTF-16 or UTF-32"),
         ((LINE % "a\n").encode(), "line 1: not JSON"),
-        (b'{"state_pp": "a"}\n{"state_pp": "\x93b\x94"}', r"line 2: is not UTF-8 \(byte 0x93 at 14"),
+        (
+            b'{"state_pp": "a"}\n{"state_pp": "\x93b\x94"}',
+            r"line 2: is not UTF-8 \(byte 0x93 at 14",
+        ),
         (b'{"state_pp": "a\0b"}\n', "line 1: not JSON: Invalid control character"),
         (b'{"state_pp": "a"}\n{"state_pp": "b", "state_pp": "c"}', "line 2: .* more than once"),
         (b'{"state_pp": "a"}\r{"state_pp": "b"}\r', "line 1: not JSON: Extra data"),
@@ -75,7 +78,7 @@ def test_json_columns_and_categories_are_text(tmp_path):
 def test_a_column_that_is_there_twice_is_refused_as_such(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["state_pp", "state_pp"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="has 2 columns named 'state_pp'.*\nhint: rename one"):
+    with pytest.raises(InputError, match=r"has 2 columns named 'state_pp'.*\nhint: rename one"):
         read_states([str(tmp_path / "a.parquet")])
 
 
