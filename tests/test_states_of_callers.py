@@ -130,7 +130,7 @@ def test_text_of_arrow_that_is_not_utf8_is_named(encoder):
 
 
 @pytest.mark.parametrize(
-    ("states", "reason"),
+    ("given", "reason"),
     [
         ("⊢ a", r"one text, expected a list of them\nhint: for one state, `\[state\]`"),
         (b"a", "is bytes"),
@@ -143,18 +143,18 @@ def test_text_of_arrow_that_is_not_utf8_is_named(encoder):
         (pa.table({"s": ["⊢ a"]}), "is a Table"),
     ],
 )
-def test_what_is_no_ordered_collection_is_refused(encoder, cache, states, reason):
+def test_what_is_no_ordered_collection_is_refused(encoder, cache, given, reason):
     out = np.empty((1, encoder.dim), np.float32)
     calls = (
         encoder.encode,
-        lambda given: encoder.encode_into(given, out),
+        lambda it: encoder.encode_into(it, out),
         CachedEncoder(encoder).encode,
         cache.gather,
         cache.positions,
     )
     for call in calls:
         with pytest.raises(ArgumentError, match=reason):
-            call(states)
+            call(given)
 
 
 def test_nothing_is_encoded_where_a_state_is_not_text(encoder, monkeypatch):

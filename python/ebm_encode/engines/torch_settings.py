@@ -1,9 +1,9 @@
 """What a pass needs of torch's settings, which belong to the whole process.
 
 A trainer beside the encoder, or an environment variable, may let float32 products be computed in
-TF32 or bfloat16, or whole layers by `autocast`; for convolutions and recurrent layers on a GPU, TF32
-is torch's own default. Rows would then be float32 by name only, and so would those of each state
-alone that they are compared with. And cuDNN's attention, where torch
+TF32 or bfloat16, or whole layers by `autocast`; for convolutions and recurrent layers on a GPU
+that is torch's own default. Rows would then be float32 by name only, and so would those of each
+state alone that they are compared with. And cuDNN's attention, where torch
 prefers it, makes a plan for every new shape; lengths of states differ all the time.
 """
 
