@@ -91,6 +91,13 @@ def test_links_that_lead_back_are_followed_once(tmp_path):
     assert read_states([str(tmp_path / "data")]).texts == ["a", "b"]
 
 
+def test_a_file_by_several_names_is_read_once(tmp_path):
+    path = parquet(tmp_path / "data" / "a.parquet", "a")
+    (tmp_path / "link.parquet").symlink_to(path)
+    names = [str(tmp_path), str(path), str(tmp_path / "link.parquet"), f"{tmp_path}/data/../data"]
+    assert read_states(names).counts.rows == 1
+
+
 def test_a_subfolder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
     parquet(tmp_path / "a.parquet", "a")
     parquet(tmp_path / "closed" / "b.parquet", "b")

@@ -33,12 +33,13 @@ class Expansion:
     """The input files that some paths stand for.
 
     Attributes:
-        files: Each file once, in the order of the paths, and of names below a folder.
+        files: Each file once, also if it is named through a link or in another spelling, in the
+            order of the paths, and of names below a folder.
         notes: What was skipped below folders, and why.
         warnings: What was skipped though it looks like inputs.
     """
 
-    files: dict[InputFile, None] = field(default_factory=dict)
+    files: list[InputFile] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ def expand(paths: list[str]) -> Expansion:
     if not paths or not all(paths):
         raise ArgumentError("`trajectories`: name at least one file, folder or pattern")
     expansion = Expansion()
+    known: dict[InputFile | str, InputFile] = {}
     for text in paths:
         try:
             found = expand_url(text) if _core.is_remote(text) else _expand_path(text)
@@ -69,7 +71,9 @@ def expand(paths: list[str]) -> Expansion:
             raise InputError(
                 f"{text}: no such file, or a folder without .parquet or .jsonl files{skipped}"
             )
-        expansion.files |= dict.fromkeys(chosen)
+        for file in chosen:
+            known.setdefault(os.path.realpath(file) if isinstance(file, Path) else file, file)
+    expansion.files = list(known.values())
     return expansion
 
 

@@ -112,10 +112,16 @@ def load_model(
     with _naming(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         whole, info = kind.from_pretrained(
-            folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
+            folder,
+            dtype=DTYPES.get(dtype, "auto"),
+            output_loading_info=True,
+            # Refused below, with the reason in the error and not in a report that may be hidden.
+            ignore_mismatched_sizes=True,
+            **options,
         )
         base = whole.get_encoder() if encodes else _base_of(whole)
     base = base.eval().requires_grad_(requires_grad=False)
+    _require_same_shapes(name, info)
     _require_weights(name, whole, base, info)
     text_config = text_config_of(config)
     try:
@@ -280,6 +286,20 @@ def _device(device: str) -> torch.device:
     if found.type == "meta":
         raise ModelError("`device` meta: computes nothing")
     return found
+
+
+def _require_same_shapes(name: str, info: dict[str, Any]) -> None:
+    """Refuses weights of other shapes than the model's; transformers would make them up."""
+    mismatched = sorted((str(key), *shapes) for key, *shapes in info.get("mismatched_keys", ()))
+    if mismatched:
+        some = "; ".join(
+            f"{key} is {[*held]}, expected {[*wanted]}" for key, held, wanted in mismatched[:3]
+        )
+        raise ModelError(
+            f"{name}: {len(mismatched)} weights in its files do not have the shapes of its"
+            f" config.json: {some}\nhint: was the vocabulary resized and config.json not saved with"
+            " the weights, or the other way round?"
+        )
 
 
 def _require_weights(name: str, whole: Any, base: Any, info: dict[str, Any]) -> None:
