@@ -55,7 +55,7 @@ class _Told:
 _TOLD = _Told()
 
 
-def _texts(values: pa.Array, first: int, invalid: Invalid) -> list[str | _Told | None]:
+def _texts(values: Any, first: int, invalid: Invalid) -> list[str | _Told | None]:
     """The texts of some rows, of which the first has this number."""
     if isinstance(values, pa.DictionaryArray):
         values = values.dictionary_decode()
@@ -69,14 +69,16 @@ def _texts(values: pa.Array, first: int, invalid: Invalid) -> list[str | _Told |
     return texts
 
 
-def _bytes(texts: pa.Array) -> list[bytes | None]:
+def _bytes(texts: Any) -> list[bytes | None]:
     found: list[bytes | None] = texts.view(pa.large_binary()).to_pylist()
     return found
 
 
 def _text(content: bytes | None, number: int, invalid: Invalid) -> str | _Told | None:
+    if content is None:
+        return None
     try:
-        return None if content is None else content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         invalid(f"row {number}", f"is not UTF-8 (byte 0x{content[error.start]:02x})")
         return _TOLD
