@@ -148,7 +148,11 @@ def _choose(found: Iterable[Found], expansion: Expansion) -> list[InputFile]:
 
 def _require_input(file: InputFile) -> None:
     if file.suffix not in _SUFFIXES:
-        raise InputError(f"{file}: expected a file ending in .parquet, .jsonl or .ndjson")
+        raise InputError(
+            f"{file}: expected a file ending in .parquet, .jsonl or .ndjson\n"
+            "hint: a folder may hold other files, too; a pattern that matches them can be narrowed,"
+            " for example to *.parquet"
+        )
     if isinstance(file, Path) and file.exists() and not file.is_file():
         raise InputError(f"{file}: is a pipe or device, expected a file: it is read twice")
 
