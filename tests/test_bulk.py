@@ -4,14 +4,13 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ebm_encode import EmbeddingCache, Encoder, engines
+from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.engines import compare
 from support import FILES, first_copied, zero_tail
 
@@ -302,18 +301,49 @@ def test_bad_usage_is_2_and_says_why(run_cli, arguments):
     assert err.strip()
 
 
-def test_help_is_quick_and_names_every_option(run_cli):
+def test_help_names_every_option(run_cli):
     code, out, _ = run_cli("encode", "--help")
     assert code == 0
     for option in (
         "--model-path", "--trajectories", "--output", "--batch-size", "--max-batch-tokens",
         "--dtype", "--device", "--max-length", "--overlong", "--template", "--pooling", "--layer",
         "--cache", "--column", "--allow-quarantine", "--overwrite", "--trust-remote-code",
-        "--quiet", "--json",
+        "--invalid-rows", "--quiet", "--json",
     ):  # fmt: skip
         assert option in out
-    source = Path(engines.__file__).with_name("__init__.py").read_text()
-    assert "import torch" not in source
+
+
+COMMANDS = ("encode", "plan", "inspect", "audit", "compact")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)]
+)
+def test_help_imports_nothing_heavy(arguments):
+    """Each takes seconds, and the answer does not need it."""
+    program = (
+        "import sys\nfrom ebm_encode.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'tokenizers', 'huggingface_hub'}\n"
+        "print('loaded:', *sorted(heavy & {*sys.modules}))\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit", "compact"])
+def test_commands_on_caches_need_no_torch(tmp_path, write_cache, rows, command):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    write_cache(folder, ["a", "b"], rows(2))
+    program = (
+        "import sys\nfrom ebm_encode.cli import main\n"
+        f"code = main([{command!r}, {str(folder)!r}])\n"
+        "assert not {'torch', 'transformers', 'pyarrow'} & {*sys.modules}\nsys.exit(code)"
+    )
+    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path, write_cache, rows):

@@ -1,6 +1,11 @@
-"""How large batches are: found by measuring on a device, kept by a run that is resumed."""
+"""How large batches are: searched for on a device, kept by a run that is resumed.
+
+A made-up device has made-up rates: with it, only the search among sizes is tested. What is measured
+is tested on this machine, where no particular rate can be expected.
+"""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -72,20 +77,20 @@ def found(monkeypatch):
     return run
 
 
-def test_a_device_that_wants_much_at_a_time_gets_it(found):
+def test_the_search_goes_up_while_a_made_up_device_gains(found):
     result, device = found(fixed=1.0)
     assert result.tokens == 131_072
     assert list(result.rates) == [4096, 8192, 16_384, 32_768, 65_536, 131_072]
     assert max(device.passes) == 131_072
 
 
-def test_a_device_that_gains_nothing_is_asked_no_further(found):
+def test_the_search_ends_where_a_made_up_device_gains_nothing(found):
     result, _ = found()
     assert (result.tokens, list(result.rates)) == (8192, [4096, 8192])
     assert result.rates[8192] == pytest.approx(1e5)
 
 
-def test_a_size_that_is_slower_is_not_taken(monkeypatch):
+def test_the_search_takes_no_size_at_which_a_made_up_device_is_slower(monkeypatch):
     budget = Budget()
     device = _Device(budget)
     monkeypatch.setattr(calibration, "perf_counter", device.clock)
@@ -99,7 +104,7 @@ def test_a_size_that_is_slower_is_not_taken(monkeypatch):
     assert calibrate(device, budget, SEQUENCES, dim=4, memory=device).tokens == 4096
 
 
-def test_memory_that_is_too_small_ends_it(found):
+def test_the_search_ends_where_the_memory_of_a_made_up_device_does(found):
     assert found(fixed=1.0, holds=40_000)[0].tokens == 32_768
     result, device = found(fixed=1.0, told=50_000)  # 0.8 of it hold 40,000 tokens
     assert result.tokens == 32_768
@@ -125,7 +130,7 @@ def test_few_sequences_change_nothing(found):
     assert (result.tokens, result.rates, device.passes) == (8192, {}, [])
 
 
-def test_a_slow_device_is_not_tried_for_long(found):
+def test_the_search_on_a_slow_made_up_device_is_short(found):
     result, _ = found(fixed=100.0)
     assert list(result.rates) == [4096]
 
@@ -143,6 +148,31 @@ def test_the_real_engine_is_measured(make_model, states, heard, monkeypatch):
     assert "tokens/s" in heard.text
     folder = encoder.model.name
     assert compare(encoder.encode(states), alone(folder, states))[0] <= 1e-5
+
+
+def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
+    """Each size is measured by real passes of a real model, on a clock that only goes on."""
+    monkeypatch.setattr(calibration, "SIZES", (500, 1000, 2000))
+    encoder = Encoder.load(make_model("llama"))
+    tokens, engine = encoder.prompts.tokenize(states), encoder.choice.engine
+    passes, forward = [], engine.forward
+
+    def counted(sequences, rows):
+        passes.append(engine.size(sequences))
+        return forward(sequences, rows)
+
+    monkeypatch.setattr(engine, "forward", counted)
+    start = time.perf_counter()
+    found = calibrate(
+        engine, encoder.runner.budget, tokens, dim=encoder.dim, memory=Memory(torch.device("cpu"))
+    )
+    took = time.perf_counter() - start
+    assert found.tokens in found.rates
+    assert set(found.rates) <= {500, 1000, 2000}
+    assert max(passes) <= 2000
+    # What went through cannot have taken longer than all of it did.
+    assert all(min(passes) / took < rate for rate in found.rates.values())
+    assert all(np.isfinite(rate) for rate in found.rates.values())
 
 
 def test_who_says_how_many_is_not_measured(llama):

@@ -137,14 +137,14 @@ def test_json_nested_without_end(encode, tmp_path):
 def test_an_input_that_changes_while_it_is_read(encode, tmp_path, monkeypatch):
     source = tmp_path / "growing.jsonl"
     source.write_text('{"state_pp": "a"}\n')
-    whole = trajectories._read_json_lines
+    digest = trajectories.digest_file
 
-    def growing(file, column):
-        yield from whole(file, column)
+    def growing(file):
         with source.open("a") as more:
             more.write('{"state_pp": "b"}\n')
+        return digest(file)
 
-    monkeypatch.setattr(trajectories, "_read_json_lines", growing)
+    monkeypatch.setattr(trajectories, "digest_file", growing)
     code, _, err = encode(files=[source])
     assert code == 2
     assert "changed while it was read" in " ".join(err.split())
@@ -156,12 +156,12 @@ def test_an_input_that_is_gone_after_it_was_read(encode, tmp_path, monkeypatch):
     expected = trajectories.digest_file(source)
     whole = trajectories.read_states
 
-    def read_and_remove(*arguments):
-        states = whole(*arguments)
+    def read_and_remove(*arguments, **options):
+        states = whole(*arguments, **options)
         source.unlink()
         return states
 
-    monkeypatch.setattr(sys.modules["ebm_encode.cli.encode"], "read_states", read_and_remove)
+    monkeypatch.setattr(trajectories, "read_states", read_and_remove)
     assert encode(files=[source])[0] == 0
     sources = EmbeddingCache.open(tmp_path / "out.parquet").provenance[0]["sources"]
     assert sources == [{"path": str(source), "digest": expected}]

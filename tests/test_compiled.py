@@ -40,13 +40,19 @@ def test_compiled_layers_give_the_same_rows(make_model, states, graphs, architec
     assert compare(encoder.encode(some), alone(folder, some))[0] <= 1e-5
 
 
-def test_sizes_and_layers_share_a_compilation(llama, states, graphs):
-    encoder = Encoder.load(llama, compile_layers="on")
-    encoder.encode(states[:40])
-    before = len(graphs)
-    for count in (1, 7, 200):
-        encoder.encode(states[:count])
-    assert len(graphs) == before
+def test_layers_and_sizes_share_a_compilation(make_model, states, graphs):
+    """As many graphs for twelve layers as for three, and none more for other sizes of a pass."""
+    made = {}
+    for layers in (3, 12):
+        torch.compiler.reset()
+        graphs.clear()
+        encoder = Encoder.load(make_model(num_hidden_layers=layers), compile_layers="on")
+        encoder.encode(states[:10])
+        made[layers] = len(graphs)
+        for count in (1, 40):
+            encoder.encode(states[:count])
+        assert len(graphs) == made[layers]
+    assert made[12] == made[3] > 0
 
 
 def test_alone_runs_the_models_own_code(llama, states, monkeypatch):

@@ -360,9 +360,9 @@ def test_models_that_cannot_be_used_are_refused(tmp_path, llama):
         (tmp_path / file).touch()
     with pytest.raises(ModelError, match="cannot be loaded"):
         Encoder.load(str(tmp_path))
-    with pytest.raises(ModelError, match="--layer 9"):
+    with pytest.raises(ModelError, match="`layer` 9"):
         Encoder.load(llama, layer=9)
-    with pytest.raises(ModelError, match="--device nonsense"):
+    with pytest.raises(ModelError, match="`device` nonsense"):
         Encoder.load(llama, device="nonsense")
     with pytest.raises(ArgumentError, match="dtype 'bf16'"):
         Encoder.load(llama, dtype="bf16")

@@ -352,6 +352,44 @@ def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, wind
     return torch.cat(outputs)
 
 
+@pytest.mark.parametrize("window", [-1, 0, 5])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_stands_for_the_kernel_is_attention_of_each_sequence(window, groups):
+    """Told query by query, and by torch's own causal attention of a whole sequence."""
+    draw = torch.Generator().manual_seed(0)
+    lengths, new = (1, 9, 20, 20), (1, 4, 20, 1)  # keys of each sequence, and queries at its end
+    heads, width, scale = 2 * groups, 8, 0.3
+
+    def drawn(count, heads):
+        return [torch.randn(n, heads, width, generator=draw, dtype=torch.float64) for n in count]
+
+    queries, keys, values = drawn(lengths, heads), drawn(lengths, 2), drawn(lengths, 2)
+    expected = []
+    for query, key, value, count in zip(queries, keys, values, new, strict=True):
+        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))  # noqa: PLW2901
+        rows = []
+        for i in range(len(query)):
+            seen = slice(0 if window < 0 else max(0, i - window), i + 1)
+            scores = torch.einsum("hd,khd->hk", query[i], key[seen]) * scale
+            rows.append(torch.einsum("hk,khd->hd", scores.softmax(-1), value[seen]))
+        if window < 0:
+            whole = torch.nn.functional.scaled_dot_product_attention(
+                *(part.transpose(0, 1) for part in (query, key, value)), is_causal=True, scale=scale
+            )
+            assert torch.allclose(torch.stack(rows), whole.transpose(0, 1))
+        expected.append(torch.stack(rows)[len(rows) - count :])
+
+    def ends(counts):
+        return torch.tensor([0, *np.cumsum(counts)])
+
+    found = reference_varlen(
+        torch.cat([query[len(query) - n :] for query, n in zip(queries, new, strict=True)]),
+        torch.cat(keys), torch.cat(values), ends(new), ends(lengths), max(new), max(lengths),
+        scale=scale, window_size=(window, 0),
+    )  # fmt: skip
+    assert torch.allclose(found, torch.cat(expected))
+
+
 @pytest.mark.parametrize("slice_nodes", [100, None])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "deepseek_v3", "llama4_text"])
 def test_the_layout_for_the_kernel_of_a_gpu(

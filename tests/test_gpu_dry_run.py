@@ -1,8 +1,10 @@
 """A pass on a GPU that is not there: tensors without numbers, which know their shape and device.
 
 They refuse what a GPU would: operands on different devices, numbers of heads that do not fit each
-other. And they refuse to be read by the host, for which a GPU would have to be waited for. Pinned
-memory and the copy of finished rows to the host cannot be had so, and are replaced.
+other. And they refuse to be read by the host, for which a GPU would have to be waited for;
+transformers is kept from taking its branches for traced graphs, which ask less. Pinned memory and
+the copy of finished rows to the host cannot be had so, and are replaced. What kernels compute does
+not show here.
 """
 
 from types import SimpleNamespace
@@ -11,8 +13,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.nn.attention import varlen as torch_varlen
+from transformers import masking_utils
+from transformers.utils import import_utils
 
 from ebm_encode.engines import rows, varlen, windows
 from ebm_encode.engines.attention import PathMask
@@ -61,6 +69,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(rows, "_to_host", lambda block: (block, lambda: None))
     monkeypatch.setattr(rows, "bring_over", lambda block, *_: arrived.append(block))
+    # Tensors without numbers make transformers think that a graph is traced, and take branches that
+    # ask for no number. On a GPU it takes the others, so here, too.
+    monkeypatch.setattr(import_utils, "is_fake_tensor", lambda _: False)
     # Those of an H100.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch_varlen, "_cudnn_version_and_major_capability", lambda _: (92400, 9))
@@ -127,14 +138,32 @@ def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
     assert len(calls) == (3 * (1 + 3) if by_kernel else 0)
 
 
-def test_padded_batches_stay_on_a_gpu(gpu):
+def test_padded_batches_stay_on_a_gpu_and_wait_only_for_transformers(gpu, monkeypatch):
+    """Before the first layer transformers asks whether the mask hides anything; nothing else does.
+
+    Any other question would be refused: there are no numbers to answer it with.
+    """
     mode, arrived = gpu
     model = model_on(mode, "llama", torch.bfloat16)
+    asked = []
+    monkeypatch.setattr(masking_utils, "fast_all", lambda mask: asked.append(mask.device.type))
     engine = PaddedEngine(model, "mean", -1, Budget(4096))
     some = sequences()
     with mode:
         engine.forward(some, Rows.new(len(some), _WIDTH)).wait()
     assert [block.device.type for block in arrived] == ["cuda"]
+    # The second time of the part that would be padding of a static cache.
+    assert asked == ["cuda", "cuda"]
+
+
+def test_the_dry_run_sees_a_host_that_waits(gpu):
+    """So that the tests above can fail."""
+    mode, _ = gpu
+    model = model_on(mode, "llama", torch.bfloat16)
+    engine = PaddedEngine(model, "mean", -1, Budget(4096))
+    some = sequences()
+    with mode, pytest.raises(DataDependentOutputException):
+        engine.forward(some, Rows.new(len(some), _WIDTH))
 
 
 @pytest.mark.parametrize(

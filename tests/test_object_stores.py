@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -244,6 +245,20 @@ def test_names_are_taken_as_they_are(bucket, store, write_cache, rows):
         assert np.array_equal(EmbeddingCache.open(f"{bucket}/{name}").matrix(), made)
     upload(store, f"{bucket}/in/a #1%.jsonl", b'{"state_pp": "x"}')
     assert read_states([f"{bucket}/in/"]).texts == ["x"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/s*", "/split=t*", "/*=*/"])
+def test_partitioned_folders_of_a_store_are_read_whole(bucket, store, pattern):
+    for name in ("split=train/0.parquet", "split=test/deep/1.parquet", "split=train/_SUCCESS"):
+        with store.open_output_stream(f"{bucket.removeprefix('s3://')}/in/{name}") as file:
+            if name.endswith("parquet"):
+                pq.write_table(pa.table({"state_pp": [name]}), file)
+    upload(store, f"{bucket}/in/_old/2.jsonl", b'{"state_pp": "old"}')
+    found = read_states([f"{bucket}/in{pattern}"])
+    assert found.texts == ["split=test/deep/1.parquet", "split=train/0.parquet"]
+    if pattern in ("", "/"):
+        assert any("_SUCCESS" in note for note in found.notes)
+        assert any("_old: skipped 1" in warning for warning in found.warnings)
 
 
 def test_a_bucket_is_read_as_a_folder_but_is_no_output(bucket, write_cache, rows):

@@ -91,7 +91,7 @@ def test_overlong_states_are_truncated_skipped_or_refused(llama, states):
     skipping = Encoder.load(llama, max_length=20, overlong="skip")
     reports = skipping.encode_into([long, short], out)
     assert [report.status for report in reports] == ["overlong", "ok"]
-    with pytest.raises(EncodingError, match="more than --max-length 20"):
+    with pytest.raises(EncodingError, match="more than `max_length` 20"):
         skipping.encode([long])
 
 

@@ -12,14 +12,29 @@ from ebm_encode.engines.torch_settings import inference
 _CUDA, _CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
 
 
+_LAYERS = (
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
+
+
+def layers():
+    return [layer.fp32_precision for layer in _LAYERS]
+
+
 def settings():
     return _CUDA.fp32_precision, _CPU.fp32_precision, cudnn_sdp_enabled()
 
 
 @pytest.fixture(autouse=True)
 def as_torch_has_them():
-    before = settings()
+    before, of_layers = settings(), layers()
     yield
+    torch.backends.fp32_precision = "none"
+    for layer, precision in zip(_LAYERS, of_layers, strict=True):
+        layer.fp32_precision = precision
     torch.set_float32_matmul_precision("highest")
     _CUDA.fp32_precision, _CPU.fp32_precision = before[:2]
     enable_cudnn_sdp(before[2])
@@ -89,3 +104,46 @@ def test_settings_are_put_back_when_a_pass_fails():
     with pytest.raises(ZeroDivisionError), inference():
         _ = 1 / 0
     assert settings() == before
+
+
+def as_torch_has_it():
+    pass
+
+
+def by_the_older_name():
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def by_the_newer_names():
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+
+
+def all_at_once():
+    torch.backends.cudnn.conv.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    "allow", [as_torch_has_it, by_the_older_name, by_the_newer_names, all_at_once]
+)
+def test_convolutions_and_recurrent_layers_run_in_float32_and_are_put_back(llama, states, allow):
+    """On a GPU torch lets them run in TF32 unless told otherwise."""
+    encoder = Encoder.load(llama)
+    allow()
+    before = layers()
+    assert not {"tf32", "bf16"}.isdisjoint(before), "there is something to take back"
+    seen = []
+    encoder.model.base.register_forward_hook(lambda *_: seen.extend(layers()))
+    encoder.encode(states[:3])
+    assert seen
+    assert {"tf32", "bf16"}.isdisjoint(seen)
+    assert layers() == before
+
+
+def test_a_host_reads_the_older_name_during_a_pass():
+    torch.backends.cudnn.allow_tf32 = True
+    with inference():
+        assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cudnn.allow_tf32 is True

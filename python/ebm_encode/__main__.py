@@ -1,5 +1,6 @@
 """`python -m ebm_encode`, and the command `ebm-encode`."""
 
+import os
 import sys
 
 
@@ -8,10 +9,24 @@ def run() -> int:
     try:
         from ebm_encode.cli import main  # noqa: PLC0415
 
-        return main()
+        code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
+    _drop_output_that_nobody_takes()
+    return code
+
+
+def _drop_output_that_nobody_takes() -> None:
+    """Python would complain of it at exit, and end with a code of its own."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, or a full disk; `main` has told it
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The Rust core: cache, row checks, packing. See the rustdoc of crate `ebm-encode`.
 
 A path is a path, or a URL (as `str`): `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
+`states: Any` is texts in any ordered collection: a list, tuple or iterator, a numpy array, a column
+of pandas, polars or pyarrow; a list of `str` is the fastest.
 All functions raise the classes of `ebm_encode.errors`. All release the GIL while they work.
 """
 
@@ -107,22 +109,20 @@ class EmbeddingCache:
     def __getitem__(self, state: str, /) -> NDArray[np.float32]: ...
     def get(self, state: str) -> NDArray[np.float32] | None:
         """The row of a state, or `None`."""
-    def get_many(self, states: list[str]) -> list[NDArray[np.float32] | None]:
+    def get_many(self, states: Any) -> list[NDArray[np.float32] | None]:
         """The row of each state, or `None`."""
-    def gather(
-        self, states: list[str], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Copies the rows of states, in their order, into `out`, and returns it.
 
         Args:
-            states: The states.
+            states: The states; `ArgumentError` names those that are not text by index.
             out: float32 `[len(states), dim]`, C order, writeable, for example the memory of a
                 pinned torch tensor (`tensor.numpy()`); a new array if not given.
 
         Raises `UnknownStateError`, naming states that the cache does not have; nothing is written
         then. Raises `ArgumentError` if `out` is of another shape or cannot be written.
         """
-    def positions(self, states: list[str]) -> NDArray[np.int64]:
+    def positions(self, states: Any) -> NDArray[np.int64]:
         """The row numbers of states; raises `UnknownStateError`, naming those it does not have."""
     def gather_rows(
         self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
@@ -162,7 +162,11 @@ class NoRow:
 
     @property
     def kind(self) -> str:
-        """`bad`, `too_long`, `failed` (no token, no memory) or `error` (the encoder raised)."""
+        """Why in one word.
+
+        `bad`, `too_long`, `failed` (no token, no memory), `error` (the encoder raised), or
+        `not_text` (the state is no `str`, or has half of a surrogate pair).
+        """
     @property
     def reason(self) -> str:
         """The reason in words."""
@@ -205,9 +209,11 @@ class CachedEncoder:
         allow_other_identity: bool = False,
     ) -> Self: ...
     def encode(
-        self, states: list[str], *, timeout: float | None = None
+        self, states: Any, *, timeout: float | None = None
     ) -> list[NDArray[np.float32] | NoRow]:
-        """The row of each state, float32 `[dim]`, or why there is none.
+        """The embedding of each state, float32 `[dim]`, or why there is none.
+
+        A state that is not text has none, and harms no other.
 
         Raises `TimeoutError` if it takes longer than `timeout` seconds.
         """
@@ -365,11 +371,9 @@ class MappedCache:
         """A copy of a state's row, float32 `[dim]`; raises `KeyError` if there is none."""
     def get(self, state: str) -> NDArray[np.float32] | None:
         """A copy of a state's row, or `None`."""
-    def positions(self, states: list[str]) -> NDArray[np.int64]:
+    def positions(self, states: Any) -> NDArray[np.int64]:
         """As `EmbeddingCache.positions`."""
-    def gather(
-        self, states: list[str], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """As `EmbeddingCache.gather`; a page that fails its checks raises, too.
 
         Then it is `CacheFormatError` or `BadRowsError`, and `out` is of no use.

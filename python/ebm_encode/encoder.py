@@ -37,12 +37,13 @@ from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
 from ebm_encode.runner import Runner
 from ebm_encode.templates import PLACE, Template
+from ebm_encode.texts import Texts, preview, texts_of
 from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
 
 Overlong = Literal["truncate", "skip", "error"]
-Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory"]
+Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory", "not_text"]
 
 # They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
 _PROBES = (
@@ -73,7 +74,8 @@ class RowReport:
     Attributes:
         status: `ok`: the row is right. `bad`: it failed the row checks twice, or the model fails
             on the state. `overlong`: the prompt is longer than `max_length`. `empty`: the prompt
-            has no token. `out_of_memory`: the state does not fit the memory even alone.
+            has no token. `out_of_memory`: the state does not fit the memory even alone. `not_text`:
+            it is no `str`, or has half of a surrogate pair.
         tokens: Length of its prompt before any cut.
         truncated: Whether the end of the prompt was cut off.
         reason: Why, where the status is not `ok`.
@@ -254,6 +256,26 @@ class Encoder:
         """Whether `calibrate` would measure."""
         return self._to_calibrate
 
+    def require_finite(self) -> None:
+        """Refuses a model that gave no finite embedding of any self-test prompt.
+
+        It would give none of any state. Loading such a model only warns; `encode`, `encode_into`
+        and a bulk run ask this before any state is run.
+
+        Raises:
+            ModelError: If it gave none.
+        """
+        if not self.choice.finite:
+            hint = (
+                '`dtype="float32"` holds numbers that float16 does not'
+                if self.model.dtype == "float16"
+                else "its weights may be damaged: NaN or far too large"
+            )
+            raise ModelError(
+                f"{self.model.name}: gives no finite embedding of any self-test prompt in"
+                f" {self.model.dtype}, so no state is encoded\nhint: {hint}"
+            )
+
     def settings(self) -> dict[str, Any]:
         """What `calibrate` found, and for whom; JSON values only."""
         return self._whose() | self.runner.settings()
@@ -298,33 +320,42 @@ class Encoder:
         log.info("up to %d tokens at a time%s (%s)", found.tokens, layers, found)
         return True
 
-    def encode(self, states: Sequence[str]) -> NDArray[np.float32]:
-        """The rows of some states, float32 `[len(states), dim]`, in their order.
+    def encode(self, states: Any) -> NDArray[np.float32]:
+        """The embeddings of some states, float32 `[len(states), dim]`, in their order.
+
+        Args:
+            states: Texts in any ordered collection: a list, tuple or iterator, a numpy array, a
+                column of pandas, polars or pyarrow. One text is refused: its embedding is
+                `encode([state])[0]`.
 
         Raises:
+            ArgumentError: If states are not text (`None`, NaN, half of a surrogate pair), naming
+                them by index, or `states` is no such collection. Nothing is encoded then.
             BadRowsError: If a row fails the checks, also alone, or the model fails on a state; the
                 states are named.
             EncodingError: If a state is too long, has no token, or does not fit the memory.
-            ModelError: If the model does not run any more, or an engine that was forced is wrong.
+            ModelError: If the model does not run any more, or gives no finite embedding at all, or
+                an engine that was forced is wrong.
         """
-        _refuse_single(states)
-        out = np.empty((len(states), self.dim), dtype=np.float32)
-        reports = self.encode_into(states, out)
+        texts = texts_of(states)
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
+        reports = self.encode_into(texts, out)
         wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
         if wrong:
             named = "; ".join(
-                f"state {i} ({_preview(states[i])}): {reports[i].reason}" for i in wrong[:3]
+                f"state {i} ({preview(texts[i])}): {reports[i].reason}" for i in wrong[:3]
             )
-            message = f"{len(wrong)} of {len(states)} states have no row; {named}"
+            message = f"{len(wrong)} of {len(texts)} states have no row; {named}"
             kinds = {reports[i].status for i in wrong}
             raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
         return out
 
-    def encode_into(self, states: Sequence[str], out: NDArray[np.float32]) -> list[RowReport]:
-        """Writes the rows of some states into the caller's array.
+    def encode_into(self, states: Any, out: NDArray[np.float32]) -> list[RowReport]:
+        """Writes the embeddings of some states into the caller's array.
 
         Args:
-            states: The states.
+            states: Texts in any ordered collection, as for `encode`. What is not text gets a report
+                of its own and harms no other state.
             out: float32 `[len(states), dim]`, C order, writeable; it stays the caller's. The row of
                 a state whose status is not `ok` becomes NaN, so that it cannot be taken for one.
 
@@ -332,17 +363,25 @@ class Encoder:
             One report per state.
 
         Raises:
-            ArgumentError: If `out` is of another shape, dtype or order.
+            ArgumentError: If `states` is no such collection, or `out` is of another shape, dtype or
+                order.
+            ModelError: If the model does not run any more, or gives no finite embedding at all, or
+                an engine that was forced is wrong.
         """
-        self._require_out(states, out)
-        tokens = self.prompts.tokenize(states)
+        given = Texts.of(states)
+        texts = given.texts
+        self._require_out(len(texts), out)
+        self.require_finite()
+        tokens = self.prompts.tokenize(texts)
         reports = self.screen(tokens)
+        for i, reason in given.wrong.items():
+            reports[i] = RowReport("not_text", 0, reason=reason)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
         for batch in self.runner.run(selected, Rows(out, usable)):
             for index, error in batch.failed.items():
                 reports[usable[index]] = _without_row(selected, index, error)
-        self._redo_bad_rows(states, tokens, out, reports)
+        self._redo_bad_rows(texts, tokens, out, reports)
         for i, report in enumerate(reports):
             if report.status != "ok":
                 out[i] = np.nan
@@ -416,8 +455,8 @@ class Encoder:
         fixed = int(self.prompts.tokenize_texts([before]).full_lengths[0]) if before else 0
         if limit is not None and fixed >= limit:
             raise TemplateError(
-                f"--template {template.name}: has {fixed} tokens before the state, and prompts may"
-                f" have {limit} (--max-length)"
+                f"`template` {template.name}: has {fixed} tokens before the state, and prompts may"
+                f" have {limit} (`max_length`)"
             )
 
     def _require_known(self, tokens: Tokens) -> None:
@@ -430,9 +469,10 @@ class Encoder:
                 f" {known}; they do not belong together"
             )
 
-    def _require_out(self, states: Sequence[str], out: NDArray[np.float32]) -> None:
-        _refuse_single(states)
-        expected = (len(states), self.dim)
+    def _require_out(self, count: int, out: NDArray[np.float32]) -> None:
+        expected = (count, self.dim)
+        if not isinstance(out, np.ndarray):
+            raise ArgumentError(f"out is a {type(out).__name__}, expected a numpy array")
         if out.shape != expected or out.dtype != np.float32:
             raise ArgumentError(
                 f"out is {out.dtype} {list(out.shape)}, expected float32 {list(expected)}"
@@ -448,7 +488,7 @@ class Encoder:
             return RowReport("ok", full)
         if self.overlong == "truncate":
             return RowReport("ok", full, truncated=True)
-        reason = f"{full} tokens are more than --max-length {limit}"
+        reason = f"{full} tokens are more than `max_length` {limit}"
         return RowReport("overlong", full, reason=reason)
 
     def _redo_bad_rows(
@@ -489,16 +529,6 @@ class Encoder:
             reports[i] = _without_row(tokens, i, error)
 
 
-def _refuse_single(states: Sequence[str]) -> None:
-    if isinstance(states, str):
-        raise ArgumentError("states is one text, expected a list of them")
-
-
 def _without_row(tokens: Tokens, index: int, error: EncodingError) -> RowReport:
     status: Status = "bad" if isinstance(error, TextFailedError) else "out_of_memory"
     return RowReport(status, int(tokens.full_lengths[index]), reason=str(error))
-
-
-def _preview(state: str) -> str:
-    line = state.partition("\n")[0]
-    return repr(line if len(line) <= 60 else line[:60] + "…")  # noqa: PLR2004

@@ -112,16 +112,22 @@ def load_model(
     with _naming(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         whole, info = kind.from_pretrained(
-            folder, dtype=DTYPES.get(dtype, "auto"), output_loading_info=True, **options
+            folder,
+            dtype=DTYPES.get(dtype, "auto"),
+            output_loading_info=True,
+            # Refused below, with the reason in the error and not in a report that may be hidden.
+            ignore_mismatched_sizes=True,
+            **options,
         )
         base = whole.get_encoder() if encodes else _base_of(whole)
     base = base.eval().requires_grad_(requires_grad=False)
+    _require_same_shapes(name, info)
     _require_weights(name, whole, base, info)
     text_config = text_config_of(config)
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {device}: {one_line(error)}") from error
+        raise ModelError(f"`device` {device}: {one_line(error)}") from error
     return Model(
         name=name,
         folder=folder,
@@ -161,7 +167,8 @@ def _naming(name: str) -> Iterator[None]:
     except Exception as error:  # a damaged folder makes transformers raise anything
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{name}: brings code of its own; if you trust it, --trust-remote-code lets it run"
+                f"{name}: needs code that comes with it\n"
+                "hint: if you trust it, allow it with `trust_remote_code=True`"
             ) from error
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
@@ -197,7 +204,7 @@ def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True
         ModelError: If there is no such folder and the hub does not have it or cannot be reached.
     """
     if not name:
-        raise ModelError("--model-path: is empty, expected a model's folder or hub id")
+        raise ModelError("`model_path`: is empty, expected a model's folder or hub id")
     try:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -207,7 +214,7 @@ def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True
             return path
         exists = path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
-        raise ModelError(f"--model-path {name[:80]}: {one_line(error)}") from error
+        raise ModelError(f"`model_path` {name[:80]}: {one_line(error)}") from error
     if exists:
         raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
     patterns = [
@@ -275,10 +282,24 @@ def _device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"--device {device}: {one_line(error)}") from error
+        raise ModelError(f"`device` {device}: {one_line(error)}") from error
     if found.type == "meta":
-        raise ModelError("--device meta: computes nothing")
+        raise ModelError("`device` meta: computes nothing")
     return found
+
+
+def _require_same_shapes(name: str, info: dict[str, Any]) -> None:
+    """Refuses weights of other shapes than the model's; transformers would make them up."""
+    mismatched = sorted((str(key), *shapes) for key, *shapes in info.get("mismatched_keys", ()))
+    if mismatched:
+        some = "; ".join(
+            f"{key} is {[*held]}, expected {[*wanted]}" for key, held, wanted in mismatched[:3]
+        )
+        raise ModelError(
+            f"{name}: {len(mismatched)} weights in its files do not have the shapes of its"
+            f" config.json: {some}\nhint: was the vocabulary resized and config.json not saved with"
+            " the weights, or the other way round?"
+        )
 
 
 def _require_weights(name: str, whole: Any, base: Any, info: dict[str, Any]) -> None:
@@ -314,9 +335,9 @@ def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
     if max_length is None:
         return limit
     if max_length < 1:
-        raise ArgumentError(f"--max-length {max_length}: must be at least 1")
+        raise ArgumentError(f"`max_length` {max_length}: must be at least 1")
     if limit is not None and max_length > limit:
-        raise ArgumentError(f"--max-length {max_length}: the model reads at most {limit} tokens")
+        raise ArgumentError(f"`max_length` {max_length}: the model reads at most {limit} tokens")
     return max_length
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import blake3
@@ -115,45 +115,64 @@ class _Bytes(io.RawIOBase):
         super().close()
 
 
-def expand_url(url: str) -> list[ObjectFile]:
-    """The objects that a URL stands for: one, those right below it, or those of a pattern.
+InputFile = Path | ObjectFile
+
+
+class Found(NamedTuple):
+    """A file that was named, or that is below a folder that was.
+
+    Attributes:
+        file: The file.
+        folder: The folder that was named or matched by a pattern; `None` if the file itself was.
+        within: The parts of the file's name below that folder.
+    """
+
+    file: InputFile
+    folder: str | None = None
+    within: tuple[str, ...] = ()
+
+
+def expand_url(url: str) -> list[Found]:
+    """The objects that a URL stands for: one, all those below it, or those of a pattern.
 
     Raises:
         InputError: If the store cannot be asked, or the pattern has `**`.
     """
     if "**" in url:
-        raise InputError(f"{url}: ** is for files of this machine; name the folders with *")
+        raise InputError(
+            f"{url}: ** is for files of this machine\nhint: name the folders with *, or the folder"
+            " above them: its subfolders are read"
+        )
     scheme = url.split("://", 1)[0]
     files, key = _split(url)
     try:
         info = files.get_file_info(key)
         if info.type is fs.FileType.File:
-            found = [info]
-        else:
-            found = _match(files, key) if _WILDCARDS & set(key) else _below(files, key)
+            return [Found(ObjectFile(f"{scheme}://{info.path}"))]
+        parts = key.split("/")
+        # All levels at once: not every store tells of folders that no object was made for.
+        fixed = next((i for i, part in enumerate(parts) if _WILDCARDS & set(part)), len(parts))
+        below = _below(files, "/".join(parts[:fixed]))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{url}: cannot be read: {error}") from error
-    names = sorted(info.path for info in found if info.type is fs.FileType.File)
-    return [ObjectFile(f"{scheme}://{name}") for name in names]
-
-
-def _match(files: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
-    """What a pattern stands for; no part of it stands for several parts of a name."""
-    parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if _WILDCARDS & set(part))
-    # All levels at once: not every store tells of folders that no object was made for.
-    several = fixed < len(parts) - 1
-    inside = _below(files, "/".join(parts[:fixed]), recursive=several)
-    names = [(info, info.path.split("/")) for info in inside]
+    names = sorted(info.path.split("/") for info in below if info.type is fs.FileType.File)
     return [
-        info
-        for info, name in names
-        if len(name) == len(parts) and all(map(fnmatchcase, name, parts))
+        _found(scheme, name, len(parts))
+        for name in names
+        # No part of a pattern stands for several parts of a name.
+        if all(map(fnmatchcase, name[fixed:], parts[fixed:])) and len(name) >= len(parts)
     ]
 
 
-def _below(files: fs.FileSystem, folder: str, *, recursive: bool = False) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+def _found(scheme: str, name: list[str], depth: int) -> Found:
+    file = ObjectFile(f"{scheme}://{'/'.join(name)}")
+    if len(name) == depth:
+        return Found(file)
+    return Found(file, f"{scheme}://{'/'.join(name[:depth])}", tuple(name[depth:]))
+
+
+def _below(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
     return files.get_file_info(selector)
 
 

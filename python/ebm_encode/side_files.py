@@ -1,4 +1,7 @@
-"""The lists that a run leaves beside its output: quarantined and overlong states, as JSON lines."""
+"""The lists that a run leaves beside its output, as JSON lines.
+
+They hold quarantined states, overlong states, and input rows that hold no text.
+"""
 
 import json
 from collections.abc import Iterable
@@ -8,6 +11,8 @@ from ebm_encode import _core
 
 QUARANTINE = ".quarantine.jsonl"
 OVERLONG = ".overlong.jsonl"
+INVALID = ".invalid.jsonl"
+SIDE_FILES = (QUARANTINE, OVERLONG, INVALID)
 
 
 def side_file(output: str, ending: str) -> str:

@@ -50,15 +50,15 @@ class Template:
         except OSError as error:
             names = ", ".join(_NAMED)
             raise TemplateError(
-                f"--template {name_or_path}: neither a file ({error.strerror}) nor one of {names}"
+                f"`template` {name_or_path}: neither a file ({error.strerror}) nor one of {names}"
             ) from error
         except UnicodeDecodeError as error:
-            raise TemplateError(f"--template {name_or_path}: not UTF-8: {error}") from error
+            raise TemplateError(f"`template` {name_or_path}: not UTF-8: {error}") from error
         return cls(name_or_path, text)
 
     def __post_init__(self) -> None:
         if PLACE not in self.text:
-            raise TemplateError(f"--template {self.name}: has no {PLACE}, the place for the state")
+            raise TemplateError(f"`template` {self.name}: has no {PLACE}, the place for the state")
 
     def prompt(self, state: str) -> str:
         """The prompt of a state. Braces in the state or elsewhere mean nothing."""

@@ -5,6 +5,7 @@ Knows nothing of the model's weights.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,12 @@ class Tokens:
     def __getitem__(self, i: int) -> NDArray[np.uint32]:
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Lengths as they are now, int64 `[n]`."""
+        """Lengths as they are now, int64 `[n]`.
+
+        Computed once: callers ask for one length at a time, and `n` times `n` is no time to wait.
+        """
         return np.diff(self.offsets)
 
     def select(self, indices: Sequence[int]) -> "Tokens":

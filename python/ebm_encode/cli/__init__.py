@@ -6,11 +6,11 @@ tool) when whoever read the output went away.
 
 import io
 import logging
-import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -23,6 +23,7 @@ from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.inspect import inspect
+from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
 from ebm_encode.errors import EbmEncodeError
 from ebm_encode.progress import stderr_console
@@ -62,16 +63,17 @@ app.command(compact)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code.
+
+    A host may call this, on any thread: signal handlers, logging and standard output are as before
+    when it returns.
+    """
     console = stderr_console()
-    with _logging_to(console):
+    with _logging_to(console), _polite_end(), _any_text():
         return _run(sys.argv[1:] if arguments is None else arguments, console)
 
 
 def _run(arguments: Sequence[str], console: Console) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a state is text that a terminal may not know
-        sys.stdout.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(list(arguments), exit_on_error=False, print_error=True)
         if sys.stdout is not None:
@@ -79,14 +81,12 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what is wrong
     except EbmEncodeError as error:
-        console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        _tell(console, as_options(str(error)))
         return error.exit_code
-    except BrokenPipeError:
-        _drop_output()  # the reader has seen enough (`| head`)
+    except BrokenPipeError:  # the reader has seen enough (`| head`)
         return CLOSED_PIPE
     except OSError as error:  # of the system, not of a cache: standard output on a full disk
-        console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
-        _drop_output()
+        _tell(console, str(error))
         return 2
     except KeyboardInterrupt:
         console.print("interrupted", highlight=False)
@@ -94,13 +94,42 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _drop_output() -> None:
-    """What is still to be written to standard output is not; Python would complain at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _tell(console: Console, error: str) -> None:
+    console.print(f"error: {error}", markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """Has standard output take any text: a state is text that a terminal may not know."""
+    stdout = sys.stdout
+    if not isinstance(stdout, io.TextIOWrapper):  # a host's own
+        yield
+        return
+    before = stdout.errors
+    stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it flushes, and its reader may have gone away
+            stdout.reconfigure(errors=before)
+
+
+@contextmanager
+def _polite_end() -> Iterator[None]:
+    """Takes a polite request to end like Ctrl-C: what is done is saved first."""
+    before = signal.getsignal(signal.SIGTERM)
+    # Handlers can be set by the main thread alone, and those not of Python cannot be put back.
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """A polite request to end is taken like Ctrl-C: what is done is saved first."""
     del number, frame
     raise KeyboardInterrupt
 
@@ -114,6 +143,7 @@ def _logging_to(console: Console) -> Iterator[None]:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_in_options)
     package = logging.getLogger("ebm_encode")
     before = package.handlers, package.level, package.propagate
     package.handlers, package.propagate = [handler], False
@@ -123,3 +153,9 @@ def _logging_to(console: Console) -> Iterator[None]:
     finally:
         package.handlers, _, package.propagate = before
         package.setLevel(before[1])
+
+
+def _in_options(record: logging.LogRecord) -> bool:
+    """Has a message of the library name options, not arguments."""
+    record.msg, record.args = as_options(record.getMessage()), None
+    return True

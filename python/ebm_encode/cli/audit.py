@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.names import require_names
 from ebm_encode.cli.numbers import whole
 from ebm_encode.errors import ArgumentError, EbmEncodeError
 
@@ -32,6 +33,7 @@ def audit(
     """
     if not caches:
         raise ArgumentError("audit: name at least one cache")
+    require_names(CACHES=caches)
     reports: list[dict[str, Any]] = []
     for cache in caches:
         try:

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.names import require_names
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def compact(
         cache: A folder with the parts of a cache, or its URL (s3://, gs://).
         json_output: Print JSON.
     """
+    require_names(CACHE=cache)
     before = len(_core.describe(cache))
     rows, left_out, written = _core.compact(cache)
     for state, reason in left_out:

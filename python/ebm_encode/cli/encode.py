@@ -15,28 +15,30 @@ from urllib.request import url2pathname
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import SECONDS, whole
 from ebm_encode.errors import ArgumentError
-from ebm_encode.progress import EncodingProgress, stderr_console
-from ebm_encode.side_files import OVERLONG, QUARANTINE, side_file
+from ebm_encode.options import DEFAULT_COLUMN
+from ebm_encode.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
 from ebm_encode.templates import Template
-from ebm_encode.trajectories import DEFAULT_COLUMN, InputFile, States, read_states
 
 if TYPE_CHECKING:
     from ebm_encode.bulk import Outcome
     from ebm_encode.engines import EngineChoice
+    from ebm_encode.objects import InputFile
+    from ebm_encode.trajectories import States
 
 log = logging.getLogger(__name__)
 
-Many = Parameter(consume_multiple=True, negative="")
 AtLeastOne = whole(at_least=1)
+_NAMED = 3
 Flag = Parameter(negative="", show_default=False)
 
 
 def encode(
     *,
     model_path: str,
-    trajectories: Annotated[list[str], Many],
+    trajectories: Annotated[list[str], MANY],
     output: str,
     batch_size: Annotated[int | None, AtLeastOne] = None,
     max_batch_tokens: Annotated[int | None, AtLeastOne] = None,
@@ -51,8 +53,9 @@ def encode(
     template: str = "raw",
     pooling: Literal["mean", "last"] = "mean",
     layer: int = -1,
-    cache: Annotated[list[str] | None, Many] = None,
+    cache: Annotated[list[str] | None, MANY] = None,
     column: str = DEFAULT_COLUMN,
+    invalid_rows: Literal["error", "skip"] = "error",
     verify_sample: Annotated[int | None, whole(at_least=0)] = None,
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
@@ -73,8 +76,9 @@ def encode(
 
     Args:
         model_path: A Hugging Face causal model: its folder, or its hub id.
-        trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
-            All of these, and the output, may be URLs: s3://, gs:// or file://.
+        trajectories: Parquet or JSON-lines files with the states; folders, with their subfolders,
+            and glob patterns too. All of these, and the output, may be URLs: s3://, gs:// or
+            file://.
         output: The cache to write: a Parquet file, or a folder that exists, which gets a new part
             for the new rows. Rows of the same encoder that it has already are kept.
         batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
@@ -97,6 +101,9 @@ def encode(
         layer: Which of Hugging Face's hidden_states; -1 is the last one, after the final norm.
         cache: Earlier caches of the same encoder to take rows from.
         column: The column or JSON field that holds the state.
+        invalid_rows: What to do about input rows that hold no text (a line that is not JSON, text
+            that is not UTF-8, half of a surrogate pair): stop, or skip them, counted and listed in
+            OUTPUT.invalid.jsonl.
         verify_sample: Embeddings to draw, re-encode at batch size 1 and compare, each with its
             neighbour; by default one in 1,000, and at least 32.
         checkpoint_rows: Save after so many new rows.
@@ -111,11 +118,16 @@ def encode(
     started = datetime.now(UTC)
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
+    require_names(model_path=model_path, output=output, template=template, cache=cache)
     output = _usable(output)
     Template.load(template)  # before anything that takes long
-    states = read_states(trajectories, column)
+    # Here, so that help needs neither pyarrow nor torch.
+    from ebm_encode.progress import EncodingProgress, stderr_console  # noqa: PLC0415
+    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+
+    states = read_states(trajectories, column, invalid_rows=invalid_rows)
     if any(_same(output, file) for file in states.files):
-        raise ArgumentError(f"--output {output}: is one of the --trajectories")
+        raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
     _tell_input(states)
     with _writer(output) as writer:
         from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
@@ -141,6 +153,7 @@ def encode(
             compile_layers=compile_layers,
             trust_remote_code=trust_remote_code,
         )
+        encoder.require_finite()
         log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
         writer.open(
             encoder.identity,
@@ -156,6 +169,7 @@ def encode(
         with _hint(writer, len(states.texts)), progress:
             run.encode(todo, progress)
         outcome = run.finish(describe_run(encoder, states, started), sample=verify_sample)
+        write_list(side_file(output, INVALID), states.invalid)
     seconds = (datetime.now(UTC) - started).total_seconds()
     if json_summary:
         summary = _summary(outcome, encoder.choice, states, output, seconds)
@@ -174,14 +188,14 @@ def _usable(output: str) -> str:
     path = Path(os.path.realpath(output)) if Path(output).is_symlink() else Path(output)
     if path.suffix != ".parquet" and not path.is_dir():
         raise ArgumentError(
-            f"--output {path}: expected a file name ending in .parquet, or a folder that exists"
+            f"`output` {path}: expected a file name ending in .parquet, or a folder that exists"
         )
     if not path.absolute().parent.is_dir():
-        raise ArgumentError(f"--output {path}: there is no folder {path.parent}")
+        raise ArgumentError(f"`output` {path}: there is no folder {path.parent}")
     return str(path)
 
 
-def _same(output: str, file: InputFile) -> bool:
+def _same(output: str, file: "InputFile") -> bool:
     if _core.is_remote(output) or not isinstance(file, Path):
         return output == str(file)
     return Path(output).exists() and file.samefile(output)
@@ -211,31 +225,42 @@ def _hint(writer: _core.CacheWriter, states: int) -> Iterator[None]:
         raise
 
 
-def _tell_input(states: States) -> None:
+def _tell_input(states: "States") -> None:
+    for warning in states.warnings:
+        log.warning("%s", warning)
     for note in states.notes:
         log.info("%s", note)
     counts = states.counts
+    left_out = {
+        "repeated": counts.repeated,
+        "of finished proofs": counts.proof_complete,
+        "empty": counts.empty,
+        "null": counts.null,
+        "invalid": counts.invalid,
+    }
+    skipped = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
     log.info(
-        "%d rows in %d file(s): %d distinct states; left out %d repeated, %d of finished proofs,"
-        " %d empty, %d null",
-        counts.rows,
-        len(states.files),
-        counts.unique,
-        counts.repeated,
-        counts.proof_complete,
-        counts.empty,
-        counts.null,
+        "%s states from %s files (%s rows%s)",
+        f"{counts.unique:,}",
+        f"{len(states.files):,}",
+        f"{counts.rows:,}",
+        f": skipped {skipped}" if skipped else "",
     )
+    for record in states.invalid[:_NAMED]:
+        log.warning("%s: %s: %s; skipped", record["file"], record["row"], record["reason"])
+    if len(states.invalid) > _NAMED:
+        log.warning("%s more invalid rows are skipped", f"{len(states.invalid) - _NAMED:,}")
 
 
 def _summary(
-    outcome: "Outcome", choice: "EngineChoice", states: States, output: str, seconds: float
+    outcome: "Outcome", choice: "EngineChoice", states: "States", output: str, seconds: float
 ) -> dict[str, object]:
     verification = outcome.verification.to_json() if outcome.verification else None
     return {
         "output": output,
         "seconds": round(seconds, 3),
         "input": asdict(states.counts),
+        "skipped_inputs": [*states.warnings, *states.notes],
         "engine": choice.to_json(),
         **asdict(outcome),
         "verification": verification,
@@ -243,7 +268,7 @@ def _summary(
 
 
 def _print_summary(
-    outcome: "Outcome", choice: "EngineChoice", states: States, output: str, seconds: float
+    outcome: "Outcome", choice: "EngineChoice", states: "States", output: str, seconds: float
 ) -> None:
     lines = {
         "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
@@ -268,6 +293,8 @@ def _print_summary(
         )
         if checked.not_compared:
             lines["not verified"] = f"{checked.not_compared} (out of memory at batch size 1)"
+    if states.counts.invalid:
+        lines["invalid rows"] = f"{states.counts.invalid:,}, {side_file(output, INVALID)}"
     left_out = states.counts.proof_complete + states.counts.empty + states.counts.null
     lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
     width = max(map(len, lines))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.names import require_names
 
 
 def inspect(
@@ -20,6 +21,7 @@ def inspect(
         cache: A cache: a Parquet file, or a folder of them; also as a URL (s3://, gs://).
         json_output: Print JSON.
     """
+    require_names(CACHE=cache)
     files = _core.describe(cache)
     report = _core.audit(cache, examples=0)
     if json_output:

@@ -1,15 +1,19 @@
 """`ebm-encode plan`: what encoding some files would cost, without running the model."""
 
 import json
-from typing import Annotated, Any
+import logging
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
 
+from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import PER_SECOND, whole
 from ebm_encode.errors import InputError
+from ebm_encode.options import DEFAULT_COLUMN
 from ebm_encode.templates import Template
-from ebm_encode.trajectories import DEFAULT_COLUMN, read_states
+
+log = logging.getLogger(__name__)
 
 _BAR = 40
 
@@ -17,12 +21,13 @@ _BAR = 40
 def plan(
     *,
     model_path: str,
-    trajectories: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
+    trajectories: Annotated[list[str], MANY],
     batch_size: Annotated[int | None, whole(at_least=1)] = None,
     max_batch_tokens: Annotated[int | None, whole(at_least=1)] = None,
     max_length: Annotated[int | None, whole(at_least=1)] = None,
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
+    invalid_rows: Literal["error", "skip"] = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
     trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
@@ -31,19 +36,27 @@ def plan(
 
     Args:
         model_path: A Hugging Face causal model, of which only the tokenizer is read.
-        trajectories: Parquet or JSON-lines files with the states; folders and glob patterns too.
+        trajectories: Parquet or JSON-lines files with the states; folders, with their subfolders,
+            and glob patterns too.
         batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
             least 256.
         max_batch_tokens: Most tokens in one forward pass; by default 8,192.
         max_length: Longest prompt in tokens; by default the model's own limit.
         template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
         column: The column or JSON field that holds the state.
+        invalid_rows: What to do about input rows that hold no text: stop, or skip them.
         rate: Tokens per second that the model manages, for the expected time; `encode` shows it.
         trust_remote_code: Let code that comes with the model run.
         json_output: Print JSON.
     """
+    require_names(model_path=model_path, template=template)
     chosen = Template.load(template)
-    states = read_states(trajectories, column)
+    # Here, so that help needs neither pyarrow nor torch.
+    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+
+    states = read_states(trajectories, column, invalid_rows=invalid_rows)
+    for warning in states.warnings:
+        log.warning("%s", warning)
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
     from ebm_encode.model import load_tokenizer, longest_prompt  # noqa: PLC0415
     from ebm_encode.planning import forecast  # noqa: PLC0415

@@ -26,7 +26,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or (self.given_rows is not None and self.given_rows < 1):
-            raise ArgumentError("max_batch_tokens and batch_size must be at least 1")
+            raise ArgumentError("`max_batch_tokens` and `batch_size` must be at least 1")
 
     @classmethod
     def of(cls, tokens: int | None, rows: int | None) -> "Budget":

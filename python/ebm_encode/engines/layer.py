@@ -24,13 +24,13 @@ class LayerTap:
         count = int(text_config_of(model.config).num_hidden_layers)
         if not -count - 1 <= layer <= count:
             raise ModelError(
-                f"--layer {layer}: the model has hidden states {-count - 1} to {count}"
+                f"`layer` {layer}: the model has hidden states {-count - 1} to {count}"
             )
         index = layer if layer >= 0 else count + 1 + layer
         self._block = None
         if index < count:
             if blocks is None:
-                raise ModelError(f"--layer {layer}: cannot tell the layers of this model apart")
+                raise ModelError(f"`layer` {layer}: cannot tell the layers of this model apart")
             self._block = blocks[index]
             self._require_same_as_transformers(model, layer, index)
 
@@ -44,7 +44,7 @@ class LayerTap:
             ).hidden_states
             same = torch.equal(self.hidden(ids, mask), states[index])
         if not same:
-            raise ModelError(f"--layer {layer}: only -1 is supported for this model")
+            raise ModelError(f"`layer` {layer}: only -1 is supported for this model")
 
     def hidden(
         self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor | None = None

@@ -33,6 +33,7 @@ class EngineChoice:
         longest: Tokens of the longest probe that was compared.
         worse: The engines to go on with, should this one prove wrong later.
         refused: Why better ones were not taken, of each.
+        finite: Whether the model gives a finite embedding of any probe.
     """
 
     engine: Engine
@@ -43,6 +44,7 @@ class EngineChoice:
     longest: int = 0
     worse: tuple[Engine, ...] = ()
     refused: tuple[str, ...] = ()
+    finite: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The engine's name, the reason, and how far it is from the reference."""
@@ -124,7 +126,7 @@ class SelfTest:
         if not len(self.probes):
             reason = "the model's hidden states are not finite even unbatched; all are refused"
             log.warning("self-test: %s", reason)
-            return EngineChoice(self.alone, self.dim, reason, self.noise)
+            return EngineChoice(self.alone, self.dim, reason, self.noise, finite=False)
         refused = [*before]
         for i, engine in enumerate(candidates):
             try:

@@ -1,19 +1,29 @@
 """What a pass needs of torch's settings, which belong to the whole process.
 
 A trainer beside the encoder, or an environment variable, may let float32 products be computed in
-TF32 or bfloat16, or whole layers by `autocast`. Rows would then be float32 by name only, and so
-would those of each state alone that they are compared with. And cuDNN's attention, where torch
+TF32 or bfloat16, or whole layers by `autocast`; for convolutions and recurrent layers on a GPU
+that is torch's own default. Rows would then be float32 by name only, and so would those of each
+state alone that they are compared with. And cuDNN's attention, where torch
 prefers it, makes a plan for every new shape; lengths of states differ all the time.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
 _PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+# Convolutions are between the attention layers of LFM2 and in Mamba; code that comes with a model
+# may have recurrent layers.
+_LAYERS = (
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)
 _EXACT = ("none", "ieee")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -30,6 +40,7 @@ class _Changed:
         with self._lock:
             if self._passes == 0:
                 self._put_back.callback(_exact_products())
+                self._put_back.callback(_exact_layers())
                 self._put_back.callback(_no_plans())
             self._passes += 1
 
@@ -78,11 +89,40 @@ def _exact_products() -> Callable[[], None]:
     def put_back() -> None:
         if old_name is not None:
             torch.set_float32_matmul_precision(old_name)
-        for product, precision in zip(_PRODUCTS, before, strict=True):
-            if product.fp32_precision != precision:
-                product.fp32_precision = precision
+        _put_back(_PRODUCTS, before)
 
     return put_back
+
+
+def _exact_layers() -> Callable[[], None]:
+    """The same for convolutions and recurrent layers, of which torch has no setting by one name."""
+    before = [layer.fp32_precision for layer in _LAYERS]
+    if all(precision in _EXACT for precision in before):
+        return lambda: None
+    try:
+        # Where a host reads the older name, it can do so during a pass, too.
+        allowed: bool | None = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+    except RuntimeError:  # as above
+        allowed = None
+    for layer in _LAYERS:
+        if layer.fp32_precision not in _EXACT:
+            layer.fp32_precision = "ieee"
+
+    def put_back() -> None:
+        if allowed is not None:
+            torch.backends.cudnn.allow_tf32 = allowed
+        _put_back(_LAYERS, before)
+
+    return put_back
+
+
+def _put_back(settings: Sequence[Any], before: Sequence[str]) -> None:
+    for setting, precision in zip(settings, before, strict=True):
+        if setting.fp32_precision != precision:
+            setting.fp32_precision = "none"  # it may have been of the setting above it
+        if setting.fp32_precision != precision:
+            setting.fp32_precision = precision
 
 
 def _no_plans() -> Callable[[], None]:

@@ -8,11 +8,11 @@ use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOpti
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyList;
 
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
+use crate::texts::Texts;
 use crate::{json, views};
 
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
@@ -56,28 +56,28 @@ impl PyEmbeddingCache {
 
     fn get_many<'py>(
         slf: &Bound<'py, Self>,
-        states: Vec<PyBackedStr>,
+        states: Texts,
     ) -> PyResult<Vec<Option<Bound<'py, PyArray1<f32>>>>> {
-        states.iter().map(|state| Self::get(slf, state)).collect()
+        states.0.iter().map(|state| Self::get(slf, state)).collect()
     }
 
     #[pyo3(signature = (states, out = None))]
     fn gather<'py>(
         &self,
         py: Python<'py>,
-        states: Vec<PyBackedStr>,
+        states: Texts,
         out: Option<Bound<'py, PyArray2<f32>>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let shape = [states.len(), self.cache.dim()];
-        fill(py, shape, out, |rows| self.cache.gather(&states, rows))
+        let shape = [states.0.len(), self.cache.dim()];
+        fill(py, shape, out, |rows| self.cache.gather(&states.0, rows))
     }
 
     fn positions<'py>(
         &self,
         py: Python<'py>,
-        states: Vec<PyBackedStr>,
+        states: Texts,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        let rows = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
+        let rows = py.detach(|| self.cache.positions(&states.0)).map_err(cache_error)?;
         Ok(positions(py, rows))
     }
 

@@ -12,46 +12,57 @@ use ebm_encode_embed::ObjectEncoder;
 use numpy::PyArray1;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
 
 use crate::cache::PyEmbeddingCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
+use crate::texts::SomeTexts;
 use crate::{json, views};
 
 /// Why there is no row.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
 pub(crate) struct PyNoRow {
-    report: RowReport,
+    why: Why,
+}
+
+enum Why {
+    /// The encoder says so.
+    Report(RowReport),
+    /// The state never got there.
+    NotText(String),
 }
 
 #[pymethods]
 impl PyNoRow {
     #[getter]
     fn kind(&self) -> &'static str {
-        match self.report {
-            RowReport::Bad { .. } => "bad",
-            RowReport::TooLong { .. } => "too_long",
-            RowReport::Error(_) => "error",
-            _ => "failed",
+        match &self.why {
+            Why::NotText(_) => "not_text",
+            Why::Report(RowReport::Bad { .. }) => "bad",
+            Why::Report(RowReport::TooLong { .. }) => "too_long",
+            Why::Report(RowReport::Error(_)) => "error",
+            Why::Report(_) => "failed",
         }
     }
 
     #[getter]
     fn reason(&self) -> String {
-        self.report.to_string()
+        match &self.why {
+            Why::Report(report) => report.to_string(),
+            Why::NotText(reason) => reason.clone(),
+        }
     }
 
     #[getter]
     fn traceback(&self) -> Option<&str> {
-        match &self.report {
-            RowReport::Error(EncoderError::Failed { trace, .. }) => trace.as_deref(),
+        match &self.why {
+            Why::Report(RowReport::Error(EncoderError::Failed { trace, .. })) => trace.as_deref(),
             _ => None,
         }
     }
 
     fn __repr__(&self) -> String {
-        format!("NoRow({}: {})", self.kind(), self.report)
+        format!("NoRow({}: {})", self.kind(), self.reason())
     }
 }
 
@@ -106,15 +117,17 @@ impl PyCachedEncoder {
     #[pyo3(signature = (states, *, timeout = None))]
     fn encode<'py>(
         slf: &Bound<'py, Self>,
-        states: Vec<PyBackedStr>,
+        states: SomeTexts,
         timeout: Option<f64>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let py = slf.py();
+        let SomeTexts { texts, mut wrong } = states;
         let timeout = timeout.map(Duration::try_from_secs_f64).transpose();
         let timeout = timeout.map_err(|error| argument_error(format!("timeout: {error}")))?;
         let encoder = slf.get().open()?;
         let answers = py.detach(|| {
-            let states: Vec<&str> = states.iter().map(|state| &**state).collect();
+            let fine = texts.iter().enumerate().filter(|(i, _)| !wrong.contains_key(i));
+            let states: Vec<&str> = fine.map(|(_, text)| &**text).collect();
             match timeout {
                 Some(time) => encoder.encode_within(&states, time),
                 None => encoder.encode(&states),
@@ -124,11 +137,21 @@ impl PyCachedEncoder {
             EncoderError::TimedOut(_) => PyTimeoutError::new_err(error.to_string()),
             _ => encoding_error(error.to_string()),
         })?;
-        let to_python = |answer| match answer {
-            Ok(row) => Self::view(slf, row).map(Bound::into_any),
-            Err(report) => Ok(Bound::new(py, PyNoRow { report })?.into_any()),
-        };
-        answers.into_iter().map(to_python).collect()
+        let no_row = |why| Ok(Bound::new(py, PyNoRow { why })?.into_any());
+        let mut answers = answers.into_iter();
+        let mut rows = Vec::with_capacity(texts.len());
+        for i in 0..texts.len() {
+            let row = match wrong.remove(&i) {
+                Some(reason) => no_row(Why::NotText(reason)),
+                None => match answers.next() {
+                    Some(Ok(row)) => Self::view(slf, row).map(Bound::into_any),
+                    Some(Err(report)) => no_row(Why::Report(report)),
+                    None => Err(encoding_error("the encoder answered for too few states")),
+                },
+            };
+            rows.push(row?);
+        }
+        Ok(rows)
     }
 
     fn get<'py>(

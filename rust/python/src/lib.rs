@@ -15,6 +15,7 @@ mod mapped_cache;
 mod packing;
 mod schema;
 mod storage;
+mod texts;
 mod views;
 mod writer;
 

@@ -7,13 +7,13 @@ use ebm_encode::cache::{MappedCache, OpenMode};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyList;
 
 use crate::cache::{fill, numbers, open_options, positions};
 use crate::errors::cache_error;
 use crate::identity::PyIdentity;
 use crate::json;
+use crate::texts::Texts;
 
 /// Whether `auto` would map the cache rather than hold it in memory.
 #[pyfunction]
@@ -67,9 +67,9 @@ impl PyMappedCache {
     fn positions<'py>(
         &self,
         py: Python<'py>,
-        states: Vec<PyBackedStr>,
+        states: Texts,
     ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        let rows = py.detach(|| self.cache.positions(&states)).map_err(cache_error)?;
+        let rows = py.detach(|| self.cache.positions(&states.0)).map_err(cache_error)?;
         Ok(positions(py, rows))
     }
 
@@ -77,11 +77,11 @@ impl PyMappedCache {
     fn gather<'py>(
         &self,
         py: Python<'py>,
-        states: Vec<PyBackedStr>,
+        states: Texts,
         out: Option<Bound<'py, PyArray2<f32>>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let shape = [states.len(), self.cache.dim()];
-        fill(py, shape, out, |rows| self.cache.gather(&states, rows))
+        let shape = [states.0.len(), self.cache.dim()];
+        fill(py, shape, out, |rows| self.cache.gather(&states.0, rows))
     }
 
     #[pyo3(signature = (rows, out = None))]
