@@ -74,3 +74,10 @@ class RejectedRowsError(CheckFailedError):
 
 class VerificationError(CheckFailedError):
     """Rows of this run differ from the same states encoded alone."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of other software says, on one line, with its kind unless that is clear."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"
