@@ -169,13 +169,16 @@ def test_an_input_that_is_gone_after_it_was_read(encode, tmp_path, monkeypatch):
 
 def test_cut_rows_stay_listed(encode, tmp_path):
     listed = tmp_path / "out.parquet.overlong.jsonl"
-    _, first, _ = encode("--max-length", 60)
+    _, first, _ = encode("--max-length", 60, "--overlong", "truncate")
     before = listed.read_bytes()
     assert first["truncated"] == before.count(b"\n") > 0
-    _, again, _ = encode("--max-length", 60)
+    _, again, _ = encode("--max-length", 60, "--overlong", "truncate")
     assert (again["truncated"], listed.read_bytes()) == (first["truncated"], before)
     other = tmp_path / "other.parquet"
-    _, taken, _ = encode("--max-length", 60, "--cache", tmp_path / "out.parquet", output=other)
+    _, taken, _ = encode(
+        *("--max-length", 60, "--overlong", "truncate", "--cache", tmp_path / "out.parquet"),
+        output=other,
+    )
     assert taken["from_caches"] == 250
     assert taken["truncated"] == first["truncated"]
     assert sorted((tmp_path / "other.parquet.overlong.jsonl").read_bytes().split(b"\n")) == sorted(

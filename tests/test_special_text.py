@@ -12,7 +12,13 @@ from ebm_encode.templates import Template
 from ebm_encode.tokens import Prompts
 from tokenizers_of_all_kinds import all_kinds, byt5
 
-TEMPLATES = ["{state}", "<s>[{state}]</s>", "goal:\n{state}\n-/ ", "<s> {state}", "({state}|{state})"]
+TEMPLATES = [
+    "{state}",
+    "<s>[{state}]</s>",
+    "goal:\n{state}\n-/ ",
+    "<s> {state}",
+    "({state}|{state})",
+]
 KINDS = [
     *("byte-level", "byte-level, both ends", "byte-level, nothing added"),
     *("byte-level, spaces added", "byte-level, a marker that is not special"),
@@ -75,7 +81,9 @@ def test_special_text_of_a_state_is_text(kinds, kind, text):
         assert control_of(some[i]) == control_of(usual), state
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "byte-level, spaces added", "byte fallback", "byt5"])
+@pytest.mark.parametrize(
+    "kind", ["byte-level", "byte-level, spaces added", "byte fallback", "byt5"]
+)
 def test_no_letter_of_special_text_is_lost(kinds, kind):
     tokenizer = kinds[kind]
     states = SPELLING[:-1]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ebm_encode.templates import PLACE, Template, looks_like_marker
@@ -26,8 +25,8 @@ class ControlTokens:
     """The control tokens of a tokenizer, and those that the template spells.
 
     Control tokens are the tokenizer's special tokens, and added tokens that look like markers
-    (`<think>`, `<｜User｜>`), which some models do not call special. Added tokens that look like words
-    or spaces are ordinary vocabulary.
+    (`<think>`, `<｜User｜>`), which some models do not call special. Added tokens that look like
+    words or spaces are ordinary vocabulary.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -75,7 +74,7 @@ class ControlTokens:
         return [int(NOT_PLAIN)] if ids is None or self._count(ids) != self._expected else ids
 
     def _count(self, ids: Sequence[int]) -> int:
-        numbers: NDArray[np.int64] = np.asarray(ids, dtype=np.int64)
+        numbers = np.asarray(ids, dtype=np.int64)
         return int(self._flags[numbers[numbers < len(self._flags)]].sum())
 
     def _as_it_is(self, prompt: str) -> list[int]:

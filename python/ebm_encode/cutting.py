@@ -7,7 +7,16 @@ Cut = Literal["none", "end", "hypotheses"]
 """What is done about prompts that are too long: nothing, cut off an end of them, or drop
 hypotheses of the state."""
 
+Overlong = Literal["error", "skip", "truncate", "truncate-state"]
+"""What users say about it."""
+
+_CUTS: dict[Overlong, Cut] = {"truncate": "end", "truncate-state": "hypotheses"}
 _GOAL = "⊢"
+
+
+def cut_for(overlong: Overlong) -> Cut:
+    """What an option means for prompts; where states are skipped or refused, nothing is cut."""
+    return _CUTS.get(overlong, "none")
 
 
 def cut_end(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode.control_tokens import NOT_PLAIN
-from ebm_encode.cutting import Cut
+from ebm_encode.cutting import Overlong, cut_for
 from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling, Selection
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
@@ -32,10 +32,7 @@ from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
 
-Overlong = Literal["error", "skip", "truncate", "truncate-state"]
 Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory", "unknown_token"]
-
-_CUTS: dict[Overlong, Cut] = {"truncate": "end", "truncate-state": "hypotheses"}
 
 # They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
 _PROBES = (
@@ -125,8 +122,7 @@ class Encoder:
         longest = longest_prompt(model.max_positions, max_length)
         self.model = model
         self.overlong: Overlong = overlong
-        cut = _CUTS.get(overlong, "none")
-        self.prompts = Prompts(model.tokenizer, template, longest, cut=cut)
+        self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
         self.identity = identify(model, self.prompts, pooling=pooling, layer=layer)
         for marker in self.prompts.unknown_markers():
             log.warning(
@@ -347,9 +343,7 @@ class Encoder:
 
     def screen(self, tokens: Tokens) -> list[RowReport]:
         """What can be said of each sequence before it is run."""
-        return [
-            self._screen(tokens[i], int(full)) for i, full in enumerate(tokens.full_lengths)
-        ]
+        return [self._screen(tokens[i], int(full)) for i, full in enumerate(tokens.full_lengths)]
 
     def run(
         self, tokens: Tokens, *, wanted: Callable[[list[int]], bool] = lambda _: True

@@ -18,15 +18,14 @@ _OTHERS = re.compile(
     r"(masked_bias|inv_freq|position_ids|embed_positions|cos_cached|sin_cached|version)$"
 )
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
-# A layer for speculation (multi-token prediction) begins with one of these; no other layer has them.
+# Layers for speculation (multi-token prediction) begin with one of these; no other layer has them.
 _SPECULATES = ("eh_proj", "enorm", "hnorm")
 
 
 def require_weights(
     name: str, whole: Any, base: Any, info: dict[str, Any], files: Iterable[Path]
 ) -> None:
-    """Refuses a model some of whose weights or persistent buffers its files do not have, or whose
-    files have weights that the model does not.
+    """Refuses a model whose files lack weights or persistent buffers, or have others.
 
     Weights that transformers skips by its own lists, or that it only computes by now, are skipped
     here as well.
@@ -43,8 +42,8 @@ def require_weights(
     """
     within = (path for path, module in whole.named_modules() if module is base)
     prefix = f"{next(within, whole.base_model_prefix)}."
-    # All that is saved with a model and decides its numbers: parameters and persistent buffers, such
-    # as a router's bias.
+    # All that is saved with a model and decides its numbers: parameters and persistent buffers,
+    # such as a router's bias.
     own = set(base.state_dict())
     missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
     missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}

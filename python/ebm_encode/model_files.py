@@ -1,7 +1,6 @@
 """A model's files: where they are, which of them are loaded, and whether they stay as they were."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,9 +117,7 @@ def _require_files(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; is it a model's folder?")
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        raise ModelError(
-            f"{name}: has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}"
-        )
+        raise ModelError(f"{name}: has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}")
 
 
 def _base_of(adapter: Path) -> str:
@@ -235,7 +232,7 @@ _SMALL_FILES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
 
 def _state(file: Path) -> tuple[int, int, int, int] | None:
     try:
-        stat = os.stat(file)
+        stat = file.stat()
     except OSError:
         return None
     return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

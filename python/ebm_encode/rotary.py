@@ -67,9 +67,7 @@ def _trained(rope: dict[str, Any], config: Any) -> int | None:
 
 
 def _ropes(config: Any) -> Iterator[dict[str, Any]]:
-    """The rotary settings, one for each kind of layer; code that came with a model may still use
-    the older name.
-    """
+    """The rotary settings, one for each kind of layer; older code names them otherwise."""
     for name in ("rope_parameters", "rope_scaling"):
         ropes = getattr(config, name, None)
         if not isinstance(ropes, dict) or not ropes:

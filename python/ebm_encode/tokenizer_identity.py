@@ -15,8 +15,8 @@ _PLACES = {
     *("chat_template", "model_max_length", "padding_side", "truncation_side"),
 }
 
-# Texts that tokenizers treat differently: spaces, line ends, cases, accents as one sign or two, signs
-# beyond 16 bits, digits, and what only normalisation tells apart.
+# Texts that tokenizers treat differently: spaces, line ends, cases, accents as one sign or two,
+# signs beyond 16 bits, digits, and what only normalisation tells apart.
 _TEXTS = (
     *("⊢ True", "n : ℕ\n⊢ n + 0 = n", " ⊢ a", "  two  spaces ", "\ttab", "\r\n", "\n\n\n", ""),
     *("case h.inl\nα : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\n⊢ I ⊓ J = I",),

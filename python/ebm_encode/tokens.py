@@ -171,7 +171,9 @@ class Prompts:
         """The tokens of prompts, without the special tokens at their start and end."""
         prompts = self._ids([self.template.prompt(state) for state in states])
         return [
-            self._inside(self._control.plain(state) if self._control.spelled_by(state, ids) else ids)
+            self._inside(
+                self._control.plain(state) if self._control.spelled_by(state, ids) else ids
+            )
             for state, ids in zip(states, prompts, strict=True)
         ]
 
