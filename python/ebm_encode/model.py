@@ -145,7 +145,7 @@ def load_model(
     """
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     folder = find_folder(name, revision=revision, with_code=trust_remote_code)
-    options = _code_options(name, folder, trust_remote_code, code_revision)
+    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
     target = _device(device)
     weights = weight_files(folder)
     files = FileStates.of_folder(folder, weights)
@@ -218,8 +218,9 @@ def _vocabulary(name: str, base: Any) -> int:
 
 
 def _quantization(whole: Any, base: Any) -> dict[str, Any] | None:
-    """What the loader made of a quantised checkpoint on this machine, which is not what
-    `config.json` says: FP8, for one, is dequantised where the hardware has none.
+    """What the loader made of a quantised checkpoint on this machine.
+
+    That is not what `config.json` says: FP8, for one, is dequantised where the hardware has none.
     """
     settings = getattr(whole.config, "quantization_config", None)
     if settings is None:
@@ -244,7 +245,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _code_options(
-    name: str, folder: Path, trust_remote_code: bool, code_revision: str | None
+    name: str, folder: Path, code_revision: str | None, *, trust_remote_code: bool
 ) -> dict[str, Any]:
     """The options of transformers for code that comes with a model.
 
@@ -290,7 +291,7 @@ def load_tokenizer(
         ModelError: If they cannot be loaded.
     """
     folder = find_folder(name, revision=revision, with_code=trust_remote_code, with_weights=False)
-    options = _code_options(name, folder, trust_remote_code, code_revision)
+    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
     with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
     tokenizer = _tokenizer(name, folder, options)

@@ -88,8 +88,9 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _download_weights(name: str, folder: Path) -> None:
-    """Downloads the files that transformers loads, and no others: repositories hold copies of the
-    same weights in other forms.
+    """Downloads the weight files that transformers loads.
+
+    No others: repositories hold copies of the same weights in other forms.
     """
     commit = commit_of(folder)
     named = _named_weights(folder)
