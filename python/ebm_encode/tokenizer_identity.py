@@ -64,7 +64,7 @@ def digest_of_ids(tokenizer: Any) -> str:
     libraries, `split_special_tokens`. The tokenizer's own special tokens are among the texts.
     """
     special = sorted({str(token) for token in tokenizer.all_special_tokens})
-    texts = [*_TEXTS, *(f"a {token} b{token}" for token in special)]
+    texts = [*_TEXTS, *(f"a {token} b{token}c" for token in special)]
     return digest_json([_ids(tokenizer, texts, special=with_them) for with_them in (False, True)])
 
 
