@@ -306,31 +306,6 @@ def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monk
     assert compare(rows, alone(folder, states))[0] <= 1e-5
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes"),
-    [
-        ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": "longrope"}),
-        ("llama", {"max_position_embeddings": 64, "rope_parameters": "dynamic"}),
-    ],
-)
-def test_positions_that_stretch_with_the_longest_of_a_batch(
-    make_model, mixed, architecture, changes
-):
-    """Beyond some length these models turn all positions of a pass in another way."""
-    rope = {"rope_type": changes["rope_parameters"], "rope_theta": 10_000.0}
-    if architecture == "phi3":
-        rope |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
-        rope |= {"original_max_position_embeddings": 64, "factor": 4.0}
-    else:
-        rope |= {"factor": 4.0}
-    folder = make_model(architecture, **(changes | {"rope_parameters": rope}))
-    encoder = Encoder.load(folder)
-    assert encoder.model.stretches_after == 64
-    cut = encoder.prompts.max_length
-    assert compare(encoder.encode(mixed), alone(folder, mixed, cut=cut))[0] <= 1e-5
-    assert encoder.choice.engine.name == "shared-prefix"
-
-
 def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, window_size, **_):
     """What torch documents of its kernel: the last query of a sequence sees its last key."""
     left, right = window_size
