@@ -242,3 +242,29 @@ def test_an_interrupt_while_modules_load_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr(sys, "meta_path", [_Interrupting(), *sys.meta_path])
     assert run() == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+@pytest.mark.parametrize("command", ["encode", "plan"])
+def test_a_library_that_cannot_be_imported_is_named(tmp_path, llama, command, library, error):
+    (tmp_path / f"{library}.py").write_text(f"raise {error}('libsomething.so: not found')")
+    source = tmp_path / "s.jsonl"
+    source.write_text('{"state_pp": "⊢ a"}\n')
+    arguments = [command, "--model-path", llama, "--trajectories", source]
+    arguments += ["--output", tmp_path / "o.parquet"] if command == "encode" else []
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "ebm_encode", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    text = " ".join(done.stderr.split())
+    assert done.returncode == 2, done.stderr
+    assert f"error: {library} cannot be imported" in text
+    assert "libsomething.so: not found" in text
+    assert "hint: " in text
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.parquet.partial").exists()

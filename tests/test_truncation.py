@@ -195,3 +195,12 @@ def test_a_longest_length_without_room_for_a_state_is_refused(llama, overlong, t
     else:
         with pytest.raises(TemplateError, match="tokens around the state"):
             Encoder.load(llama, template=str(template), max_length=4, overlong=overlong)
+
+
+def test_states_that_became_equal_by_cutting_are_told(llama, heard):
+    encoder = Encoder.load(llama, max_length=30, overlong="truncate")
+    start = "x y z " * 20
+    texts = [f"{start}a", "⊢ True", f"{start}b", f"{start}a", "⊢ True"]
+    reports = encoder.encode_into(texts, np.empty((5, 64), np.float32))
+    assert [report.same_as for report in reports] == [None, None, 0, None, None]
+    assert "1 states have the embedding of another state" in heard.text

@@ -5,7 +5,7 @@ Knows nothing of files other than the model's.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -68,12 +68,15 @@ class RowReport:
         tokens: Length of its prompt before any cut.
         truncated: Whether the prompt was cut.
         reason: Why, where the status is not `ok`.
+        same_as: Index of another state of the call with the same tokens, where it has them only
+            because a prompt was cut.
     """
 
     status: Status
     tokens: int
     truncated: bool = False
     reason: str = ""
+    same_as: int | None = None
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,7 @@ class Encoder:
         self._require_out(states, out)
         tokens = self.prompts.tokenize(states)
         reports = self.screen(tokens)
+        _note_same(states, tokens, reports)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
         for batch in self.runner.run(selected, Rows(out, usable)):
@@ -462,6 +466,23 @@ class Encoder:
             out[i] = self.run_alone(tokens[i])
         except EncodingError as error:
             reports[i] = _without_row(tokens, i, error)
+
+
+def _note_same(states: Sequence[str], tokens: Tokens, reports: list[RowReport]) -> None:
+    """Reports states whose prompts became those of other states when they were cut."""
+    if not any(report.truncated for report in reports):
+        return
+    first: dict[bytes, int] = {}
+    for i, report in enumerate(reports):
+        other = first.setdefault(tokens[i].tobytes(), i)
+        cut = report.truncated or reports[other].truncated
+        if cut and report.status == "ok" and states[i] != states[other]:
+            reports[i] = replace(report, same_as=other)
+    count = sum(report.same_as is not None for report in reports)
+    if count:
+        log.warning(
+            "%d states have the embedding of another state, for their prompts are cut", count
+        )
 
 
 def _refuse_single(states: Sequence[str]) -> None:
