@@ -80,7 +80,7 @@ def test_rows_come_from_earlier_caches_of_the_same_encoder(encode, tmp_path, sta
         (("--dtype", "bfloat16"), "dtype"),
         (("--template", "deepseek-prover-v2"), "template"),
         (("--layer", "-2"), "layer"),
-        (("--max-length", "99"), "max_length"),
+        (("--overlong", "truncate"), "max_length"),
     ],
 )
 def test_another_encoder_is_refused_by_field_unless_overwriting(encode, tmp_path, option, field):
@@ -105,13 +105,14 @@ def test_overlong_states_are_counted_and_listed(encode, tmp_path, states, llama)
     lengths = Encoder.load(llama).prompts.tokenize(states).lengths
     longer = {state for state, length in zip(states, lengths, strict=True) if length > 200}
     side = tmp_path / "out.parquet.overlong.jsonl"
-    code, summary, _ = encode("--max-length", 200)
+    cut = ("--max-length", 200, "--overlong", "truncate")
+    code, summary, _ = encode(*cut)
     assert (code, summary["truncated"], summary["skipped"]) == (0, len(longer), 0)
     records = [json.loads(line) for line in side.read_text().splitlines()]
     assert {record["state"] for record in records} == longer
     assert all(record["tokens"] > 200 for record in records)
 
-    code, summary, _ = encode("--max-length", 200, "--overlong", "skip", "--overwrite")
+    code, summary, _ = encode("--max-length", 200, "--overwrite")
     assert (code, summary["truncated"], summary["skipped"]) == (0, 0, len(longer))
     assert summary["rows"] == len(states) - len(longer)
 
@@ -199,8 +200,15 @@ def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_c
     lines = [{"state_pp": long + str(i)} for i in range(20)]
     file = tmp_path / "same.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    code, summary, _ = encode("--max-length", 30, "--checkpoint-rows", 4, files=[file])
+    code, summary, _ = encode(
+        *("--max-length", 30, "--overlong", "truncate", "--checkpoint-rows", 4), files=[file]
+    )
     assert (code, summary["rows"], summary["truncated"]) == (0, 20, 20)
+    assert summary["same_by_cutting"] == 19
+    listed = [json.loads(line) for line in (tmp_path / "out.parquet.overlong.jsonl").open()]
+    same = [record for record in listed if "same_as" in record]
+    assert len(same) == 19
+    assert all(record["same_as"] != record["state"] for record in same)
     assert run_cli("audit", tmp_path / "out.parquet")[0] == 0
     assert EmbeddingCache.open(tmp_path / "out.parquet")
 

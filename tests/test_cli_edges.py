@@ -169,13 +169,16 @@ def test_an_input_that_is_gone_after_it_was_read(encode, tmp_path, monkeypatch):
 
 def test_cut_rows_stay_listed(encode, tmp_path):
     listed = tmp_path / "out.parquet.overlong.jsonl"
-    _, first, _ = encode("--max-length", 60)
+    _, first, _ = encode("--max-length", 60, "--overlong", "truncate")
     before = listed.read_bytes()
     assert first["truncated"] == before.count(b"\n") > 0
-    _, again, _ = encode("--max-length", 60)
+    _, again, _ = encode("--max-length", 60, "--overlong", "truncate")
     assert (again["truncated"], listed.read_bytes()) == (first["truncated"], before)
     other = tmp_path / "other.parquet"
-    _, taken, _ = encode("--max-length", 60, "--cache", tmp_path / "out.parquet", output=other)
+    _, taken, _ = encode(
+        *("--max-length", 60, "--overlong", "truncate", "--cache", tmp_path / "out.parquet"),
+        output=other,
+    )
     assert taken["from_caches"] == 250
     assert taken["truncated"] == first["truncated"]
     assert sorted((tmp_path / "other.parquet.overlong.jsonl").read_bytes().split(b"\n")) == sorted(
@@ -239,3 +242,29 @@ def test_an_interrupt_while_modules_load_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr(sys, "meta_path", [_Interrupting(), *sys.meta_path])
     assert run() == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+@pytest.mark.parametrize("command", ["encode", "plan"])
+def test_a_library_that_cannot_be_imported_is_named(tmp_path, llama, command, library, error):
+    (tmp_path / f"{library}.py").write_text(f"raise {error}('libsomething.so: not found')")
+    source = tmp_path / "s.jsonl"
+    source.write_text('{"state_pp": "⊢ a"}\n')
+    arguments = [command, "--model-path", llama, "--trajectories", source]
+    arguments += ["--output", tmp_path / "o.parquet"] if command == "encode" else []
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "ebm_encode", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    text = " ".join(done.stderr.split())
+    assert done.returncode == 2, done.stderr
+    assert f"error: {library} cannot be imported" in text
+    assert "libsomething.so: not found" in text
+    assert "hint: " in text
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.parquet.partial").exists()

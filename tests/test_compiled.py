@@ -85,13 +85,13 @@ def test_a_compiler_that_is_wrong_is_not_used(llama, monkeypatch):
 
     for backend in (wrong, broken):
         monkeypatch.setattr(compiled, "_BACKEND", backend)
-        with pytest.raises(ModelError, match="--compile on: cannot be used for this model"):
+        with pytest.raises(ModelError, match="`compile_layers` on: cannot be used for this model"):
             Encoder.load(llama, compile_layers="on")
         torch.compiler.reset()
 
 
 def test_what_cannot_be_compiled_is_named(make_model, llama):
-    with pytest.raises(ModelError, match="--compile on: engine padded"):
+    with pytest.raises(ModelError, match="`compile_layers` on: engine padded"):
         Encoder.load(make_model("mamba2"), compile_layers="on")
     with pytest.raises(ArgumentError, match="compile_layers 'yes'"):
         Encoder.load(llama, compile_layers="yes")

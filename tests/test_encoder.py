@@ -108,7 +108,7 @@ def test_nothing_in_nothing_out(encoder):
 
 
 def test_equal_tokens_give_equal_rows_without_complaint(make_model, states):
-    encoder = Encoder.load(make_model(), max_length=12)
+    encoder = Encoder.load(make_model(), max_length=12, overlong="truncate")
     same_start = [states[0] + "x" * i for i in range(5)]
     rows = encoder.encode(same_start)
     assert (rows == rows[0]).all()
@@ -193,7 +193,7 @@ def test_an_engine_that_fails_where_the_model_does_not_is_left(llama, states, mo
     assert "shared-prefix failed where each sequence alone does not" in heard.text
     forced = Encoder.load(llama, engine="packed")
     monkeypatch.setattr(forced.choice.engine, "forward", fail)
-    with pytest.raises(ModelError, match=r"--engine packed: .*shapes cannot be multiplied"):
+    with pytest.raises(ModelError, match=r"`engine` packed: .*shapes cannot be multiplied"):
         forced.encode(states[:2])
 
 
@@ -335,12 +335,18 @@ def test_any_change_of_weights_changes_the_identity(llama, tmp_path):
         ({"pooling": "last"}, "pooling"),
         ({"layer": -2}, "layer"),
         ({"template": "deepseek-prover-v2"}, "template"),
-        ({"max_length": 100}, "max_length"),
     ],
 )
 def test_any_option_that_changes_numbers_changes_the_identity(llama, options, field):
     plain, changed = Encoder.load(llama).identity, Encoder.load(llama, **options).identity
     assert [name for name, *_ in plain.differences(changed)] == [field]
+
+
+def test_another_longest_length_is_another_encoder_where_prompts_are_cut(llama):
+    def cut(length):
+        return Encoder.load(llama, max_length=length, overlong="truncate").identity
+
+    assert [name for name, *_ in cut(100).differences(cut(99))] == ["max_length"]
 
 
 def test_the_same_model_elsewhere_has_the_same_identity(llama, tmp_path):

@@ -76,7 +76,7 @@ def test_the_names_of_engines_are_the_documented_ones():
 
 @pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])
 def test_a_forced_engine_that_is_wrong_is_an_error(make_model, name):
-    with pytest.raises(ModelError, match=f"--engine {name}: cannot be used"):
+    with pytest.raises(ModelError, match=f"`engine` {name}: cannot be used"):
         Encoder.load(make_model("mamba2"), engine=name)
     with pytest.raises(ArgumentError, match="engine 'fast'"):
         Encoder.load(make_model("mamba2"), engine="fast")
@@ -108,7 +108,7 @@ def test_a_self_test_carries_a_path_from_slice_to_slice(llama, monkeypatch):
         return tuple(torch.zeros(shape) for shape in shapes)
 
     monkeypatch.setattr(attention.Carried, "exchange", forget)
-    with pytest.raises(ModelError, match="--engine shared-prefix: cannot be used"):
+    with pytest.raises(ModelError, match="`engine` shared-prefix: cannot be used"):
         Encoder.load(llama, engine="shared-prefix")
 
 
@@ -288,7 +288,7 @@ def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monk
     """The probes are shorter than this sliding window, which a mask over all pairs ignores."""
     folder = make_model("mistral", sliding_window=150)
     with pytest.raises(
-        ModelError, match=r"--engine shared-prefix-mask: cannot be used.*at [0-9]+ t"
+        ModelError, match=r"`engine` shared-prefix-mask: cannot be used.*at [0-9]+ t"
     ):
         Encoder.load(folder, engine="shared-prefix-mask").encode(states)
     assert compare(Encoder.load(folder).encode(states), alone(folder, states))[0] <= 1e-5
@@ -303,31 +303,6 @@ def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monk
     assert encoder.choice.engine.name == "padded"
     assert "from here on" in heard.text
     assert compare(rows, alone(folder, states))[0] <= 1e-5
-
-
-@pytest.mark.parametrize(
-    ("architecture", "changes"),
-    [
-        ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": "longrope"}),
-        ("llama", {"max_position_embeddings": 64, "rope_parameters": "dynamic"}),
-    ],
-)
-def test_positions_that_stretch_with_the_longest_of_a_batch(
-    make_model, mixed, architecture, changes
-):
-    """Beyond some length these models turn all positions of a pass in another way."""
-    rope = {"rope_type": changes["rope_parameters"], "rope_theta": 10_000.0}
-    if architecture == "phi3":
-        rope |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
-        rope |= {"original_max_position_embeddings": 64, "factor": 4.0}
-    else:
-        rope |= {"factor": 4.0}
-    folder = make_model(architecture, **(changes | {"rope_parameters": rope}))
-    encoder = Encoder.load(folder)
-    assert encoder.model.stretches_after == 64
-    cut = encoder.prompts.max_length
-    assert compare(encoder.encode(mixed), alone(folder, mixed, cut=cut))[0] <= 1e-5
-    assert encoder.choice.engine.name == "shared-prefix"
 
 
 def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, window_size, **_):

@@ -298,7 +298,17 @@ def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llam
     lines = [json.dumps({"state_pp": f"x : Nat ⊢ x = {i}" + " " * 900}) for i in range(3)]
     upload(store, f"{bucket}/more/one.jsonl", "\n".join(lines).encode())
     inputs = [f"{bucket}/runs/", f"{bucket}/mo*/*.jsonl", f"{bucket}/runs/{FILES[0].name}"]
-    options = ["--model-path", llama, "--max-length", 400, "--verify-sample", 4, "--json"]
+    options = [
+        "--model-path",
+        llama,
+        "--max-length",
+        400,
+        "--overlong",
+        "truncate",
+        "--verify-sample",
+        4,
+        "--json",
+    ]
     output = f"{bucket}/out/states.parquet"
     code, out, err = run_cli("encode", "--trajectories", *inputs, "--output", output, *options)
     assert code == 0, err

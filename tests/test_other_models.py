@@ -134,7 +134,7 @@ def test_of_an_encoder_decoder_it_is_the_encoder(encoder_decoder, mixed, kind, l
     encoder = Encoder.load(str(folder), layer=layer)
     assert encoder.choice.engine.name == "padded", encoder.choice.reason
     assert compare(encoder.encode(mixed), encoded_alone(folder, mixed, layer))[0] <= 1e-5
-    with pytest.raises(ModelError, match="--engine shared-prefix: cannot be used"):
+    with pytest.raises(ModelError, match="`engine` shared-prefix: cannot be used"):
         Encoder.load(str(folder), engine="shared-prefix")
 
 

@@ -111,7 +111,18 @@ def test_what_encode_refuses_or_puts_aside_is_no_part_of_the_plan(plan, llama, t
 
 
 def test_cut_prompts_are_counted(plan, llama, states):
-    report = json.loads(plan("--json", "--max-length", 60)[1])
+    report = json.loads(plan("--json", "--max-length", 60, "--overlong", "truncate")[1])
     lengths = Encoder.load(llama).prompts.tokenize(states).lengths
     assert report["truncated"] == (lengths > 60).sum()
     assert report["tokens"] == np.minimum(lengths, 60).sum()
+
+
+def test_prompts_that_are_too_long_are_no_part_of_the_plan(plan, llama, states):
+    code, out, _ = plan("--json", "--max-length", 60)
+    report = json.loads(out)
+    lengths = Encoder.load(llama).prompts.tokenize(states).lengths
+    assert (code, report["too_long"]) == (0, (lengths > 60).sum())
+    assert report["tokens"] == lengths[lengths <= 60].sum()
+    code, _, err = plan("--max-length", 2)
+    assert (code, "all prompts are longer than 2 tokens" in err) == (2, True)
+    assert "hint: " in err

@@ -92,7 +92,7 @@ def test_an_engine_that_is_forced_and_wrong_is_an_error(llama, states):
         engine.name = "packed"
         return [engine]
 
-    with pytest.raises(ModelError, match="--engine packed: cannot be used"):
+    with pytest.raises(ModelError, match="`engine` packed: cannot be used"):
         Encoder.load(llama, engine="packed", engines=broken).encode(states[:5])
 
 

@@ -86,20 +86,24 @@ def test_lengths_before_and_after_the_cut(tokenizer, states):
 def test_overlong_states_are_truncated_skipped_or_refused(llama, states):
     long, short = max(states, key=len), "⊢ True"
     out = np.empty((2, 64), np.float32)
-    reports = Encoder.load(llama, max_length=20).encode_into([long, short], out)
+    cutting = Encoder.load(llama, max_length=20, overlong="truncate")
+    reports = cutting.encode_into([long, short], out)
     assert [(r.status, r.truncated) for r in reports] == [("ok", True), ("ok", False)]
     skipping = Encoder.load(llama, max_length=20, overlong="skip")
     reports = skipping.encode_into([long, short], out)
     assert [report.status for report in reports] == ["overlong", "ok"]
-    with pytest.raises(EncodingError, match="more than `max_length` 20"):
-        skipping.encode([long])
+    for refusing in (skipping, Encoder.load(llama, max_length=20)):
+        with pytest.raises(EncodingError, match="more than `max_length` 20"):
+            refusing.encode([long])
 
 
 def test_truncation_is_part_of_the_identity_only_where_it_happens(llama):
     def fields(**options):
         return Encoder.load(llama, **options).identity
 
-    assert fields(max_length=20).differences(fields(max_length=30))[0][0] == "max_length"
+    cut = {"overlong": "truncate"}
+    twenty, thirty = fields(max_length=20, **cut), fields(max_length=30, **cut)
+    assert twenty.differences(thirty)[0][0] == "max_length"
     assert fields(max_length=20, overlong="skip") == fields(max_length=30, overlong="error")
 
 

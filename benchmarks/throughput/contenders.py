@@ -80,7 +80,13 @@ def packed(setup: Setup) -> Encode:
 def _ours(setup: Setup, engine: Any) -> Encode:
     from ebm_encode import Encoder
 
-    encoder = Encoder.load(setup.model, device=setup.device, dtype=setup.dtype, engine=engine)
+    encoder = Encoder.load(
+        setup.model,
+        device=setup.device,
+        dtype=setup.dtype,
+        engine=engine,
+        overlong="truncate",  # as the others do
+    )
     # As a bulk run does before its first batch; nothing on a CPU.
     encoder.calibrate(encoder.prompts.tokenize(setup.states[:PART]), times=50)
     return encoder.encode

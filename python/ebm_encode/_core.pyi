@@ -259,8 +259,21 @@ class CacheWriter:
 
         Returns why each was refused, or `None` for one that is in the cache now.
         """
-    def adopt(self, cache: str | PathLike[str], wanted: list[str]) -> int:
-        """Takes wanted rows from a cache of the same identity; returns how many."""
+    def adopt(
+        self,
+        cache: str | PathLike[str],
+        wanted: list[str],
+        *,
+        made_by: Identity | None = None,
+    ) -> int:
+        """Takes wanted rows from a cache of the same identity; returns how many.
+
+        Args:
+            cache: The cache.
+            wanted: The states whose rows are taken, where it has them.
+            made_by: The cache's identity, where it is in the form of an earlier version; the caller
+                vouches that the embeddings of these states are the same under both.
+        """
     def allow_equal(self, left: str, right: str) -> None:
         """Notes that two states have the same tokens, and so rightly the same row."""
     def retract(self, state: str) -> bool:

@@ -17,7 +17,9 @@ from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import compare
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
+from ebm_encode.former import former_identity, with_the_same_tokens
 from ebm_encode.progress import EncodingProgress
+from ebm_encode.reference import Reference
 from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
 from ebm_encode.tokens import CHUNK_STATES, Tokens
 from ebm_encode.verification import Verification, alone_at_last, verify
@@ -30,7 +32,10 @@ _SETTINGS = "settings.jsonl"
 
 @dataclass
 class Outcome:
-    """What a run did. `rows` counts what the cache holds in the end."""
+    """What a run did. `rows` counts what the cache holds in the end.
+
+    `same_by_cutting` counts states whose prompts became another state's when they were cut.
+    """
 
     rows: int = 0
     encoded: int = 0
@@ -39,6 +44,7 @@ class Outcome:
     tokens: int = 0
     truncated: int = 0
     skipped: int = 0
+    same_by_cutting: int = 0
     retried_alone: int = 0
     written: bool = False
     quarantined: list[dict[str, Any]] = field(default_factory=list)
@@ -75,30 +81,60 @@ class BulkRun:
         encoder: The encoder; its identity is the writer's.
         writer: An open writer.
         output: The cache that will be.
+        overwrite: Whether the output is replaced, whatever made it.
+
+    Raises:
+        IdentityMismatchError: If the same model and options gave other embeddings when the output
+            was made, or what is saved of it.
     """
 
-    def __init__(self, encoder: Encoder, writer: CacheWriter, output: str) -> None:
+    def __init__(
+        self, encoder: Encoder, writer: CacheWriter, output: str, *, overwrite: bool = False
+    ) -> None:
         self.outcome = Outcome()
         self._encoder = encoder
         self._writer = writer
         self._output = output
         self._overlong = Journal(writer.work_folder())
         self._settings = f"{writer.work_folder()}/{_SETTINGS}"
+        self._reference = Reference(encoder)
+        # Rows saved by other code are not resumed; `adopt` takes them back.
+        self._starts_over = not self._reference.continues(
+            output, writer.work_folder(), overwrite=overwrite
+        )
         for damage in writer.discarded():
             log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
 
     def adopt(self, caches: Sequence[str], states: list[str]) -> list[str]:
-        """Takes rows from earlier caches; returns the states still to be encoded."""
+        """Takes rows from earlier caches; returns the states still to be encoded.
+
+        Raises:
+            IdentityMismatchError: If a cache is of another encoder, or of one that gave other
+                embeddings.
+        """
+        if self._starts_over:
+            for state in states:
+                self._writer.retract(state)
         todo = _without(states, self._writer.former_many(states))
         self.outcome.already_there = len(states) - len(todo)
         for cache in caches:
-            self._writer.adopt(cache, todo)
+            self._adopt(cache, todo)
         if caches:
             adopted = self._writer.contains_many(todo)
             self._note_adopted([s for s, taken in zip(todo, adopted, strict=True) if taken])
             todo = _without(todo, adopted)
             self.outcome.from_caches = sum(adopted)
         return todo
+
+    def _adopt(self, cache: str, todo: list[str]) -> None:
+        self._reference.require_same(cache)
+        former = former_identity(cache, self._encoder.identity)
+        if former is None:
+            self._writer.adopt(cache, todo)
+            return
+        for chunk in _chunks(todo, CHUNK_STATES):
+            same = with_the_same_tokens(self._encoder, chunk, former)
+            self._writer.adopt(cache, same, made_by=former)
 
     def encode(self, states: list[str], progress: EncodingProgress) -> None:
         """Encodes states, skipping those that an interrupted run has saved.
@@ -140,9 +176,11 @@ class BulkRun:
         provenance["verification"] = (
             self.outcome.verification.to_json() if self.outcome.verification else None
         )
+        provenance |= self._reference.to_json()
         overlong = [*self._former_overlong(), *self._overlong.records.values()]
         self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
         self.outcome.skipped = len(overlong) - self.outcome.truncated
+        self.outcome.same_by_cutting = sum("same_as" in record for record in overlong)
         provenance["counts"] = self.counts()
         # In a store only the end shows that the output is this run's; here the lock does, and lists
         # that stand before the cache does outlive a crash.
@@ -170,6 +208,7 @@ class BulkRun:
             "tokens": outcome.tokens,
             "truncated": outcome.truncated,
             "skipped": outcome.skipped,
+            "same_by_cutting": outcome.same_by_cutting,
             "retried_alone": outcome.retried_alone,
             "quarantined": len(outcome.quarantined),
         }
@@ -311,12 +350,15 @@ class BulkRun:
         records = []
         for state, report, done in zip(states, reports, saved, strict=True):
             if report.status == "overlong" and self._encoder.overlong == "error":
-                raise EncodingError(f"state {state[:60]!r}: {report.reason}")
+                raise EncodingError(
+                    f"state {state[:60]!r}: {report.reason}\n"
+                    "hint: --overlong skip lists such states, truncate and truncate-state cut them"
+                )
             if report.status == "overlong" or report.truncated:
                 action = "truncated" if report.truncated else "skipped"
                 records.append({"state": state, "tokens": report.tokens, "action": action})
-            elif report.status == "empty" and not done:
-                self._quarantine(state, "empty", report.reason, 0)
+            elif report.status in ("empty", "unknown_token") and not done:
+                self._quarantine(state, report.status, report.reason, report.tokens)
         # Before the rows are saved: a resumed run does not look at saved states again.
         self._overlong.add(records)
 
@@ -334,11 +376,19 @@ class BulkRun:
         other = self._writer.stored(bad.duplicate_of) if bad.duplicate_of else None
         if other is None:
             return False
-        other_tokens = self._encoder.prompts.tokenize([other[0]])[0]
-        if not np.array_equal(tokens, other_tokens):
+        both = self._encoder.prompts.tokenize([other[0], state])
+        if not np.array_equal(tokens, both[0]):
             return False
+        if (both.full_lengths > both.lengths).any():
+            self._note_same(state, other[0], int(both.full_lengths[1]))
         self._writer.allow_equal(state, other[0])
         return self._writer.append([state], row[None, :])[0] is None
+
+    def _note_same(self, state: str, other: str, tokens: int) -> None:
+        """Lists a state whose cut prompt is that of another state."""
+        action = "truncated" if tokens > (self._encoder.prompts.max_length or tokens) else "kept"
+        record = {"state": state, "tokens": tokens, "action": action, "same_as": other}
+        self._overlong.add([record], replace=True)
 
     def _retry_alone(self, state: str, bad: BadRow) -> None:
         """Encodes a refused state alone; what is refused again is quarantined."""

@@ -5,13 +5,15 @@ Knows nothing of files other than the model's.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
+from ebm_encode.control_tokens import NOT_PLAIN
+from ebm_encode.cutting import Overlong, cut_for
 from ebm_encode.engines import (
     Budget,
     Compile,
@@ -36,14 +38,13 @@ from ebm_encode.errors import (
 from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
 from ebm_encode.runner import Runner
-from ebm_encode.templates import PLACE, Template
+from ebm_encode.templates import Template
 from ebm_encode.texts import Texts, preview, texts_of
 from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
 
-Overlong = Literal["truncate", "skip", "error"]
-Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory", "not_text"]
+Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory", "unknown_token", "not_text"]
 
 # They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
 _PROBES = (
@@ -74,17 +75,21 @@ class RowReport:
     Attributes:
         status: `ok`: the row is right. `bad`: it failed the row checks twice, or the model fails
             on the state. `overlong`: the prompt is longer than `max_length`. `empty`: the prompt
-            has no token. `out_of_memory`: the state does not fit the memory even alone. `not_text`:
-            it is no `str`, or has half of a surrogate pair.
+            has no token. `unknown_token`: the prompt has one that the model has no embedding for.
+            `out_of_memory`: the state does not fit the memory even alone. `not_text`: it is no
+            `str`, or has half of a surrogate pair.
         tokens: Length of its prompt before any cut.
-        truncated: Whether the end of the prompt was cut off.
+        truncated: Whether the prompt was cut.
         reason: Why, where the status is not `ok`.
+        same_as: Index of another state of the call with the same tokens, where it has them only
+            because a prompt was cut.
     """
 
     status: Status
     tokens: int
     truncated: bool = False
     reason: str = ""
+    same_as: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,15 +139,8 @@ class Encoder:
         longest = longest_prompt(model.max_positions, max_length)
         self.model = model
         self.overlong: Overlong = overlong
-        self.prompts = Prompts(model.tokenizer, template, longest)
-        self.identity = identify(
-            model,
-            template,
-            pooling=pooling,
-            layer=layer,
-            max_length=longest,
-            truncates=overlong == "truncate",
-        )
+        self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
+        self.identity = identify(model, self.prompts, pooling=pooling, layer=layer)
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -151,7 +149,7 @@ class Encoder:
                 marker,
             )
         self._require_room_for_states()
-        probes = self.prompts.tokenize(_PROBES)
+        probes = self.prompts.tokenize(_PROBES).within(longest)
         self._require_known(probes)
         selection = Selection(
             model,
@@ -178,12 +176,14 @@ class Encoder:
         pooling: Pooling = "mean",
         layer: int = -1,
         max_length: int | None = None,
-        overlong: Overlong = "truncate",
+        overlong: Overlong = "error",
         max_batch_tokens: int | None = None,
         batch_size: int | None = None,
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
+        revision: str | None = None,
         trust_remote_code: bool = False,
+        code_revision: str | None = None,
         engines: EngineFactory | None = None,
     ) -> "Encoder":
         """Loads a model and makes an encoder of it.
@@ -191,12 +191,16 @@ class Encoder:
         Args:
             model_path: A model's folder, or its hub id.
             template: `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
-            dtype: Compute dtype; `auto` is the one the weights are stored in.
+            dtype: Compute dtype; `auto` is the one that the model's `config.json` names, or else
+                the one that its weights are stored in.
             device: Any torch device; `auto` is the first accelerator, else the CPU.
             pooling: `mean` over all tokens of the prompt, summed in float32, or the `last` one.
             layer: Which of Hugging Face's `hidden_states`; -1 is the last, after the final norm.
             max_length: Longest prompt in tokens; by default the model's own limit.
-            overlong: What to do with longer ones: `truncate` their end, `skip` them, or `error`.
+            overlong: What to do with longer ones. `error` and `skip`: they get no embedding
+                (`encode` raises, a bulk run stops or lists them). `truncate`: cut them as
+                transformers does. `truncate-state`: drop hypotheses of the Lean state, the first
+                ones first, so that its goals and the template stay whole.
             max_batch_tokens: Most tokens of one forward pass, padding included; by default 8,192,
                 and on an accelerator what `calibrate` finds, once that is called.
             batch_size: Most states of one forward pass; by default one for each 32 tokens, and at
@@ -204,7 +208,9 @@ class Encoder:
             engine: How states go through the model; `auto` is the fastest that is right.
             compile_layers: Whether torch compiles the model's layers: `on`, `off`, or `auto`, which
                 leaves it to `calibrate`.
+            revision: Branch, tag or commit of a hub id.
             trust_remote_code: Whether code that comes with the model may run.
+            code_revision: Commit of that code, where it is in another repository than the model.
             engines: Makes the engines to choose from, best first; this package's if not given.
                 Whatever it makes must pass the self-test.
 
@@ -216,8 +222,8 @@ class Encoder:
         chosen = Template.load(template)
         if pooling not in ("mean", "last"):
             raise ArgumentError(f"pooling {pooling!r}: expected mean or last")
-        if overlong not in ("truncate", "skip", "error"):
-            raise ArgumentError(f"overlong {overlong!r}: expected truncate, skip or error")
+        if overlong not in get_args(Overlong):
+            raise ArgumentError(f"overlong {overlong!r}: expected {', '.join(get_args(Overlong))}")
         if dtype != "auto" and dtype not in DTYPES:
             raise ArgumentError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
         if engine not in get_args(EngineName):
@@ -225,7 +231,12 @@ class Encoder:
         if compile_layers not in get_args(Compile):
             raise ArgumentError(f"compile_layers {compile_layers!r}: expected auto, on or off")
         model = load_model(
-            model_path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+            model_path,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            code_revision=code_revision,
         )
         return cls(
             model,
@@ -347,6 +358,8 @@ class Encoder:
             )
             message = f"{len(wrong)} of {len(texts)} states have no row; {named}"
             kinds = {reports[i].status for i in wrong}
+            if "overlong" in kinds:
+                message += "\nhint: cut them with overlong='truncate' or 'truncate-state'"
             raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
         return out
 
@@ -376,6 +389,7 @@ class Encoder:
         reports = self.screen(tokens)
         for i, reason in given.wrong.items():
             reports[i] = RowReport("not_text", 0, reason=reason)
+        _note_same(texts, tokens, reports)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
         for batch in self.runner.run(selected, Rows(out, usable)):
@@ -388,13 +402,8 @@ class Encoder:
         return reports
 
     def screen(self, tokens: Tokens) -> list[RowReport]:
-        """What can be said of each sequence before it is run.
-
-        Raises:
-            ModelError: If the tokenizer gives a token that the model does not know.
-        """
-        self._require_known(tokens)
-        return [self._screen(int(full)) for full in tokens.full_lengths]
+        """What can be said of each sequence before it is run."""
+        return [self._screen(tokens[i], int(full)) for i, full in enumerate(tokens.full_lengths)]
 
     def run(
         self, tokens: Tokens, *, wanted: Callable[[list[int]], bool] = lambda _: True
@@ -449,20 +458,21 @@ class Encoder:
         return bool(off <= 2 * self.runner.spread(sequence))
 
     def _require_room_for_states(self) -> None:
-        """Refuses a template that fills the longest prompt: all prompts would be the same."""
+        """Refuses a longest prompt that what is around the states fills: all would be the same."""
         limit, template = self.prompts.max_length, self.prompts.template
-        before = template.text.partition(PLACE)[0]
-        fixed = int(self.prompts.tokenize_texts([before]).full_lengths[0]) if before else 0
-        if limit is not None and fixed >= limit:
-            raise TemplateError(
-                f"`template` {template.name}: has {fixed} tokens before the state, and prompts may"
-                f" have {limit} (`max_length`)"
-            )
+        before, after = self.prompts.fixed_tokens()
+        if limit is None or before + after < limit:
+            return
+        where = "before" if before >= limit else "around"
+        raise TemplateError(
+            f"`template` {template.name}: has {max(before, before + after)} tokens {where} the"
+            f" state, special tokens included, and prompts may have {limit} (`max_length`)"
+        )
 
     def _require_known(self, tokens: Tokens) -> None:
-        """Refuses tokens without an embedding; on a GPU they would end the process."""
+        """Refuses a model without embeddings for usual tokens."""
         highest = int(tokens.ids.max(initial=0))
-        known = self.model.base.get_input_embeddings().num_embeddings
+        known = self.model.vocabulary
         if highest >= known:
             raise ModelError(
                 f"{self.model.name}: its tokenizer gives token {highest}, and the model knows"
@@ -480,16 +490,30 @@ class Encoder:
         if not (out.flags.c_contiguous and out.flags.writeable):
             raise ArgumentError("out must be C-contiguous and writeable")
 
-    def _screen(self, full: int) -> RowReport:
-        limit = self.prompts.max_length
-        if full == 0:
+    def _screen(self, sequence: NDArray[np.uint32], full: int) -> RowReport:
+        limit, length = self.prompts.max_length, len(sequence)
+        if length == 0:
             return RowReport("empty", 0, reason="the prompt has no token")
-        if limit is None or full <= limit:
-            return RowReport("ok", full)
-        if self.overlong == "truncate":
-            return RowReport("ok", full, truncated=True)
+        highest = int(sequence.max())
+        if highest >= self.model.vocabulary:  # on a GPU it would end the process
+            return RowReport("unknown_token", full, reason=self._unknown(highest))
+        if limit is None or length <= limit:
+            return RowReport("ok", full, truncated=full > length)
         reason = f"{full} tokens are more than `max_length` {limit}"
+        if self.prompts.cut == "hypotheses":
+            reason += ", also without hypotheses"
         return RowReport("overlong", full, reason=reason)
+
+    def _unknown(self, token: int) -> str:
+        if token == int(NOT_PLAIN):
+            return "the tokenizer reads text of the state as a special token"
+        try:
+            text = repr(self.prompts.tokenizer.convert_ids_to_tokens(token))
+        except (KeyError, IndexError, ValueError, TypeError):
+            text = "unknown"
+        return (
+            f"its token {token} ({text}) has no embedding: the model knows {self.model.vocabulary}"
+        )
 
     def _redo_bad_rows(
         self,
@@ -527,6 +551,23 @@ class Encoder:
             out[i] = self.run_alone(tokens[i])
         except EncodingError as error:
             reports[i] = _without_row(tokens, i, error)
+
+
+def _note_same(states: Sequence[str], tokens: Tokens, reports: list[RowReport]) -> None:
+    """Reports states whose prompts became those of other states when they were cut."""
+    if not any(report.truncated for report in reports):
+        return
+    first: dict[bytes, int] = {}
+    for i, report in enumerate(reports):
+        other = first.setdefault(tokens[i].tobytes(), i)
+        cut = report.truncated or reports[other].truncated
+        if cut and report.status == "ok" and states[i] != states[other]:
+            reports[i] = replace(report, same_as=other)
+    count = sum(report.same_as is not None for report in reports)
+    if count:
+        log.warning(
+            "%d states have the embedding of another state, for their prompts are cut", count
+        )
 
 
 def _without_row(tokens: Tokens, index: int, error: EncodingError) -> RowReport:

@@ -3,6 +3,9 @@
 The extension raises the same classes, so `except EbmEncodeError` catches all of them.
 """
 
+import sys
+from importlib import import_module
+
 
 class EbmEncodeError(Exception):
     """Base class. `exit_code` is what the command line exits with."""
@@ -32,6 +35,10 @@ class EncodingError(EbmEncodeError):
 
 class TextFailedError(EncodingError):
     """The model fails on a text, alone too, and works on others."""
+
+
+class LibraryError(EbmEncodeError, ImportError):
+    """A library that models need is missing, or cannot be imported."""
 
 
 class CacheNotFoundError(EbmEncodeError, FileNotFoundError):
@@ -74,3 +81,26 @@ class RejectedRowsError(CheckFailedError):
 
 class VerificationError(CheckFailedError):
     """Rows of this run differ from the same states encoded alone."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of other software says, on one line, with its kind unless that is clear."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"
+
+
+def require_model_libraries() -> None:
+    """Imports torch and transformers, before anything that would fail within them.
+
+    Raises:
+        LibraryError: If one cannot be imported; with the reason.
+    """
+    for name in ("torch", "transformers"):
+        try:
+            import_module(name)
+        except Exception as error:  # a library that is half installed raises anything
+            raise LibraryError(
+                f"{name} cannot be imported by {sys.executable}: {one_line(error)}\n"
+                "hint: install ebm-encode and what it needs in this environment again"
+            ) from error

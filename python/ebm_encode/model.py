@@ -3,23 +3,43 @@
 Knows nothing of templates, pooling or caches.
 """
 
-import json
 import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 
-from ebm_encode.errors import ArgumentError, ModelError
+from ebm_encode.errors import ArgumentError, ModelError, one_line
+from ebm_encode.loaded_weights import require_same_shapes, require_weights
+from ebm_encode.model_files import (
+    FileStates,
+    commit_of,
+    find_folder,
+    foreign_code,
+    weight_files,
+)
+from ebm_encode.rotary import RotaryState, max_positions, stretches_after
+
+__all__ = [
+    "DTYPES",
+    "Dtype",
+    "Model",
+    "find_folder",
+    "load_model",
+    "load_tokenizer",
+    "longest_prompt",
+    "one_line",
+    "silence_transformers",
+    "text_config_of",
+    "weight_files",
+]
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +50,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("vocab.json", "vocab.txt", "tokenizer_config.json"),
-)
-# A tokenizer may say "no limit" with a very large number.
-_NO_LIMIT = 10**9
-
 
 @dataclass(frozen=True)
 class Model:
@@ -46,15 +58,19 @@ class Model:
     Attributes:
         name: The path or hub id as given.
         folder: The folder with its files.
-        base: The transformers base model, on its device, in inference mode; no head. Of an
-            encoder-decoder it is the encoder.
-        config: Its configuration.
-        tokenizer: Its tokenizer.
+        base: The transformers base model, on its device, in inference mode; no head. For
+            encoder-decoder models it is the encoder.
+        config: The configuration that it was made from, as it stands in the files.
+        tokenizer: Its tokenizer. Encoders use a copy of their own.
         dtype: Name of the compute dtype.
         max_positions: Longest sequence in tokens, `None` if the model has no limit.
         stretches_after: Length in tokens beyond which a batch's longest sequence changes the rotary
             positions of all of it (dynamic NTK, LongRoPE); `None` if the model has no such.
         own_code: Whether code that came with the model was let run.
+        quantization: How the weights are held, as the loader decided: its settings, and the
+            dtypes in memory; `None` if they are not quantised.
+        files: How its files were before they were loaded.
+        rotary: Its rotary tables; every pass resets them.
     """
 
     name: str
@@ -66,6 +82,9 @@ class Model:
     max_positions: int | None
     stretches_after: int | None
     own_code: bool
+    quantization: dict[str, Any] | None = None
+    files: FileStates = field(default_factory=lambda: FileStates(()), repr=False)
+    rotary: RotaryState = field(default_factory=RotaryState, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +98,20 @@ class Model:
             return f"cuda ({torch.cuda.get_device_name(self.device)})"
         return f"{self.device.type} ({platform.machine()})"
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it has an embedding for.
+
+        Raises:
+            ModelError: If the model's code does not say.
+        """
+        return _vocabulary(self.name, self.base)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub's, if it came from there."""
+        return commit_of(self.folder)
+
     def stretching(self, lengths: NDArray[np.int64]) -> list[int]:
         """Which sequences of such lengths would change the positions of others in their batch."""
         if self.stretches_after is None:
@@ -87,30 +120,41 @@ class Model:
 
 
 def load_model(
-    name: str, *, dtype: Dtype = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
 ) -> Model:
     """Loads a model and its tokenizer from a folder or by hub id.
 
     Args:
         name: Folder, or hub id.
-        dtype: Compute dtype; `auto` is the one the weights are stored in.
+        dtype: Compute dtype; `auto` is the one that `config.json` names, or else the one that the
+            weights are stored in.
         device: Any torch device; `auto` is the first accelerator, else the CPU.
+        revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether code that comes with the model may run.
+        code_revision: Commit of that code where `auto_map` takes it from another repository.
 
     Raises:
-        ModelError: If anything about it keeps it from being used, weights that the files lack
-            included (transformers would make them up).
+        ModelError: If anything about it keeps it from being used; also if its files lack weights or
+            persistent buffers (transformers would make them up), or change meanwhile.
     """
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
-    folder = find_folder(name, with_code=trust_remote_code)
+    folder = find_folder(name, revision=revision, with_code=trust_remote_code)
+    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
     target = _device(device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    weights = weight_files(folder)
+    files = FileStates.of_folder(folder, weights)
     with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
     encodes = getattr(config, "is_encoder_decoder", False)
     kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
+    tokenizer = _tokenizer(name, folder, options)
     with _naming(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         whole, info = kind.from_pretrained(
             folder,
             dtype=DTYPES.get(dtype, "auto"),
@@ -121,13 +165,17 @@ def load_model(
         )
         base = whole.get_encoder() if encodes else _base_of(whole)
     base = base.eval().requires_grad_(requires_grad=False)
-    _require_same_shapes(name, info)
-    _require_weights(name, whole, base, info)
+    require_same_shapes(name, info)
+    with _naming(name):
+        require_weights(name, whole, base, info, weights)
+        quantization = _quantization(whole, base)
+    _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"`device` {device}: {one_line(error)}") from error
+    stretches = stretches_after(text_config)
     return Model(
         name=name,
         folder=folder,
@@ -135,9 +183,12 @@ def load_model(
         config=config,
         tokenizer=tokenizer,
         dtype=str(base.dtype).removeprefix("torch."),
-        max_positions=_max_positions(text_config, tokenizer),
-        stretches_after=_stretches_after(text_config),
-        own_code=trust_remote_code and any(folder.glob("*.py")),
+        max_positions=max_positions(text_config, tokenizer),
+        stretches_after=stretches,
+        own_code=trust_remote_code,
+        quantization=quantization,
+        files=files,
+        rotary=RotaryState(base if stretches is not None else None),
     )
 
 
@@ -160,10 +211,37 @@ def _base_of(causal: Any) -> Any:
     return next(inner, causal)
 
 
+def _vocabulary(name: str, base: Any) -> int:
+    try:
+        embeddings = base.get_input_embeddings()
+        return int(getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0])
+    except (NotImplementedError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{name}: {type(base).__name__} does not say which tokens it has embeddings for"
+            f" (get_input_embeddings: {one_line(error)})\n"
+            "hint: add get_input_embeddings to the model's code"
+        ) from error
+
+
+def _quantization(whole: Any, base: Any) -> dict[str, Any] | None:
+    """What the loader made of a quantised checkpoint on this machine.
+
+    That is not what `config.json` says: FP8, for one, is dequantised where the hardware has none.
+    """
+    settings = getattr(whole.config, "quantization_config", None)
+    if settings is None:
+        return None
+    held = {str(t.dtype).removeprefix("torch.") for t in base.state_dict().values()}
+    whole_settings = settings if isinstance(settings, dict) else settings.to_dict()
+    return {"settings": whole_settings, "held_as": sorted(held)}
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:  # a damaged folder makes transformers raise anything
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -173,106 +251,63 @@ def _naming(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> tuple[Any, int | None]:
+def _code_options(
+    name: str, folder: Path, code_revision: str | None, *, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The options of transformers for code that comes with a model.
+
+    Raises:
+        ModelError: If it comes from another repository, and not from one commit of it.
+    """
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    foreign = foreign_code(folder, name) if trust_remote_code else []
+    if code_revision is not None:
+        if len(code_revision) != 40 or set(code_revision) - set("0123456789abcdef"):  # noqa: PLR2004
+            raise ModelError(
+                f"`code_revision` {code_revision}: expected a commit, 40 hex digits; branches and"
+                " tags move"
+            )
+        options["code_revision"] = code_revision
+    elif foreign:
+        raise ModelError(
+            f"{name}: its code comes from another repository ({', '.join(foreign)}), whatever that"
+            " holds at the time\nhint: pin it with `code_revision`, or copy the files into"
+            " the model's folder and take the repository out of auto_map"
+        )
+    return options
+
+
+def _tokenizer(name: str, folder: Path, options: dict[str, Any]) -> Any:
+    with _naming(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        if isinstance(tokenizer.model_max_length, str):  # transformers compares it with numbers
+            tokenizer.model_max_length = int(float(tokenizer.model_max_length))
+    return tokenizer
+
+
+def load_tokenizer(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+) -> tuple[Any, int | None]:
     """A model's tokenizer, and its longest sequence in tokens (`None`: no limit); no weights.
 
     Raises:
         ModelError: If they cannot be loaded.
     """
-    folder = find_folder(name, with_code=trust_remote_code, with_weights=False)
+    folder = find_folder(name, revision=revision, with_code=trust_remote_code, with_weights=False)
+    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
     with _naming(name):
-        options = {"trust_remote_code": trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    return tokenizer, _max_positions(text_config_of(config), tokenizer)
+    tokenizer = _tokenizer(name, folder, options)
+    return tokenizer, max_positions(text_config_of(config), tokenizer)
 
 
 def silence_transformers() -> None:
     """Leaves transformers' warnings out; what matters of them is an error here anyway."""
     transformers.utils.logging.set_verbosity_error()
-
-
-def find_folder(name: str, *, with_code: bool = False, with_weights: bool = True) -> Path:
-    """The folder of a model: the one named, or the hub's files, fetched if need be.
-
-    Args:
-        name: Folder, or hub id.
-        with_code: Whether code that comes with the model is needed.
-        with_weights: Whether its weights are needed.
-
-    Raises:
-        ModelError: If there is no such folder and the hub does not have it or cannot be reached.
-    """
-    if not name:
-        raise ModelError("`model_path`: is empty, expected a model's folder or hub id")
-    try:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            _require_files(path)
-            if with_weights:
-                weight_files(path)
-            return path
-        exists = path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
-        raise ModelError(f"`model_path` {name[:80]}: {one_line(error)}") from error
-    if exists:
-        raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
-    patterns = [
-        *_HUB_FILES,
-        *(["*.py"] if with_code else []),
-        *(["*.safetensors"] if with_weights else []),
-    ]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ModelError(f"{name}: no such folder, and not a hub id") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{name}: no such folder, and not to be had from the hub: {one_line(error)}"
-        ) from error
-
-
-def _require_files(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: the folder has no config.json; is it a model's folder?")
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(f"{folder}: has an adapter, which is not supported; merge it first")
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        raise ModelError(
-            f"{folder}: has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}"
-        )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads weights from.
-
-    Raises:
-        ModelError: If there are none.
-    """
-    files: list[Path] = []
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{kind}.index.json"
-        if (folder / kind).is_file():
-            files = [folder / kind]
-        elif index.is_file():
-            files = [folder / shard for shard in _shards(index)]
-        if files:
-            break
-    if not files:
-        raise ModelError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
-    return files
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        parsed = json.loads(index.read_bytes())
-        shards = sorted({str(shard) for shard in parsed["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: is no index of weight files: {one_line(error)}") from error
-    absent = [shard for shard in shards if not (index.parent / shard).is_file()]
-    if absent or not shards:
-        raise ModelError(f"{index}: names {', '.join(absent[:3]) or 'no file'}, not to be found")
-    return shards
 
 
 def _device(device: str) -> torch.device:
@@ -288,44 +323,6 @@ def _device(device: str) -> torch.device:
     return found
 
 
-def _require_same_shapes(name: str, info: dict[str, Any]) -> None:
-    """Refuses weights of other shapes than the model's; transformers would make them up."""
-    mismatched = sorted((str(key), *shapes) for key, *shapes in info.get("mismatched_keys", ()))
-    if mismatched:
-        some = "; ".join(
-            f"{key} is {[*held]}, expected {[*wanted]}" for key, held, wanted in mismatched[:3]
-        )
-        raise ModelError(
-            f"{name}: {len(mismatched)} weights in its files do not have the shapes of its"
-            f" config.json: {some}\nhint: was the vocabulary resized and config.json not saved with"
-            " the weights, or the other way round?"
-        )
-
-
-def _require_weights(name: str, whole: Any, base: Any, info: dict[str, Any]) -> None:
-    """Refuses a model some of whose weights the files do not have."""
-    own = {parameter for parameter, _ in base.named_parameters()}
-    within = (path for path, module in whole.named_modules() if module is base)
-    prefix = f"{next(within, whole.base_model_prefix)}."
-    missing = {key.removeprefix(prefix) for key in info["missing_keys"]} & own
-    missing |= {str(entry[0]) for entry in info.get("mismatched_keys", ())}
-    rooms = {child for child, _ in base.named_children()}
-    unused = {key.removeprefix(prefix) for key in info["unexpected_keys"]}
-    unused = {key for key in unused if key.partition(".")[0] in rooms and "inv_freq" not in key}
-    if unused:
-        some = ", ".join(sorted(unused)[:3])
-        raise ModelError(
-            f"{name}: {len(unused)} weights of its files have no place in the model of its"
-            f" config.json ({some}, …); the model would run without them"
-        )
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise ModelError(
-            f"{name}: {len(missing)} weights are not in its files or of another shape ({some}, …);"
-            " the model would run on made-up numbers"
-        )
-
-
 def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
     """How long prompts may be in tokens: what was asked for, or the model's limit.
 
@@ -339,29 +336,3 @@ def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
     if limit is not None and max_length > limit:
         raise ArgumentError(f"`max_length` {max_length}: the model reads at most {limit} tokens")
     return max_length
-
-
-def _max_positions(config: Any, tokenizer: Any) -> int | None:
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    known = [int(n) for n in limits if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
-    return min(known, default=None)
-
-
-def _stretches_after(config: Any) -> int | None:
-    ropes = getattr(config, "rope_parameters", None) or {}
-    layered = ropes.values() if all(isinstance(rope, dict) for rope in ropes.values()) else [ropes]
-    limits = [
-        rope.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings
-        for rope in layered
-        if rope.get("rope_type") in {"dynamic", "longrope"}
-    ]
-    return min(map(int, limits), default=None)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception of other software says, on one line, with its kind unless that is clear."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else ""
-    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"

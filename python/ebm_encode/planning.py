@@ -21,6 +21,7 @@ class Forecast:
     Attributes:
         states: Number of distinct states that have tokens.
         without_tokens: Number of those that have none; `encode` puts them aside.
+        too_long: Number of those whose prompts are too long and are not cut; `encode` skips them.
         tokens: Tokens of all prompts, after any cut: what goes through without sharing.
         truncated: Prompts longer than the longest length.
         unique_nodes: Distinct prefixes of the whole corpus: what no engine can do without.
@@ -34,6 +35,7 @@ class Forecast:
 
     states: int
     without_tokens: int
+    too_long: int
     tokens: int
     truncated: int
     unique_nodes: int
@@ -55,6 +57,7 @@ def forecast(
     max_rows: int,
     rate: float | None = None,
     without_tokens: int = 0,
+    too_long: int = 0,
 ) -> Forecast:
     """The cost of encoding sequences, which stand in the order of their texts.
 
@@ -66,6 +69,7 @@ def forecast(
         max_rows: Most sequences of a window.
         rate: Tokens per second that the model manages.
         without_tokens: States that are left out because they have no token.
+        too_long: States that are left out because their prompts are too long.
     """
     windows = in_windows = 0
     for start in range(0, len(tokens), CHUNK_STATES):
@@ -79,6 +83,7 @@ def forecast(
     return Forecast(
         states=len(tokens),
         without_tokens=without_tokens,
+        too_long=too_long,
         tokens=int(lengths.sum()),
         truncated=int((tokens.full_lengths > lengths).sum()),
         unique_nodes=_core.count_nodes(tokens.ids, tokens.offsets),

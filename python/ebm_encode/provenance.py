@@ -39,13 +39,18 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
         "batches": _batches(encoder),
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "device": model.device_name,
-        "versions": {
-            "ebm_encode": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
+        "versions": versions(),
+    } | ({"commit": model.commit} if model.commit else {})
+
+
+def versions() -> dict[str, str]:
+    """The software that makes embeddings, and its versions."""
+    return {
+        "ebm_encode": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
     }
 
 

@@ -63,13 +63,18 @@ class Journal:
                 self.records |= read_list(file)
                 self._files += 1
 
-    def add(self, records: list[dict[str, Any]]) -> None:
+    def add(self, records: list[dict[str, Any]], *, replace: bool = False) -> None:
         """Adds records; they are on the disk when this returns.
+
+        Args:
+            records: The records.
+            replace: Whether they take the place of earlier ones of the same states.
 
         Raises:
             CacheIOError: If they cannot be written.
         """
-        new = [record for record in records if record["state"] not in self.records]
+        known = {} if replace else self.records
+        new = [record for record in records if record["state"] not in known]
         if not new:
             return
         write_list(f"{self._folder}/overlong-{self._files:09}.jsonl", new)

@@ -67,3 +67,8 @@ class Template:
     def markers(self) -> list[str]:
         """What in the text looks like a control marker, each once, in order."""
         return list(dict.fromkeys(_MARKER.findall(self.text)))
+
+
+def looks_like_marker(text: str) -> bool:
+    """Whether the whole text looks like a control marker."""
+    return _MARKER.fullmatch(text) is not None

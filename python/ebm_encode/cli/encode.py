@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from ebm_encode import _core
 from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import SECONDS, whole
-from ebm_encode.errors import ArgumentError
+from ebm_encode.errors import ArgumentError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN
 from ebm_encode.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
 from ebm_encode.templates import Template
@@ -49,7 +49,7 @@ def encode(
     ] = "auto",
     compile_layers: Annotated[Literal["auto", "on", "off"], Parameter(name="--compile")] = "auto",
     max_length: Annotated[int | None, AtLeastOne] = None,
-    overlong: Literal["truncate", "skip", "error"] = "truncate",
+    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
     template: str = "raw",
     pooling: Literal["mean", "last"] = "mean",
     layer: int = -1,
@@ -61,7 +61,9 @@ def encode(
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
     allow_quarantine: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
+    revision: str | None = None,
     trust_remote_code: Annotated[bool, Flag] = False,
+    code_revision: str | None = None,
     quiet: Annotated[bool, Flag] = False,
     json_summary: Annotated[
         bool, Parameter(name="--json", negative="", show_default=False)
@@ -86,15 +88,18 @@ def encode(
         max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit
             that matters; by default 8,192 on a CPU, and on an accelerator what is measured to be
             fastest on the first states.
-        dtype: Compute dtype; auto is the one the weights are stored in.
+        dtype: Compute dtype; auto is the one that the model's config.json names, or else the one
+            that its weights are stored in.
         device: Any torch device; auto is the first accelerator, else the CPU.
         engine: How states go through the model; auto is the fastest one whose rows are those of
             each state alone on this very model.
         compile_layers: Whether torch compiles the model's layers, which takes about half a minute;
             auto does so for long work on a GPU, if it proves faster there.
         max_length: Longest prompt in tokens; by default the model's own limit.
-        overlong: What to do with longer ones: cut off their end, leave them out, or stop.
-            They are listed in OUTPUT.overlong.jsonl.
+        overlong: What to do with longer ones. skip: they get no embedding. error: stop.
+            truncate: cut them as transformers does. truncate-state: drop hypotheses of the Lean
+            state, the first ones first, so that its goals and the template stay whole. All but
+            error list them in OUTPUT.overlong.jsonl.
         template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with
             {state} in it.
         pooling: Mean over all tokens of the prompt, or the last token only.
@@ -111,7 +116,9 @@ def encode(
         allow_quarantine: Exit with 0 even if some states have no right row
             (OUTPUT.quarantine.jsonl lists them).
         overwrite: Replace an output that is already there, whichever encoder made it.
+        revision: Branch, tag or commit of a hub id.
         trust_remote_code: Let code that comes with the model run.
+        code_revision: Commit of that code, where it is in another repository than the model.
         quiet: Show no progress and no summary.
         json_summary: Print the summary as JSON on standard output.
     """
@@ -130,8 +137,10 @@ def encode(
         raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
     _tell_input(states)
     with _writer(output) as writer:
+        require_model_libraries()
         from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
+        from ebm_encode.former import naming_the_way_out  # noqa: PLC0415
         from ebm_encode.model import silence_transformers  # noqa: PLC0415
         from ebm_encode.provenance import describe_run  # noqa: PLC0415
 
@@ -151,18 +160,21 @@ def encode(
             batch_size=batch_size,
             engine=engine,
             compile_layers=compile_layers,
+            revision=revision,
             trust_remote_code=trust_remote_code,
+            code_revision=code_revision,
         )
         encoder.require_finite()
         log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
-        writer.open(
-            encoder.identity,
-            encoder.dim,
-            checkpoint_rows=checkpoint_rows,
-            checkpoint_seconds=checkpoint_seconds,
-            overwrite=overwrite,
-        )
-        run = BulkRun(encoder, writer, output)
+        with naming_the_way_out(output, encoder.identity):
+            writer.open(
+                encoder.identity,
+                encoder.dim,
+                checkpoint_rows=checkpoint_rows,
+                checkpoint_seconds=checkpoint_seconds,
+                overwrite=overwrite,
+            )
+        run = BulkRun(encoder, writer, output, overwrite=overwrite)
         todo = run.adopt(cache or [], states.texts)
         size = sum(len(state.encode()) for state in todo)
         progress = EncodingProgress(len(todo), size, quiet=quiet, console=stderr_console())
@@ -277,11 +289,14 @@ def _print_summary(
         "already there": f"{outcome.already_there:,}",
         "other caches": f"{outcome.from_caches:,}",
         "truncated": f"{outcome.truncated:,}",
-        "skipped": f"{outcome.skipped:,}",
+        "skipped": f"{outcome.skipped:,}"
+        + (" longer than --max-length" if outcome.skipped else ""),
         "quarantined": f"{len(outcome.quarantined):,}",
     }
     if outcome.truncated or outcome.skipped:
         lines["overlong states"] = side_file(output, OVERLONG)
+    if outcome.same_by_cutting:
+        lines["same when cut"] = f"{outcome.same_by_cutting:,} states have the embedding of another"
     if outcome.quarantined:
         lines["bad rows"] = side_file(output, QUARANTINE)
     if outcome.verification:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import PER_SECOND, whole
-from ebm_encode.errors import InputError
+from ebm_encode.errors import InputError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN
 from ebm_encode.templates import Template
 
@@ -25,11 +25,14 @@ def plan(
     batch_size: Annotated[int | None, whole(at_least=1)] = None,
     max_batch_tokens: Annotated[int | None, whole(at_least=1)] = None,
     max_length: Annotated[int | None, whole(at_least=1)] = None,
+    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
     invalid_rows: Literal["error", "skip"] = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
+    revision: str | None = None,
     trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    code_revision: str | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
     """Show what encoding would cost: tokens, shared prefixes, padding, time. Runs no model.
@@ -42,11 +45,14 @@ def plan(
             least 256.
         max_batch_tokens: Most tokens in one forward pass; by default 8,192.
         max_length: Longest prompt in tokens; by default the model's own limit.
+        overlong: What `encode` would do with longer ones.
         template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
         column: The column or JSON field that holds the state.
         invalid_rows: What to do about input rows that hold no text: stop, or skip them.
         rate: Tokens per second that the model manages, for the expected time; `encode` shows it.
+        revision: Branch, tag or commit of a hub id.
         trust_remote_code: Let code that comes with the model run.
+        code_revision: Commit of that code, where it is in another repository than the model.
         json_output: Print JSON.
     """
     require_names(model_path=model_path, template=template)
@@ -57,24 +63,40 @@ def plan(
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     for warning in states.warnings:
         log.warning("%s", warning)
+    require_model_libraries()
+    from ebm_encode.cutting import cut_for  # noqa: PLC0415
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
     from ebm_encode.model import load_tokenizer, longest_prompt  # noqa: PLC0415
     from ebm_encode.planning import forecast  # noqa: PLC0415
     from ebm_encode.tokens import Prompts  # noqa: PLC0415
 
-    tokenizer, limit = load_tokenizer(model_path, trust_remote_code=trust_remote_code)
+    tokenizer, limit = load_tokenizer(
+        model_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        code_revision=code_revision,
+    )
     longest = longest_prompt(limit, max_length)
     budget = Budget.of(max_batch_tokens, batch_size)
-    tokens = Prompts(tokenizer, chosen, longest).tokenize(sorted(states.texts))
-    usable = np.flatnonzero(tokens.lengths).tolist()
-    if not usable:
+    prompts = Prompts(tokenizer, chosen, longest, cut=cut_for(overlong))
+    tokens = prompts.tokenize(sorted(states.texts))
+    has_tokens = tokens.lengths > 0
+    fits = tokens.lengths <= (longest or np.inf)
+    usable = np.flatnonzero(has_tokens & fits).tolist()
+    if not has_tokens.any():
         raise InputError("no state has a token under this tokenizer and template")
+    if not usable:
+        raise InputError(
+            f"all prompts are longer than {longest} tokens (--max-length)\n"
+            "hint: raise it, or cut prompts with --overlong truncate or truncate-state"
+        )
     report = forecast(
         tokens.select(usable),
         max_nodes=budget.tokens,
         max_rows=budget.rows,
         rate=rate,
-        without_tokens=len(tokens) - len(usable),
+        without_tokens=int((~has_tokens).sum()),
+        too_long=int((~fits).sum()),
     ).to_json()
     if json_output:
         print(json.dumps(report))  # noqa: T201
@@ -87,9 +109,8 @@ def _print(report: dict[str, Any]) -> None:
     tokens, through = report["tokens"], report["window_nodes"]
     lines = {
         "states": f"{report['states']:,}, {report['truncated']:,} of them cut"
-        + (
-            f"; {report['without_tokens']:,} more have no token" if report["without_tokens"] else ""
-        ),
+        + (f"; {report['without_tokens']:,} more have no token" if report["without_tokens"] else "")
+        + (f"; {report['too_long']:,} more are too long" if report["too_long"] else ""),
         "tokens": f"{tokens:,}, {tokens / report['states']:,.1f} a state",
         "distinct prefixes": f"{report['unique_nodes']:,}, {tokens / report['unique_nodes']:.2f}"
         " tokens for each",

@@ -19,7 +19,7 @@ class LayerTap:
     """Runs the base model and gives one hidden state, without making the others."""
 
     def __init__(self, model: Model, layer: int) -> None:
-        self._base = model.base
+        self._base, self._rotary = model.base, model.rotary
         blocks = blocks_of(model)
         count = int(text_config_of(model.config).num_hidden_layers)
         if not -count - 1 <= layer <= count:
@@ -39,6 +39,7 @@ class LayerTap:
         ids = torch.arange(8, device=model.device)[None, :]  # (1, T)
         mask = torch.ones_like(ids)
         with inference():
+            self._rotary.reset()
             states = self._base(
                 input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
             ).hidden_states
@@ -61,6 +62,8 @@ class LayerTap:
         return seen[0]
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> Any:
+        # Every pass of every engine comes by here: none may depend on the ones before.
+        self._rotary.reset()
         try:
             output = self._base(**inputs, use_cache=False, return_dict=True)
         except _Reached:

@@ -166,7 +166,7 @@ class Selection:
                 self.uncompile()
                 candidates = (engine, *candidates)
             elif self._forced:
-                raise ModelError(f"--engine {engine.name}: cannot be used for this model: {reason}")
+                raise ModelError(f"`engine` {engine.name}: cannot be used for this model: {reason}")
             before = (*self.choice.refused, reason)
             choice = self._tried(candidates, sample, before)
             if self._forced:
@@ -189,7 +189,7 @@ class Selection:
     def _compile_or_fail(self) -> None:
         engine = self.engine
         if not isinstance(engine, WindowEngine):
-            raise ModelError(f"--compile on: engine {engine.name} runs layers only as they are")
+            raise ModelError(f"`compile_layers` on: engine {engine.name} runs layers only as they are")
         proven = False
         try:
             engine.compile(layers=True)
@@ -201,7 +201,7 @@ class Selection:
             if not proven:
                 self.uncompile()
         if not proven:
-            raise ModelError(f"--compile on: cannot be used for this model: {reason}")
+            raise ModelError(f"`compile_layers` on: cannot be used for this model: {reason}")
         self.choice = replace(self.choice)
         self.compared = Compared(length=choice.longest)  # what was compared, ran otherwise
 

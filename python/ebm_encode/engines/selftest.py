@@ -198,4 +198,4 @@ def require_engine(choice: EngineChoice, name: str) -> None:
         ModelError: If the engine of that name failed.
     """
     if choice.engine.name != name:
-        raise ModelError(f"--engine {name}: cannot be used for this model: {choice.reason}")
+        raise ModelError(f"`engine` {name}: cannot be used for this model: {choice.reason}")

@@ -13,7 +13,8 @@ pub struct PythonEncoderOptions {
     pub model_path: String,
     /// `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
     pub template: Option<String>,
-    /// `float32`, `bfloat16`, `float16`, or `auto`: the one the weights are stored in.
+    /// `float32`, `bfloat16`, `float16`, or `auto`: the one that the model's `config.json` names, or else the
+    /// one that its weights are stored in.
     pub dtype: Option<String>,
     /// Any torch device; `auto` is the first accelerator, else the CPU.
     pub device: Option<String>,
@@ -23,7 +24,8 @@ pub struct PythonEncoderOptions {
     pub layer: Option<i64>,
     /// Longest prompt in tokens; by default the model's own limit.
     pub max_length: Option<usize>,
-    /// What to do with longer ones: `truncate`, or `skip`, which reports them.
+    /// What to do with longer ones: `error` or `skip` (the default), which report them; `truncate`, which cuts
+    /// them as transformers does; `truncate-state`, which drops hypotheses of the state.
     pub overlong: Option<String>,
     /// Most tokens of one forward pass; 8,192 by default.
     pub max_batch_tokens: Option<usize>,
@@ -31,8 +33,12 @@ pub struct PythonEncoderOptions {
     pub batch_size: Option<usize>,
     /// How states go through the model.
     pub engine: Option<String>,
+    /// Branch, tag or commit of a hub id.
+    pub revision: Option<String>,
     /// Whether code that comes with the model may run.
     pub trust_remote_code: bool,
+    /// Commit of that code, where it is in another repository than the model.
+    pub code_revision: Option<String>,
     /// Threads of torch within one operation; fewer leave cores to the host's own threads.
     pub threads: Option<usize>,
 }
@@ -53,7 +59,9 @@ impl PythonEncoderOptions {
             max_batch_tokens: None,
             batch_size: None,
             engine: None,
+            revision: None,
             trust_remote_code: false,
+            code_revision: None,
             threads: None,
         }
     }
@@ -70,6 +78,8 @@ impl PythonEncoderOptions {
             ("pooling", &self.pooling),
             ("overlong", &self.overlong),
             ("engine", &self.engine),
+            ("revision", &self.revision),
+            ("code_revision", &self.code_revision),
         ];
         for (name, text) in texts {
             if let Some(text) = text {

@@ -35,7 +35,7 @@ pub(crate) struct ModelArguments {
     /// Longest prompt in tokens; by default the model's own limit.
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// What to do with longer ones: truncate, or skip.
+    /// What to do with longer ones: skip (the default), truncate, or truncate-state, which drops hypotheses.
     #[arg(long)]
     overlong: Option<String>,
     /// Most tokens of one forward pass.
@@ -50,9 +50,15 @@ pub(crate) struct ModelArguments {
     /// Threads of torch within one operation.
     #[arg(long, value_name = "N")]
     torch_threads: Option<usize>,
+    /// Branch, tag or commit of a hub id.
+    #[arg(long)]
+    revision: Option<String>,
     /// Run code that comes with the model.
     #[arg(long)]
     trust_remote_code: bool,
+    /// Commit of that code, where it is in another repository than the model.
+    #[arg(long, value_name = "COMMIT")]
+    code_revision: Option<String>,
 }
 
 impl PythonArguments {
@@ -79,7 +85,9 @@ impl ModelArguments {
             batch_size: self.batch_size,
             engine: self.engine.clone(),
             threads: self.torch_threads,
+            revision: self.revision.clone(),
             trust_remote_code: self.trust_remote_code,
+            code_revision: self.code_revision.clone(),
             ..PythonEncoderOptions::new(model_path)
         };
         PythonEncoder::load(python, &options)

@@ -121,9 +121,21 @@ impl PyCacheWriter {
         Ok(verdicts.collect())
     }
 
-    fn adopt(&self, py: Python<'_>, cache: PathBuf, wanted: Vec<PyBackedStr>) -> PyResult<u64> {
+    #[pyo3(signature = (cache, wanted, *, made_by = None))]
+    fn adopt(
+        &self,
+        py: Python<'_>,
+        cache: PathBuf,
+        wanted: Vec<PyBackedStr>,
+        made_by: Option<&PyIdentity>,
+    ) -> PyResult<u64> {
         let wanted: Vec<&str> = wanted.iter().map(|state| &**state).collect();
-        self.with(py, |writer| writer.adopt(cache, &wanted))?.map_err(cache_error)
+        let made_by = made_by.map(|identity| &identity.identity);
+        let adopt = |writer: &mut CacheWriter| match made_by {
+            Some(identity) => writer.adopt_from(cache, &wanted, identity),
+            None => writer.adopt(cache, &wanted),
+        };
+        self.with(py, adopt)?.map_err(cache_error)
     }
 
     fn allow_equal(&self, py: Python<'_>, left: &str, right: &str) -> PyResult<()> {

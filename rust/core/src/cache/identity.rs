@@ -57,9 +57,13 @@ impl Identity {
     }
 
     /// Digest of the whole identity, for naming files and for a quick comparison: 32 hex digits.
+    ///
+    /// The BLAKE3 digest of the JSON object without spaces, keys of every object sorted by code point.
     #[must_use]
     pub fn digest(&self) -> String {
-        blake3::hash(self.to_json().as_bytes()).to_hex()[..32].to_owned()
+        let mut text = String::new();
+        write_sorted(&Value::Object(self.fields()), &mut text);
+        blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()
     }
 
     fn fields(&self) -> serde_json::Map<String, Value> {
@@ -67,6 +71,37 @@ impl Identity {
             Ok(Value::Object(fields)) => fields,
             _ => unreachable!("a struct of strings and integers serialises to an object"),
         }
+    }
+}
+
+/// Writes a value with sorted keys. In what order `serde_json` keeps an object's keys depends on a feature
+/// (`preserve_order`) that any other crate of a build may switch on; the digest must not depend on it.
+fn write_sorted(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(fields) => {
+            let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
+            text.push('{');
+            for (i, (name, value)) in sorted.into_iter().enumerate() {
+                if i > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Value::String(name.clone()).to_string());
+                text.push(':');
+                write_sorted(value, text);
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    text.push(',');
+                }
+                write_sorted(item, text);
+            }
+            text.push(']');
+        }
+        plain => text.push_str(&plain.to_string()),
     }
 }
 
@@ -84,7 +119,8 @@ pub struct FieldDifference {
 impl fmt::Display for FieldDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { field, left, right } = self;
-        write!(f, "{field} ({} here, {} there)", shorten(left), shorten(right))
+        let same = left.chars().zip(right.chars()).take_while(|(l, r)| l == r).count();
+        write!(f, "{field} ({} here, {} there)", excerpt(left, same), excerpt(right, same))
     }
 }
 
@@ -121,11 +157,20 @@ pub fn differences(left: Option<&Identity>, right: Option<&Identity>) -> Vec<Fie
         .collect()
 }
 
-fn shorten(text: &str) -> String {
+/// The part of a text around its character number `at`, on one line; `…` where something is cut.
+fn excerpt(text: &str, at: usize) -> String {
     const LONGEST: usize = 48;
-    let text = text.escape_debug().to_string();
-    if text.chars().count() <= LONGEST {
-        return text;
+    const BEFORE: usize = 16;
+    let length = text.chars().count();
+    // The whole text if it is short, the last characters if the difference is near the end.
+    let start = at.saturating_sub(BEFORE).min(length.saturating_sub(LONGEST));
+    let part: String = text.chars().skip(start).take(LONGEST).collect();
+    let mut shown = part.escape_debug().to_string();
+    if start > 0 {
+        shown.insert(0, '…');
     }
-    text.chars().take(LONGEST).chain("…".chars()).collect()
+    if start + LONGEST < length {
+        shown.push('…');
+    }
+    shown
 }

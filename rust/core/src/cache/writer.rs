@@ -204,8 +204,25 @@ impl CacheWriter {
     /// # Errors
     /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.
     pub fn adopt(&mut self, cache: impl AsRef<Path>, wanted: &[&str]) -> CacheResult<u64> {
+        let identity = self.identity.clone();
+        self.adopt_from(cache, wanted, &identity)
+    }
+
+    /// Takes rows of the wanted states from a cache whose identity is `made_by`.
+    ///
+    /// For an identity in the form of an earlier version: the caller vouches that the embeddings of these
+    /// states are the same under both.
+    ///
+    /// # Errors
+    /// As of [`CacheWriter::adopt`], with `made_by` for the writer's identity.
+    pub fn adopt_from(
+        &mut self,
+        cache: impl AsRef<Path>,
+        wanted: &[&str],
+        made_by: &Identity,
+    ) -> CacheResult<u64> {
         let files = open_files(cache.as_ref())?;
-        files.iter().try_for_each(|file| self.require(file))?;
+        files.iter().try_for_each(|file| self.require_from(file, made_by))?;
         for (left, right) in same_tokens(&files)?.key_pairs() {
             self.checker.allow_equal(left, right);
         }

@@ -134,8 +134,13 @@ impl CacheWriter {
     }
 
     pub(super) fn require(&self, file: &RowFile) -> CacheResult<()> {
+        self.require_from(file, &self.identity)
+    }
+
+    /// Refuses a file of another encoder than `expected`, or of another width.
+    pub(super) fn require_from(&self, file: &RowFile, expected: &Identity) -> CacheResult<()> {
         let made_by = file.footer().map(|footer| &footer.identity);
-        require_same(file.path(), made_by, Some(&self.identity), "the one at hand")?;
+        require_same(file.path(), made_by, Some(expected), "the one at hand")?;
         if file.dim() != self.dim {
             let (found, dim) = (file.dim(), self.dim);
             let detail = format!("rows have {found} values, this encoder's {dim}");
