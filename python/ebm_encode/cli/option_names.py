@@ -9,7 +9,7 @@ _OPTIONS = {
             *("batch_size", "cache", "checkpoint_rows", "checkpoint_seconds", "column", "device"),
             *("dtype", "engine", "invalid_rows", "layer", "max_batch_tokens", "max_length"),
             *("model_path", "output", "overlong", "overwrite", "pooling", "template"),
-            *("trajectories", "trust_remote_code", "verify_sample"),
+            *("code_revision", "revision", "trajectories", "trust_remote_code", "verify_sample"),
         )
     },
     "compile_layers": "--compile",

@@ -189,7 +189,9 @@ class Selection:
     def _compile_or_fail(self) -> None:
         engine = self.engine
         if not isinstance(engine, WindowEngine):
-            raise ModelError(f"`compile_layers` on: engine {engine.name} runs layers only as they are")
+            raise ModelError(
+                f"`compile_layers` on: engine {engine.name} runs layers only as they are"
+            )
         proven = False
         try:
             engine.compile(layers=True)
