@@ -159,7 +159,7 @@ def spoil(monkeypatch):
     """Puts a fault into the rows of padded batches, or into those encoded alone."""
 
     def put(fault, *, alone=False):
-        right = engines.PaddedEngine.forward
+        right, right_states = engines.PaddedEngine.forward, engines.PaddedEngine.states
         name = "alone" if alone else "padded"
 
         def forward(self, sequences, rows):
@@ -168,6 +168,13 @@ def spoil(monkeypatch):
                 rows.array[rows.places] = fault(rows.array[rows.places], sequences)
             return arrival
 
+        def states(self, sequences, rows, wanted):
+            found = right_states(self, sequences, rows, wanted)
+            if self.name == name == "alone":
+                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+            return found
+
         monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
+        monkeypatch.setattr(engines.PaddedEngine, "states", states)
 
     return put
