@@ -306,7 +306,7 @@ def test_nan_weights_make_no_row(llama, tmp_path, states):
 
     encoder = Encoder.load(edited(llama, tmp_path, edit))
     assert "not finite even alone" in encoder.choice.reason
-    with pytest.raises(BadRowsError):
+    with pytest.raises(ModelError, match="no finite embedding"):
         encoder.encode(states[:3])
 
 

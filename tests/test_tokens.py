@@ -109,5 +109,5 @@ def test_truncation_is_part_of_the_identity_only_where_it_happens(llama):
 
 @pytest.mark.parametrize("length", [0, 5000])
 def test_lengths_that_the_model_cannot_have_are_refused(llama, length):
-    with pytest.raises(ArgumentError, match="max-length"):
+    with pytest.raises(ArgumentError, match="max_length"):
         Encoder.load(llama, max_length=length)
