@@ -274,3 +274,15 @@ def test_pickled_weights_are_still_read(copy, states):
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     assert np.array_equal(Encoder.load(str(copy)).encode(states[:5]), right)
+
+
+def test_a_file_that_is_overwritten_changes_no_loaded_model(copy, states):
+    """On a CPU transformers maps the file; `cp` and trainers write into it."""
+    encoder = Encoder.load(str(copy))
+    before = encoder.encode(states[:5])
+    file = copy / "model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2 :] = bytes(len(whole) - len(whole) // 2)
+    with file.open("r+b") as opened:
+        opened.write(whole)
+    assert np.array_equal(encoder.encode(states[:5]), before)

@@ -171,6 +171,8 @@ def load_model(
         quantization = _quantization(whole, base)
     _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
+    if target.type == "cpu":
+        _take_into_memory(base)
     try:
         base = base.to(target)
     except (RuntimeError, AssertionError) as error:
@@ -234,6 +236,22 @@ def _quantization(whole: Any, base: Any) -> dict[str, Any] | None:
     held = {str(t.dtype).removeprefix("torch.") for t in base.state_dict().values()}
     whole_settings = settings if isinstance(settings, dict) else settings.to_dict()
     return {"settings": whole_settings, "held_as": sorted(held)}
+
+
+def _take_into_memory(base: Any) -> None:
+    """Copies weights that are pages of their file, which whoever writes to it would change.
+
+    On a CPU transformers maps weights whose dtype is that of the file. Pages of a file are not
+    counted as memory in use, so that this takes no more than was promised.
+    """
+    held: dict[tuple[Any, ...], torch.Tensor] = {}
+    for tensor in [*base.parameters(), *base.buffers()]:
+        if type(tensor.data) is not torch.Tensor or tensor.device.type != "cpu":
+            continue
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in held:  # tied weights stay one
+            held[place] = tensor.data.clone()
+        tensor.data = held[place]
 
 
 @contextmanager
