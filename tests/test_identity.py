@@ -225,7 +225,7 @@ def test_code_of_another_repository_needs_a_commit(own_code, file):
     with_settings(own_code, file, auto_map=auto_map)
     with pytest.raises(ModelError, match=r"another repository \(somebody/code\)[\s\S]*hint: "):
         Encoder.load(str(own_code), trust_remote_code=True)
-    with pytest.raises(ModelError, match="--code-revision main: expected a commit"):
+    with pytest.raises(ModelError, match="`code_revision` main: expected a commit"):
         Encoder.load(str(own_code), trust_remote_code=True, code_revision="main")
     with pytest.raises(ModelError, match="cannot be loaded"):  # no network: it would be fetched
         Encoder.load(str(own_code), trust_remote_code=True, code_revision="0" * 40)

@@ -359,7 +359,9 @@ class Encoder:
             message = f"{len(wrong)} of {len(texts)} states have no row; {named}"
             kinds = {reports[i].status for i in wrong}
             if "overlong" in kinds:
-                message += "\nhint: cut them with overlong='truncate' or 'truncate-state'"
+                message += (
+                    '\nhint: cut them with `overlong="truncate"` or `overlong="truncate-state"`'
+                )
             raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
         return out
 
@@ -559,9 +561,11 @@ def _note_same(states: Sequence[str], tokens: Tokens, reports: list[RowReport]) 
         return
     first: dict[bytes, int] = {}
     for i, report in enumerate(reports):
+        if report.status != "ok":
+            continue
         other = first.setdefault(tokens[i].tobytes(), i)
         cut = report.truncated or reports[other].truncated
-        if cut and report.status == "ok" and states[i] != states[other]:
+        if cut and states[i] != states[other]:
             reports[i] = replace(report, same_as=other)
     count = sum(report.same_as is not None for report in reports)
     if count:
