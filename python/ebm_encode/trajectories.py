@@ -5,6 +5,7 @@ Knows nothing of models. Streams Parquet row groups and JSON lines; keeps only t
 
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,10 +96,12 @@ def _unchanging(file: InputFile) -> Iterator[None]:
 def expand(paths: list[str]) -> tuple[list[InputFile], list[str]]:
     """The input files that paths, folders and globs stand for, each once; and remarks.
 
+    A file that is named twice, through a link or in another spelling, is one file.
+
     Raises:
         InputError: If one stands for nothing, or a file has an unknown ending.
     """
-    files: dict[InputFile, None] = {}
+    files: dict[InputFile | str, InputFile] = {}
     notes: list[str] = []
     if not paths or not all(paths):
         raise InputError("--trajectories: name at least one file, folder or pattern")
@@ -112,8 +115,8 @@ def expand(paths: list[str]) -> tuple[list[InputFile], list[str]]:
         for file in found:
             if file.suffix not in _SUFFIXES:
                 raise InputError(f"{file}: expected a file ending in .parquet, .jsonl or .ndjson")
-        files.update(dict.fromkeys(found))
-    return list(files), notes
+            files.setdefault(os.path.realpath(file) if isinstance(file, Path) else file, file)
+    return list(files.values()), notes
 
 
 def _stands_for(text: str, notes: list[str]) -> list[InputFile]:
