@@ -229,7 +229,7 @@ fn finishing_the_same_rows_again_succeeds() {
 fn elsewhere() -> TempDir {
     let here = TempDir::new().unwrap();
     let device = fs::metadata(here.path()).unwrap().dev();
-    let other = |path: &&str| fs::metadata(path).is_ok_and(|there| there.dev() != device);
+    let other = |path: &&&str| fs::metadata(path).is_ok_and(|there| there.dev() != device);
     match ["/dev/shm", "/run/shm", "/var/tmp"].iter().find(other) {
         Some(folder) => TempDir::new_in(folder).unwrap(),
         None => here,

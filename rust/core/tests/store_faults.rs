@@ -291,7 +291,7 @@ fn the_same_rows_finished_by_another_writer_are_no_conflict() {
             append_good(writer, &states(0..5), &rows(0..5, DIM));
         }
         assert!(first.finish(provenance()).unwrap().written);
-        let report = second.finish(provenance()).unwrap();
+        let report = second.finish(serde_json::json!({ "model": "another run" })).unwrap();
         assert_eq!((report.rows, report.written), (5, false));
         assert_holds(&output, 0..5);
         // Others that differ in one row are one.

@@ -303,7 +303,8 @@ impl CacheWriter {
             file.close(&footer)
         })?;
         let first = self.total - pending as u64;
-        self.sources.push(Source { file: RowFile::open_source(&shard)?, first });
+        let file = RowFile::open_source(&shard).map_err(|error| self.overtaken(error))?;
+        self.sources.push(Source { file, first });
         self.forget_pending(rows);
         Ok(())
     }

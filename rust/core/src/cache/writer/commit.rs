@@ -34,6 +34,10 @@ impl CacheWriter {
     /// changed it; [`CacheError::Io`]. The rows then still stand as checkpoints: this writer commits them
     /// when it is asked again, or the next one takes them up.
     pub fn commit(&mut self, provenance: Value) -> CacheResult<u64> {
+        self.commit_rows(provenance).map_err(|error| self.overtaken(error))
+    }
+
+    fn commit_rows(&mut self, provenance: Value) -> CacheResult<u64> {
         self.settle()?;
         if !storage::is_folder_output(&self.output)? {
             let message = "only a folder can be added to while its writer goes on; name a folder";

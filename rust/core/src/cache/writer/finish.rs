@@ -24,7 +24,8 @@ impl CacheWriter {
     /// do the shards, which the next writer takes up.
     pub fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
         let mut left_out = Vec::new();
-        let written = match self.merge_into_output(provenance, &mut left_out) {
+        let merged = self.merge_into_output(provenance, &mut left_out);
+        let written = match merged.map_err(|error| self.overtaken(error)) {
             Err(CacheError::Conflict { .. }) if self.is_all_there()? => false,
             written => written?,
         };
@@ -87,6 +88,19 @@ impl CacheWriter {
                 CacheError::Conflict { path: self.output.clone() }
             }
             _ => error,
+        }
+    }
+
+    /// In a store another writer takes up the shards that it finds, these too, and removes them when its
+    /// output has their rows: then it is that which kept this one from going on.
+    pub(super) fn overtaken(&self, error: CacheError) -> CacheError {
+        match error {
+            CacheError::NotFound { path, .. }
+                if !self.folder.is_local() && path.starts_with(self.folder.path()) =>
+            {
+                CacheError::Conflict { path: self.output.clone() }
+            }
+            error => error,
         }
     }
 

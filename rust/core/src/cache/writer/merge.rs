@@ -84,12 +84,10 @@ impl CacheWriter {
         let part = NewPart { keeps, ..part };
         match part.manifest.write(folder, version.as_ref()) {
             Ok(version) => Ok((part, version)),
-            Err(error @ CacheError::Conflict { .. }) => {
-                remove_unnamed(&path);
-                Err(error)
-            }
             Err(error) => {
-                self.unsure = Some(part);
+                if !matches!(error, CacheError::Conflict { .. }) {
+                    self.unsure = Some(part);
+                }
                 Err(error)
             }
         }
@@ -103,16 +101,10 @@ impl CacheWriter {
         (new, first): (usize, u64),
         provenance: Value,
     ) -> CacheResult<NewPart> {
-        let written = self.write_part(path, new, first, provenance);
-        // On this machine what is there then may be another's; in a store the name is ours alone.
-        let remote = !self.folder.is_local();
-        let written = written.inspect_err(|_| {
-            if remote {
-                remove_unnamed(path)
-            }
-        });
-        manifest.parts.push(written?);
-        let file = RowFile::open_source(path).inspect_err(|_| remove_unnamed(path))?;
+        manifest.parts.push(self.write_part(path, new, first, provenance)?);
+        // Before the manifest names it: nothing that can fail may come after that. If this fails, the file
+        // is left alone: where there was no manifest yet, another writer may have taken it for a part.
+        let file = RowFile::open_source(path)?;
         let numbers = self.current.iter().map(|(key, number)| (*number, *key));
         let mut rows: Vec<(u64, StateKey)> =
             numbers.filter(|(number, _)| *number >= first).collect();
@@ -177,12 +169,6 @@ impl CacheWriter {
         }
         (states.finish(), values)
     }
-}
-
-/// Removes a part that no manifest names. Left there it would be no part either, so the error at hand
-/// says more.
-fn remove_unnamed(path: &Path) {
-    let _ = storage::remove_file(path);
 }
 
 /// The files that are a folder's cache so far: those of its manifest, or without one all.
