@@ -291,6 +291,10 @@ fn checkpoints_of_earlier_versions_are_resumed() {
         drop(writer);
         // Where they were before this version.
         fs::rename(cache.join(".partial"), &beside).unwrap();
+        for name in names(&beside).iter().filter(|name| name.ends_with(".shard")) {
+            let former = name.replace(".shard", ".parquet");
+            fs::rename(beside.join(name), beside.join(former)).unwrap();
+        }
         {
             let held = fs::File::options().write(true).open(beside.join("lock")).unwrap();
             held.try_lock().unwrap();

@@ -14,6 +14,7 @@ mod file_writer;
 mod footer;
 mod identity;
 mod input;
+mod kept;
 mod levels;
 mod lock;
 mod manifest;

@@ -10,6 +10,8 @@ use super::storage::{self, Kind, Replaces, Sink};
 /// How the work folder's name ends; in a folder of this machine it is the whole name.
 const PARTIAL: &str = ".partial";
 const REJECTED: &str = "REJECTED";
+/// How the names of shards end in a folder: whoever looks for `**/*.parquet` must not find them.
+const SHARD: &str = "shard";
 /// How the names of files end that grow until they are the output.
 const ROWS: &str = "rows";
 /// How the names of lists end that a run keeps here until it is finished.
@@ -18,8 +20,8 @@ const JOURNAL: &str = "jsonl";
 /// The work folder of an output, locked for this process.
 ///
 /// That of a file is `OUTPUT.partial` beside it. That of a folder of this machine is `.partial` in it: a
-/// folder may be a mount point or lead to another disk, and files are renamed into it. Readers and tools
-/// skip a name that begins with a dot.
+/// folder may be a mount point or lead to another disk, and files are renamed into it. Readers list one
+/// level, most tools skip a name that begins with a dot, and no file in it ends in `.parquet`.
 ///
 /// Object stores have no locks that end with their process. There, shards are numbered, and one with a
 /// number that is taken is refused: so of two writers at once one gives up, and nothing is left behind
@@ -28,6 +30,8 @@ const JOURNAL: &str = "jsonl";
 pub(super) struct WorkFolder {
     path: PathBuf,
     output: PathBuf,
+    /// How the names of shards end.
+    ending: &'static str,
     lock: Option<Lock>,
     /// `OUTPUT.partial` beside a folder, where earlier versions kept the checkpoints.
     older: Option<Older>,
@@ -65,6 +69,7 @@ impl WorkFolder {
         let mut folder = Self {
             output: output.to_owned(),
             path,
+            ending: if inside { SHARD } else { PARQUET },
             lock,
             older: None,
             next: 0,
@@ -90,7 +95,8 @@ impl WorkFolder {
             if storage::kind(&folder)? != Kind::Folder {
                 continue;
             }
-            let shards = storage::list(&folder, PARQUET)?;
+            let ending = if folder == self.path { self.ending } else { PARQUET };
+            let shards = storage::list(&folder, ending)?;
             let mut shards: Vec<(u64, PathBuf)> =
                 shards.into_iter().filter_map(|shard| Some((number(&shard)?, shard))).collect();
             shards.sort_unstable();
@@ -168,7 +174,7 @@ impl WorkFolder {
         &mut self,
         write: impl FnOnce(Sink) -> CacheResult<Sink>,
     ) -> CacheResult<PathBuf> {
-        let shard = self.path.join(format!("part-{:09}.{PARQUET}", self.next));
+        let shard = self.path.join(format!("part-{:09}.{}", self.next, self.ending));
         let mut digest = None;
         let written = storage::write_atomically(&self.path, &shard, Replaces::Nothing, |sink| {
             let sink = write(sink.hashing())?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 
 use super::requests::wait;
 use super::stores::store_of;
@@ -110,7 +110,7 @@ impl Object {
         let (store, key) = self.client()?;
         match wait(async move { store.head(&key).await })? {
             Ok(meta) => Ok(Some(Tag { e_tag: meta.e_tag, version: meta.version })),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.wrong("open", error)),
         }
     }
@@ -125,7 +125,7 @@ impl Object {
         })?;
         match read {
             Ok(read) => Ok(Some(read)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.wrong("read", error)),
         }
     }
@@ -142,7 +142,7 @@ impl Object {
     pub(super) fn remove(&self) -> CacheResult<()> {
         let (store, key) = self.client()?;
         match wait(async move { store.delete(&key).await })? {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.wrong("remove", error)),
         }
     }
@@ -167,8 +167,7 @@ impl Object {
             Ok(put) => return Ok(Tag { e_tag: put.e_tag, version: put.version }),
             Err(error) => error,
         };
-        use object_store::Error::{AlreadyExists, Precondition};
-        if matches!(error, AlreadyExists { .. } | Precondition { .. })
+        if matches!(error, Error::AlreadyExists { .. } | Error::Precondition { .. })
             // The answer to a first try may have been lost, and a second finds what that wrote.
             && let Some((there, tag)) = self.read()?
             && there == bytes
@@ -199,13 +198,12 @@ impl Object {
         Upload::new(self, condition)
     }
 
-    pub(super) fn wrong(&self, action: &'static str, error: object_store::Error) -> CacheError {
+    pub(super) fn wrong(&self, action: &'static str, error: Error) -> CacheError {
         wrong(&self.path, action, error)
     }
 }
 
-fn wrong(path: &Path, action: &'static str, error: object_store::Error) -> CacheError {
-    use object_store::Error;
+fn wrong(path: &Path, action: &'static str, error: Error) -> CacheError {
     match error {
         Error::NotFound { .. } => {
             let detail = "no such object".to_owned();
@@ -226,7 +224,7 @@ fn wrong(path: &Path, action: &'static str, error: object_store::Error) -> Cache
 }
 
 /// An error's text: stores answer in many lines of XML, and a machine of no cloud has no keys to give.
-pub(super) fn one_line(error: &object_store::Error) -> String {
+pub(super) fn one_line(error: &Error) -> String {
     const METADATA_SERVICE: &str = "169.254.169.254";
     let text = error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
     if text.contains(METADATA_SERVICE) {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
@@ -11,9 +12,12 @@ use super::objects::{Object, Tag, one_line};
 use super::requests::wait;
 use crate::cache::error::CacheResult;
 use crate::cache::failure::LastRead;
+use crate::cache::kept::{Pool, Slot};
 
 /// The end of an object that opening it brings along: the metadata of most caches.
 const TAIL: u64 = 256 * 1024;
+/// The ends that are kept, 64 MiB; a cache may have thousands of parts.
+static TAILS: Pool<Bytes> = Pool::new(256);
 
 /// A request that a store did not answer as it should; nothing is known of the object.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -32,8 +36,10 @@ pub(in crate::cache) struct OpenObject {
     object: Object,
     tag: Tag,
     length: u64,
-    /// Its last bytes.
-    tail: Bytes,
+    /// Where its last bytes begin.
+    tail_start: u64,
+    /// Those bytes, while they are kept.
+    tail: Arc<Slot<Bytes>>,
     /// What kept it from being read; the Parquet reader makes a text of it.
     last_read: LastRead,
 }
@@ -55,7 +61,11 @@ impl OpenObject {
         })?;
         let (meta, tail) = opened.map_err(|error| object.wrong("open", error))?;
         let tag = Tag { e_tag: meta.e_tag, version: meta.version };
-        Ok(Self { object, tag, length: meta.size, tail, last_read: LastRead::default() })
+        let (length, slot) = (meta.size, Slot::empty());
+        let tail_start = length.saturating_sub(tail.len() as u64);
+        TAILS.keep(&slot, tail);
+        let last_read = LastRead::default();
+        Ok(Self { object, tag, length, tail_start, tail: slot, last_read })
     }
 
     /// Its length in bytes.
@@ -65,10 +75,15 @@ impl OpenObject {
 
     /// Some of its bytes; an error if it was replaced after it was opened.
     pub(in crate::cache) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let tail_start = self.length - self.tail.len() as u64;
-        if range.start >= tail_start {
-            let inside = |at: u64| usize::try_from(at - tail_start).map_err(io::Error::other);
-            return Ok(self.tail.slice(inside(range.start)?..inside(range.end)?));
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        if range.start >= self.tail_start
+            && let Some(tail) = self.tail.get()
+        {
+            self.last_read.succeeded();
+            let inside = |at: u64| usize::try_from(at - self.tail_start).map_err(io::Error::other);
+            return Ok(tail.slice(inside(range.start)?..inside(range.end)?));
         }
         let (store, key) = self.object.client().map_err(io::Error::other)?;
         let options = GetOptions {

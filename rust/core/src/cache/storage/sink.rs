@@ -20,7 +20,7 @@ pub(in crate::cache) struct Sink {
 #[derive(Debug)]
 enum To {
     File(File),
-    Upload(Upload),
+    Upload(Box<Upload>),
     Memory(Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ impl Sink {
 
     pub(super) fn upload(upload: Upload) -> Self {
         let path = upload.path().to_owned();
-        Self::to(&path, To::Upload(upload))
+        Self::to(&path, To::Upload(Box::new(upload)))
     }
 
     pub(super) fn in_memory(path: &Path) -> Self {

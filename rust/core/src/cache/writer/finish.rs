@@ -26,7 +26,7 @@ impl CacheWriter {
         let mut left_out = Vec::new();
         let merged = self.merge_into_output(provenance, &mut left_out);
         let written = match merged.map_err(|error| self.overtaken(error)) {
-            Err(CacheError::Conflict { .. }) if self.is_all_there()? => false,
+            Err(CacheError::Conflict { .. }) if self.is_all_there() => false,
             written => written?,
         };
         if let Err(error) = self.folder.remove() {
@@ -105,7 +105,7 @@ impl CacheWriter {
     }
 
     /// Whether the output, as it is now, has every row of this writer, bit for bit.
-    fn is_all_there(&self) -> CacheResult<bool> {
+    fn is_all_there(&self) -> bool {
         let read = parts::read_files(&self.output, RowFile::open_source, |files| {
             let mut there = HashMap::new();
             for file in &files {
@@ -119,7 +119,7 @@ impl CacheWriter {
             Ok(there)
         });
         // Of another encoder, or damaged: then these rows are not there.
-        let Ok(there) = read else { return Ok(false) };
+        let Ok(there) = read else { return false };
         let same = |(state, row): (&str, &[f32])| {
             there.get(&StateKey::of(state)).is_some_and(|there| *there == digest(row))
         };
@@ -132,18 +132,17 @@ impl CacheWriter {
                 Ok(())
             });
             if read.is_err() {
-                return Ok(false); // the former file, which is another by now
+                return false; // the former file, which is another by now
             }
         }
         let pending_from = self.total - self.pending_states.len() as u64;
         let pending = self.pending_states.iter().zip(self.pending_values.chunks(self.dim));
         let counts =
             |number: u64, state: &str| self.current.get(&StateKey::of(state)) == Some(&number);
-        Ok(all
-            && (pending_from..)
-                .zip(pending)
-                .filter(|(number, (state, _))| counts(*number, state))
-                .all(|(_, (state, row))| same((state, row))))
+        all && (pending_from..)
+            .zip(pending)
+            .filter(|(number, (state, _))| counts(*number, state))
+            .all(|(_, (state, row))| same((state, row)))
     }
 }
 
