@@ -234,8 +234,8 @@ class CacheWriter:
 
     Locks the output, checks, checkpoints, resumes, merges.
 
-    `CacheWriter(output)` takes the lock (`OutputLockedError`), which is one for all spellings of the
-    output; `open` says what will be written.
+    `CacheWriter(output)` takes the lock (`OutputLockedError`), one for all spellings of the output;
+    `open` says what will be written.
     """
 
     def __new__(cls, output: str | PathLike[str]) -> Self: ...
@@ -356,8 +356,9 @@ class MappedCache:
     and rows are checked when a row of it is first asked for. Only files with pages as our writer
     makes them can be mapped; others raise `CacheFormatError`.
 
-    Replace a file by renaming while it is mapped, never by writing into it: a file that changed in
-    place raises `CacheIOError`, and one that is cut short during a read ends the process (`SIGBUS`).
+    Replace a file by renaming while it is mapped, never by writing into it: a file that changed
+    in place raises `CacheIOError`, and one that is cut short during a read ends the process
+    (`SIGBUS`).
     """
 
     @staticmethod
