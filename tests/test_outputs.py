@@ -135,7 +135,7 @@ def test_no_reader_sees_the_checkpoints_in_a_folder(folder, write_cache, rows, i
     assert len(pl.read_parquet(f"{folder}/**/*.parquet")) == 10
     for pattern in ("*.parquet", "**/*.parquet"):
         query = f"select count(*) from read_parquet('{folder}/{pattern}')"
-        assert duckdb.sql(query).fetchone() == (10,)
+        assert duckdb.sql(query).fetchall() == [(10,)]
     writer.finish({})
     assert not (folder / ".partial").exists()
     assert np.array_equal(EmbeddingCache.open(folder).gather(names), made)

@@ -20,12 +20,17 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of a folder, making the folder if it is not there; `None` where another process
-    /// has it.
+    /// Takes the lock of a folder, making the folder if it is not there (that above it is); `None` where
+    /// another process has it.
     pub(super) fn make(folder: &Path) -> CacheResult<Option<Self>> {
         let mut attempt = 0;
         loop {
-            super::storage::make_folder(folder)?;
+            match fs::create_dir(folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(CacheError::io(folder, "create", error));
+                }
+                _ => {}
+            }
             match Self::take(folder) {
                 // Its last owner removed it between our two steps.
                 Err(CacheError::NotFound { .. }) if attempt < ATTEMPTS => attempt += 1,
