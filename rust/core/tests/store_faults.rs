@@ -315,11 +315,13 @@ fn an_object_of_many_pieces_is_whole_and_takes_nobody_s_place() {
         let options = WriterOptions { checkpoint_rows: 1_000_000, ..WriterOptions::default() };
         OutputLock::acquire(&output).unwrap().open(identity(), dim, options).unwrap()
     };
-    let (mut writer, other) = (open(), open());
+    let (mut writer, mut other) = (open(), open());
     append_good(&mut writer, &states(0..5000), &rows(0..5000, dim));
+    append_good(&mut other, &states(5000..10_000), &rows(5000..10_000, dim));
     assert!(writer.finish(provenance()).unwrap().written);
-    assert_eq!(EmbeddingCache::open(format!("{sound}/large.parquet")).unwrap().len(), 5000);
-    let refused = other.finish(provenance());
-    assert!(refused.is_err() || !refused.unwrap().written, "an empty cache takes its place");
-    assert_eq!(EmbeddingCache::open(format!("{sound}/large.parquet")).unwrap().len(), 5000);
+    let refused = other.finish(provenance()).unwrap_err();
+    assert!(matches!(refused, CacheError::Conflict { .. }), "{refused}");
+    let cache = EmbeddingCache::open(format!("{sound}/large.parquet")).unwrap();
+    assert_eq!(cache.len(), 5000);
+    assert!(cache.get(&states(0..1)[0]).is_some());
 }
