@@ -33,6 +33,30 @@ print(row.sum(), next(line.split()[1] for line in status.splitlines() if "RssAno
 """
 
 
+# Reads of a cache whose file is changed under it. A process of its own: a fault would end it.
+CHANGED = """
+import os, shutil, sys
+from ebm_encode import MappedCache
+from ebm_encode.errors import CacheIOError
+path, shorter, state = sys.argv[1:]
+cache = MappedCache.open(path)
+row = cache[state].copy()
+def refused(read):
+    try:
+        read()
+    except CacheIOError as error:
+        return "changed in place" in str(error) and path in str(error)
+os.rename(shutil.copy(path, path + ".new"), path)
+assert (cache[state] == row).all(), "replaced by renaming, the mapped file stands"
+cache = MappedCache.open(path)
+shutil.copy(shorter, path)
+assert refused(lambda: cache[state]) and refused(lambda: cache.gather([state]))
+with open(path, "r+b") as file:
+    file.truncate(0)
+assert refused(lambda: cache[state])
+"""
+
+
 @pytest.fixture
 def path(tmp_path, write_cache, rows):
     return write_cache(tmp_path / "cache.parquet", STATES, rows(COUNT))
@@ -135,3 +159,10 @@ def test_what_cannot_be_is_refused(path, identity):
         mapped.require_identity(identity(dtype="bfloat16"), "mine")
     with pytest.raises(CacheNotFoundError):
         MappedCache.open(path.with_name("nothing.parquet"))
+
+
+def test_a_file_that_is_changed_in_place_is_refused(path, tmp_path, write_cache, rows):
+    shorter = write_cache(tmp_path / "shorter.parquet", STATES[:3], rows(3))
+    command = [sys.executable, "-c", CHANGED, path, shorter, STATES[-1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

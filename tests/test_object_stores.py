@@ -71,6 +71,42 @@ def objects(store, bucket):
     return {info.path.split("/", 1)[1] for info in found if info.type is fs.FileType.File}
 
 
+# Uses a store, forks, and uses it in both processes: with what was open before, and anew.
+FORKER = """
+import os, sys, warnings
+import numpy as np
+from ebm_encode import EmbeddingCache, _core
+warnings.simplefilter("ignore")
+url, identity = sys.argv[1], _core.Identity.from_json(sys.argv[2])
+writer = _core.CacheWriter(url)
+writer.open(identity, 64)
+def work(name):
+    assert len(EmbeddingCache.open(url)) == 3000
+    assert writer.read([5])[0] == ["state 5"]
+    other = _core.CacheWriter(url.replace(".parquet", f"-{name}.parquet"))
+    other.open(identity, 64)
+    assert other.append(["x"], np.ones((1, 64), np.float32)) == [None]
+    other.finish({})
+work("before")
+child = os.fork()
+if child == 0:
+    try:
+        work("child")
+        grandchild = os.fork()
+        if grandchild == 0:
+            work("grandchild")
+            os._exit(0)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+work("parent")
+sys.exit(code)
+"""
+
+
 def upload(store, url, content):
     with store.open_output_stream(url.removeprefix("s3://")) as file:
         file.write(content)
@@ -203,6 +239,18 @@ def test_a_reader_notices_that_the_object_was_replaced(bucket, write_cache, rows
     other.finish({})
     with pytest.raises(CacheIOError, match="another process replaced it"):
         writer.read([5])
+
+
+def test_a_forked_process_can_use_a_store(bucket, store, write_cache, rows, identity):
+    """Its parent's threads and connections stayed with the parent."""
+    write_cache(f"{bucket}/a.parquet", [f"state {i}" for i in range(3000)], rows(3000, dim=64))
+    done = subprocess.run(
+        [sys.executable, "-c", FORKER, f"{bucket}/a.parquet", identity().to_json()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = {f"a-{name}.parquet" for name in ("before", "child", "grandchild", "parent")}
+    assert objects(store, bucket) == {"a.parquet", *made}
 
 
 def test_damaged_objects_are_refused_by_name(bucket, store, write_cache, rows):

@@ -240,7 +240,8 @@ class CacheWriter:
 
     Locks the output, checks, checkpoints, resumes, merges.
 
-    `CacheWriter(output)` takes the lock (`OutputLockedError`); `open` says what will be written.
+    `CacheWriter(output)` takes the lock (`OutputLockedError`), one for all spellings of the output;
+    `open` says what will be written.
     """
 
     def __new__(cls, output: str | PathLike[str]) -> Self: ...
@@ -295,13 +296,15 @@ class CacheWriter:
     def commit(self, provenance: dict[str, Any]) -> int:
         """Adds the rows so far to the output as a part that readers see, and goes on.
 
-        Returns the output's rows. Raises `ArgumentError` if the output is a file.
+        Returns the output's rows. Raises `ArgumentError` if the output is a file, and
+        `OutputConflictError` if another process changed it; the rows then stay as checkpoints.
         """
     def finish(self, provenance: dict[str, Any]) -> tuple[int, list[tuple[str, BadRow]], bool]:
         """Writes the output in one atomic step.
 
         Returns the number of rows, the states left out for their norm, and whether it was written
-        at all (not if nothing was new).
+        at all (not if nothing was new). Raises `OutputConflictError` if another process changed the
+        output and it lacks rows of this writer; those stay as checkpoints.
         """
     def reject(self, reason: str) -> None:
         """Marks the checkpointed rows as wrong, so that no run resumes from them."""
@@ -371,6 +374,10 @@ class MappedCache:
     Many processes share one copy of the rows, and opening reads the states alone. A page's checksum
     and rows are checked when a row of it is first asked for. Only files with pages as our writer
     makes them can be mapped; others raise `CacheFormatError`.
+
+    Replace a file by renaming while it is mapped, never by writing into it: a file that changed
+    in place raises `CacheIOError`, and one that is cut short during a read ends the process
+    (`SIGBUS`).
     """
 
     @staticmethod

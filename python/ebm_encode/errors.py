@@ -65,6 +65,10 @@ class OutputLockedError(EbmEncodeError):
     """Another process is writing the same output."""
 
 
+class OutputConflictError(OutputLockedError):
+    """Another process changed the output after this one opened it; nothing was replaced."""
+
+
 class CheckFailedError(EbmEncodeError):
     """A check of rows failed; the base of the errors that mean wrong numbers, not wrong use."""
 

@@ -193,11 +193,16 @@ def encode(
 
 def _usable(output: str) -> str:
     """An output that can be written, by the name it really has."""
+    if not output:
+        raise ArgumentError("--output: the path is empty\nhint: is a variable of the shell unset?")
     if _core.is_remote(output):
         return output.rstrip("/")
     if output.startswith("file://"):
         output = url2pathname(urlsplit(output).path)
-    path = Path(os.path.realpath(output)) if Path(output).is_symlink() else Path(output)
+    path = Path(output)
+    # Lists stand beside the output, under its name.
+    if path.is_symlink() or path.name in {"", ".."}:
+        path = Path(os.path.realpath(output))
     if path.suffix != ".parquet" and not path.is_dir():
         raise ArgumentError(
             f"`output` {path}: expected a file name ending in .parquet, or a folder that exists"

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const DIM: usize = 4;
 
 fn work_folder(output: &Path) -> PathBuf {
-    output.with_extension("parquet.partial")
+    if output.is_dir() { output.join(".partial") } else { output.with_extension("parquet.partial") }
 }
 
 /// The growing file of an output.

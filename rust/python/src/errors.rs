@@ -13,6 +13,7 @@ pub(crate) fn cache_error(error: CacheError) -> PyErr {
         CacheError::BadRows { .. } => "BadRowsError",
         CacheError::IdentityMismatch { .. } => "IdentityMismatchError",
         CacheError::Locked { .. } => "OutputLockedError",
+        CacheError::Conflict { .. } => "OutputConflictError",
         CacheError::Rejected { .. } => "RejectedRowsError",
         CacheError::Argument(_) => "ArgumentError",
         // Format, Row, and kinds that the core may add later.

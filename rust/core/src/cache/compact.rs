@@ -18,9 +18,9 @@ use super::writer::{FinishReport, OutputLock, WriterOptions};
 /// [`CacheError::Argument`] for a file, and for parts of an unknown encoder; whatever keeps the parts
 /// from being read, or the new one from being written.
 pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
-    let folder = folder.as_ref();
     // Locked first, so that nobody adds a part between the look and the writing.
     let lock = OutputLock::acquire(folder)?;
+    let folder = &lock.output().to_owned();
     let files = open_files(folder)?;
     let refuse = |why| Err(CacheError::Argument(format!("{}: {why}", folder.display())));
     if storage::kind(folder)? != Kind::Folder {

@@ -11,7 +11,7 @@ use super::buffer::Buffer;
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
 use super::identity::Identity;
-use super::parts::{common_kind, open_files, provenances, require_same, same_tokens};
+use super::parts::{self, common_kind, provenances, require_same, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::sketch::{RowStats, Sketcher};
@@ -89,8 +89,9 @@ impl EmbeddingCache {
     /// # Errors
     /// As for [`EmbeddingCache::open`], less the bad rows if `checks` is [`Checks::Lenient`].
     pub fn open_with(path: impl AsRef<Path>, options: impl Into<OpenOptions>) -> CacheResult<Self> {
-        let path = path.as_ref();
-        Self::from_files(path, &open_files(path)?, options.into())
+        let (path, options) = (path.as_ref(), options.into());
+        let open = |path: &Path| RowFile::open(path);
+        parts::read_files(path, open, |files| Self::from_files(path, &files, options))
     }
 
     /// Opens a cache file held in memory; `name` stands for its path in errors.

@@ -20,15 +20,15 @@ pub enum CacheError {
         /// What was looked for there.
         detail: String,
     },
-    /// The operating system refused a read or a write.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    /// The operating system or the store refused a read or a write.
+    #[error("{}: cannot {action}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was being done, as a verb phrase.
         action: &'static str,
-        /// The system's error.
-        source: io::Error,
+        /// The system's error. It is part of the message, so it is not given again as a source.
+        error: io::Error,
     },
     /// The file is not a cache: not Parquet, damaged, or with other columns.
     #[error("{}: {detail}", path.display())]
@@ -81,8 +81,15 @@ pub enum CacheError {
         differences: Vec<FieldDifference>,
     },
     /// Another process writes this output.
-    #[error("{}: another process is writing this output; wait for it or choose another output", path.display())]
+    #[error("{}: another process is writing this output\nhint: wait for it, or choose another output", path.display())]
     Locked {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Another process changed the output after it was opened. Nothing was replaced, and the rows that
+    /// were saved stay for the next writer.
+    #[error("{}: another process changed this output after it was opened; nothing was replaced\nhint: run the same command again; it resumes from the rows that were saved", path.display())]
+    Conflict {
         /// The output.
         path: PathBuf,
     },
@@ -100,12 +107,12 @@ pub enum CacheError {
 }
 
 impl CacheError {
-    pub(super) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::NotFound {
+    pub(super) fn io(path: &Path, action: &'static str, error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound {
             let detail = "no such file or folder".to_owned();
             return Self::NotFound { path: path.to_owned(), detail };
         }
-        Self::Io { path: path.to_owned(), action, source }
+        Self::Io { path: path.to_owned(), action, error }
     }
 
     pub(super) fn format(path: &Path, detail: impl Into<String>) -> Self {

@@ -40,12 +40,13 @@ impl Input {
             Place::Local(local) => local,
             Place::Object(object) => return Ok(Self::Object(OpenObject::open(object)?.into())),
         };
-        let file = File::open(local).map_err(|error| CacheError::io(path, "open", error))?;
+        let file = File::open(&local).map_err(|error| CacheError::io(path, "open", error))?;
         let metadata = file.metadata().map_err(|error| CacheError::io(path, "stat", error))?;
         if metadata.is_dir() {
             return Err(CacheError::format(path, "is a folder, expected a Parquet file"));
         }
-        Ok(Self::file(Arc::new(file), metadata.len()))
+        let file = OpenFile::at(&local, file, metadata.len());
+        Ok(Self::File(Arc::new(file.map_err(|error| CacheError::io(path, "stat", error))?)))
     }
 
     /// The first `length` bytes of an open file.
@@ -72,7 +73,7 @@ impl Input {
     pub(super) fn failure(&self) -> Option<io::Error> {
         match self {
             Self::File(file) => file.failure(),
-            Self::Object(object) => object.failure().map(io::Error::other),
+            Self::Object(object) => object.failure(),
             Self::Bytes(_) | Self::Piece(..) => None,
         }
     }

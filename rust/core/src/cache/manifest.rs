@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Component, Path};
 
 use parquet::file::reader::{ChunkReader, Length};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::error::{CacheError, CacheResult};
 use super::identity::Identity;
 use super::input::Input;
-use super::parts::{OpenFile, require_same};
+use super::parts::{OpenFile, PARQUET, require_same};
 use super::row_file::RowFile;
 use super::schema::FORMAT_VERSION;
 use super::storage::{self, Replaces, Version, Written};
@@ -77,9 +78,11 @@ impl Manifest {
         let mut named = HashSet::new();
         let parts = manifest.parts.iter().map(|part| &part.file);
         for name in parts.chain(&manifest.superseded) {
-            let mut steps = Path::new(name).components();
-            if !matches!((steps.next(), steps.next()), (Some(Component::Normal(_)), None)) {
-                return Err(wrong(format!("part {name:?} is not a file of the folder")));
+            // Those that are superseded are removed, so nothing else may be named.
+            if !is_part_name(name) {
+                return Err(wrong(format!(
+                    "part {name:?} is not a file of the folder, *.{PARQUET}"
+                )));
             }
             if !named.insert(name) {
                 return Err(wrong(format!("names part {name:?} twice")));
@@ -88,25 +91,27 @@ impl Manifest {
         Ok(Some((manifest, version)))
     }
 
-    /// Writes the manifest in the place of the former one.
+    /// Writes the manifest in the place of the former one; returns its version.
     ///
     /// # Errors
-    /// [`CacheError::Locked`] if another process has replaced that one.
-    pub(super) fn write(&self, folder: &Path, former: Option<&Version>) -> CacheResult<()> {
+    /// [`CacheError::Conflict`] if another process has replaced that one. After any other error either
+    /// may stand.
+    pub(super) fn write(&self, folder: &Path, former: Option<&Version>) -> CacheResult<Version> {
         let json = serde_json::to_vec_pretty(self)
             .map_err(|error| CacheError::Argument(error.to_string()))?;
-        let path = folder.join(MANIFEST);
-        let replaces = former.map_or(Replaces::Nothing, Replaces::Version);
-        storage::write_atomically(folder, &path, replaces, |mut sink| {
-            sink.write_all(&json).map_err(|error| CacheError::io(&path, "write", error))?;
-            Ok(sink)
-        })
-        .map(|_| ())
+        match storage::replace(&folder.join(MANIFEST), &json, Replaces::former(former)) {
+            Err(CacheError::Conflict { .. }) => {
+                Err(CacheError::Conflict { path: folder.to_owned() })
+            }
+            written => written,
+        }
     }
 
-    /// Opens the parts, each of the size and kind that the manifest says.
+    /// Opens the parts, each of the size and kind that the manifest says, several at a time.
     pub(super) fn open(&self, folder: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
-        self.parts.iter().map(|part| self.open_part(folder, part, open)).collect()
+        storage::many_at_once(storage::is_remote(folder)?, || {
+            self.parts.par_iter().map(|part| self.open_part(folder, part, open)).collect()
+        })
     }
 
     fn open_part(&self, folder: &Path, part: &Part, open: OpenFile) -> CacheResult<RowFile> {
@@ -171,16 +176,29 @@ impl Manifest {
         }
     }
 
+    /// Those of the superseded parts that are still in the folder.
+    pub(super) fn still_superseded(&self, folder: &Path) -> CacheResult<Vec<String>> {
+        if self.superseded.is_empty() {
+            return Ok(Vec::new());
+        }
+        let there: HashSet<String> =
+            storage::list(folder, PARQUET)?.iter().map(|path| name_of(path)).collect();
+        Ok(self.superseded.iter().filter(|name| there.contains(*name)).cloned().collect())
+    }
+
     /// Removes the parts in whose place those of this manifest are. Other files are not ours.
     pub(super) fn remove_superseded(&self, folder: &Path) -> CacheResult<()> {
-        for name in &self.superseded {
-            let path = folder.join(name);
-            if storage::is_file(&path)? {
-                storage::remove(&path)?;
-            }
-        }
-        Ok(())
+        let there = self.still_superseded(folder)?;
+        there.iter().try_for_each(|name| storage::remove_file(&folder.join(name)))
     }
+}
+
+/// Whether a manifest may name this: a Parquet file of its folder.
+fn is_part_name(name: &str) -> bool {
+    let path = Path::new(name);
+    let mut steps = path.components();
+    matches!((steps.next(), steps.next()), (Some(Component::Normal(step)), None) if step == name)
+        && path.extension().is_some_and(|extension| extension == PARQUET)
 }
 
 impl Part {

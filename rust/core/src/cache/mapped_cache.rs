@@ -1,6 +1,8 @@
 //! A cache that stays in its files: rows are copied out of the system's page cache when asked for.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,13 +17,13 @@ use super::embedding_cache::{
 use super::error::{CacheError, CacheResult};
 use super::footer::{SameTokens, StateKey};
 use super::identity::Identity;
-use super::parts::{
-    common_kind, open_files, open_mapped_files, provenances, require_same, same_tokens,
-};
+use super::parts::{self, common_kind, open_files, provenances, require_same, same_tokens};
 use super::plain_pages::PlainPage;
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::stamp::Stamp;
 use super::state_index::StateIndex;
+use super::storage::{Place, place_of};
 use crate::threads::spread;
 
 /// A cache whose rows are read by address from mapped files.
@@ -30,20 +32,34 @@ use crate::threads::spread;
 /// when a row of it is first asked for: its checksum, and the row checks among the page's own rows.
 /// What only shows among all rows, equal rows far apart and norms, is left to
 /// [`EmbeddingCache`](super::EmbeddingCache) and the audit.
+///
+/// The files must not be written in place while they are mapped, as `cp` onto them does; the writers of
+/// this crate replace files by renaming, which is safe. Before rows are read, size and time of their
+/// files are compared with what they were, and a file that changed is refused. A file that is cut short
+/// between that and the reading ends the process (`SIGBUS`): no reader of mapped memory can prevent it.
 pub struct MappedCache {
     path: PathBuf,
     dim: usize,
     index: StateIndex,
     pages: Vec<Page>,
+    files: Vec<MappedFile>,
     identity: Option<Identity>,
     provenance: Vec<Value>,
     same_tokens: SameTokens,
     options: OpenOptions,
 }
 
+/// A file that is mapped, and how it was then.
+struct MappedFile {
+    path: PathBuf,
+    /// `None` where it had another name by then; a file without one is changed by nobody.
+    stamp: Option<Stamp>,
+}
+
 /// Some rows as they stand in a file.
 struct Page {
-    file: PathBuf,
+    /// Number of the file.
+    file: usize,
     group: usize,
     /// Number of the first row in the cache.
     first: usize,
@@ -75,7 +91,9 @@ impl MappedCache {
     /// As for [`MappedCache::open`].
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> CacheResult<Self> {
         let path = path.as_ref();
-        Self::from_files(path, &open_mapped_files(path)?, options)
+        parts::read_files(path, RowFile::open_mapped, |files| {
+            Self::from_files(path, &files, options)
+        })
     }
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
@@ -89,13 +107,20 @@ impl MappedCache {
             .map(|(file, group)| Ok((file.group_states(*group)?, file.plain_pages(*group)?)));
         let read = spread(|| read.collect::<CacheResult<Vec<_>>>())?;
         let (texts, group_pages): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+        let mapped: Vec<MappedFile> =
+            files.iter().map(MappedFile::of).collect::<CacheResult<_>>()?;
+        let numbers = (0..)
+            .zip(files)
+            .flat_map(|(number, file)| file.group_rows().iter().map(move |_| number));
         let (mut pages, mut first) = (Vec::new(), 0);
-        for (((file, group), texts), bytes) in groups.into_iter().zip(&texts).zip(group_pages) {
+        for ((((file, group), texts), bytes), number) in
+            groups.into_iter().zip(&texts).zip(group_pages).zip(numbers)
+        {
             let end = first + texts.iter().map(Array::len).sum::<usize>();
             for bytes in bytes {
                 let rows = bytes.count / dim.max(1);
-                let (file, checked) = (file.path().to_owned(), AtomicBool::new(false));
-                pages.push(Page { file, group, first, bytes, checked });
+                let checked = AtomicBool::new(false);
+                pages.push(Page { file: number, group, first, bytes, checked });
                 first += rows;
             }
             if first != end {
@@ -106,7 +131,8 @@ impl MappedCache {
         let index = StateIndex::of(texts.into_iter().flatten().collect());
         let provenance = provenances(files);
         let (path, same_tokens) = (path.to_owned(), same_tokens(files)?);
-        Ok(Self { path, dim, index, pages, identity, provenance, same_tokens, options })
+        let files = mapped;
+        Ok(Self { path, dim, index, pages, files, identity, provenance, same_tokens, options })
     }
 
     /// Copies the row of a state into memory of the caller (`dim` values); returns whether there is
@@ -137,14 +163,15 @@ impl MappedCache {
     ///
     /// # Errors
     /// [`CacheError::Argument`] if there is no such row, or `rows` has another length;
-    /// [`CacheError::Format`] and [`CacheError::BadRows`] where a page fails its checks. What was
-    /// written then is of no use.
+    /// [`CacheError::Format`] and [`CacheError::BadRows`] where a page fails its checks;
+    /// [`CacheError::Io`] if a file was changed in place. What was written then is of no use.
     pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
         require_room(numbers.len(), self.dim, rows)?;
         self.index.require_rows(numbers)?;
         if self.dim == 0 {
             return Ok(());
         }
+        self.require_unchanged(numbers)?;
         spread(|| {
             rows.par_chunks_mut(self.dim)
                 .with_min_len(AT_ONCE)
@@ -220,8 +247,27 @@ impl MappedCache {
         require_same(&self.path, self.identity(), Some(other), name)
     }
 
+    fn page_of(&self, number: usize) -> &Page {
+        &self.pages[self.pages.partition_point(|page| page.first <= number) - 1]
+    }
+
+    /// Looks at the files of some rows, each once.
+    fn require_unchanged(&self, numbers: &[usize]) -> CacheResult<()> {
+        if let [file] = &self.files[..] {
+            return if numbers.is_empty() { Ok(()) } else { file.require_unchanged() };
+        }
+        let mut seen = vec![false; self.files.len()];
+        for number in numbers {
+            let file = self.page_of(*number).file;
+            if !std::mem::replace(&mut seen[file], true) {
+                self.files[file].require_unchanged()?;
+            }
+        }
+        Ok(())
+    }
+
     fn copy(&self, number: usize, row: &mut [f32]) -> CacheResult<()> {
-        let page = &self.pages[self.pages.partition_point(|page| page.first <= number) - 1];
+        let page = self.page_of(number);
         // Two threads may check a page both; they find the same.
         if !page.checked.load(Ordering::Acquire) {
             self.check(page)?;
@@ -237,7 +283,7 @@ impl MappedCache {
     fn check(&self, page: &Page) -> CacheResult<()> {
         if self.options.checksums == Checksums::Verify && !page.bytes.is_whole() {
             let detail = format!("row group {}: damaged: page checksum mismatch (CRC)", page.group);
-            return Err(CacheError::format(&page.file, detail));
+            return Err(CacheError::format(&self.files[page.file].path, detail));
         }
         if self.options.checks == Checks::Lenient {
             return Ok(());
@@ -251,6 +297,30 @@ impl MappedCache {
         let bad: Vec<_> =
             verdicts.filter_map(|(verdict, row)| Some((row, verdict.err()?))).collect();
         refuse_bad_rows(&self.path, &bad, page.bytes.count / self.dim, &self.index)
+    }
+}
+
+impl MappedFile {
+    fn of(file: &RowFile) -> CacheResult<Self> {
+        let path = match place_of(file.path())? {
+            Place::Local(local) => std::path::absolute(&local).unwrap_or(local),
+            Place::Object(_) => file.path().to_owned(),
+        };
+        let stamp = fs::metadata(&path).ok().map(|metadata| Stamp::of(&metadata));
+        Ok(Self { path, stamp })
+    }
+
+    fn require_unchanged(&self) -> CacheResult<()> {
+        let Some(then) = &self.stamp else { return Ok(()) };
+        // Replaced or removed, the mapped file itself stands as it was.
+        let Ok(metadata) = fs::metadata(&self.path) else { return Ok(()) };
+        let now = Stamp::of(&metadata);
+        if now == *then || !now.is_same_file(then) {
+            return Ok(());
+        }
+        let why = "it was changed in place after it was mapped\n\
+                   hint: open it again; replace a cache's file by renaming, never by writing into it";
+        Err(CacheError::io(&self.path, "read", io::Error::other(why)))
     }
 }
 

@@ -3,23 +3,38 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{self, Path};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::descriptors::Reopened;
+use super::failure::LastRead;
 
 /// An open file, whatever its path comes to name and however it grows.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    file: Arc<File>,
+    file: Handle,
     length: u64,
-    /// The system's number of what last kept the file from being read, or 0. The Parquet reader makes
-    /// texts of errors, which tell a failing disk from a damaged file no longer.
-    failure: AtomicI32,
+    last_read: LastRead,
+}
+
+#[derive(Debug)]
+enum Handle {
+    /// A file that stays open: one that still grows, or that has no path any more.
+    Kept(Arc<File>),
+    Reopened(Reopened),
 }
 
 impl OpenFile {
-    /// The first `length` bytes of a file.
+    /// The first `length` bytes of a file, which stays open.
     pub(super) fn new(file: Arc<File>, length: u64) -> Self {
-        Self { file, length, failure: AtomicI32::new(0) }
+        Self { file: Handle::Kept(file), length, last_read: LastRead::default() }
+    }
+
+    /// The first `length` bytes of a file that was opened at this path.
+    pub(super) fn at(path: &Path, file: File, length: u64) -> io::Result<Self> {
+        // The process may change its working folder before the file is opened again.
+        let file = Handle::Reopened(Reopened::new(path::absolute(path)?, file)?);
+        Ok(Self { file, length, last_read: LastRead::default() })
     }
 
     /// The number of its bytes.
@@ -28,33 +43,40 @@ impl OpenFile {
     }
 
     /// The file itself.
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    pub(super) fn file(&self) -> io::Result<Arc<File>> {
+        match &self.file {
+            Handle::Kept(file) => Ok(Arc::clone(file)),
+            Handle::Reopened(file) => file.file(),
+        }
     }
 
     /// Reads some bytes, at most as many as fit.
     pub(super) fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-        self.noted(self.file.read_at(bytes, at))
+        self.noted(self.file().map(|file| file.read_at(bytes, at)))
     }
 
     /// Fills `bytes`.
     pub(super) fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
-        self.noted(self.file.read_exact_at(bytes, at))
+        self.noted(self.file().map(|file| file.read_exact_at(bytes, at)))
     }
 
-    /// What the system said when it could not read the file, if that was so.
+    /// Why the last read of this thread was not answered, if it was not.
     pub(super) fn failure(&self) -> Option<io::Error> {
-        let number = self.failure.load(Ordering::Relaxed);
-        (number != 0).then(|| io::Error::from_raw_os_error(number))
+        self.last_read.failure()
     }
 
-    fn noted<T>(&self, read: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &read
-            && let Some(number) = error.raw_os_error()
-        {
-            self.failure.store(number, Ordering::Relaxed);
+    /// Notes whether the system answered; to reach the end of a short file is an answer.
+    fn noted<T>(&self, read: io::Result<io::Result<T>>) -> io::Result<T> {
+        let copy = |error: &io::Error| match error.raw_os_error() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => io::Error::other(error.to_string()),
+        };
+        match &read {
+            Err(error) => self.last_read.failed(copy(error)),
+            Ok(Err(error)) if error.raw_os_error().is_some() => self.last_read.failed(copy(error)),
+            Ok(_) => self.last_read.succeeded(),
         }
-        read
+        read?
     }
 }
 
@@ -79,5 +101,9 @@ mod tests {
         let folder = OpenFile::new(folder.into(), 3);
         folder.read_exact_at(&mut [0; 3], 0).unwrap_err();
         assert!(folder.failure().is_some());
+        assert!(folder.failure().is_none(), "it is told once");
+        folder.read_exact_at(&mut [0; 3], 0).unwrap_err();
+        short.read_exact_at(&mut [0; 2], 0).unwrap();
+        assert!(folder.failure().is_some(), "what another file answers changes nothing");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::error::{CacheError, CacheResult};
@@ -9,57 +10,90 @@ use super::footer::SameTokens;
 use super::identity::{Identity, differences};
 use super::manifest::Manifest;
 use super::row_file::RowFile;
-use super::storage::{self, Kind};
+use super::storage::{self, Kind, Version};
 
 /// How the names of Parquet files end.
 pub(super) const PARQUET: &str = "parquet";
 /// Times that a folder is read anew because a writer put other parts in the place of its own.
 const ATTEMPTS: usize = 100;
 
+/// A way to open one file.
+pub(super) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
+
 /// Opens the files of a cache: the file itself, the parts that a folder's manifest names, or the
 /// Parquet files of a folder by name.
 pub(super) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
-    open_files_by(path, |path| RowFile::open(path))
+    read_files(path, |path| RowFile::open(path), Ok)
 }
 
 /// The same, the row groups of which may be copied as they are.
 pub(super) fn open_source_files(path: &Path) -> CacheResult<Vec<RowFile>> {
-    open_files_by(path, RowFile::open_source)
+    read_files(path, RowFile::open_source, Ok)
 }
 
-/// The same, each file as memory.
-pub(super) fn open_mapped_files(path: &Path) -> CacheResult<Vec<RowFile>> {
-    open_files_by(path, RowFile::open_mapped)
+/// Opens the files of a cache and reads them; from the start again, if a writer replaced them meanwhile.
+pub(super) fn read_files<T>(
+    path: &Path,
+    open: OpenFile,
+    mut read: impl FnMut(Vec<RowFile>) -> CacheResult<T>,
+) -> CacheResult<T> {
+    for _ in 1..ATTEMPTS {
+        let seen = Seen::at(path)?;
+        let failed = match seen.open(path, open).and_then(&mut read) {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        if !Seen::at(path)?.differs(&seen) {
+            return Err(failed);
+        }
+    }
+    Seen::at(path)?.open(path, open).and_then(read)
 }
 
-/// A way to open one file.
-pub(super) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
+/// What a path leads to, with all that a writer changes when it replaces the files of a cache.
+struct Seen {
+    kind: Kind,
+    manifest: Option<Manifest>,
+    version: Option<Version>,
+}
 
-fn open_files_by(path: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
-    match storage::kind(path)? {
-        Kind::File => return Ok(vec![open(path)?]),
-        Kind::Folder => {}
-        Kind::Missing => {
-            let detail = "no such file or folder".to_owned();
+impl Seen {
+    fn at(path: &Path) -> CacheResult<Self> {
+        let kind = storage::kind(path)?;
+        let (manifest, version) = match kind {
+            Kind::Folder => Manifest::read(path)?.unzip(),
+            // An object stays the one that was opened; asking for it would be one more request.
+            Kind::File if !storage::is_remote(path)? => (None, storage::version(path)?),
+            Kind::File | Kind::Missing => (None, None),
+        };
+        Ok(Self { kind, manifest, version })
+    }
+
+    fn differs(&self, other: &Self) -> bool {
+        (self.kind, &self.version) != (other.kind, &other.version)
+    }
+
+    fn open(&self, path: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
+        match self.kind {
+            Kind::File => return Ok(vec![open(path)?]),
+            Kind::Folder => {}
+            Kind::Missing => {
+                let detail = "no such file or folder".to_owned();
+                return Err(CacheError::NotFound { path: path.to_owned(), detail });
+            }
+        }
+        if let Some(manifest) = &self.manifest {
+            return manifest.open(path, open);
+        }
+        let files = storage::list(path, PARQUET)?;
+        if files.is_empty() {
+            let detail = "the folder holds no *.parquet file".to_owned();
             return Err(CacheError::NotFound { path: path.to_owned(), detail });
         }
+        storage::many_at_once(storage::is_remote(path)?, || {
+            files.par_iter().map(|file| open(file)).collect()
+        })
     }
-    for attempt in 1.. {
-        let Some((manifest, version)) = Manifest::read(path)? else { break };
-        match manifest.open(path, open) {
-            // A writer may have replaced manifest and parts between our two looks.
-            Err(CacheError::NotFound { .. })
-                if attempt < ATTEMPTS
-                    && Manifest::read(path)?.as_ref() != Some(&(manifest, version)) => {}
-            opened => return opened,
-        }
-    }
-    let files = storage::list(path, PARQUET)?;
-    if files.is_empty() {
-        let detail = "the folder holds no *.parquet file".to_owned();
-        return Err(CacheError::NotFound { path: path.to_owned(), detail });
-    }
-    files.iter().map(|file| open(file)).collect()
 }
 
 /// Refuses two things made by different encoders.

@@ -97,7 +97,10 @@ impl RowFile {
     /// Opens a file on disk as memory.
     pub(super) fn open_mapped(path: &Path) -> CacheResult<Self> {
         let input = match Input::open(path)? {
-            Input::File(file) => Input::Bytes(mapping::map(path, file.file())?),
+            Input::File(file) => {
+                let file = file.file().map_err(|error| CacheError::io(path, "open", error))?;
+                Input::Bytes(mapping::map(path, &file)?)
+            }
             Input::Object(_) | Input::Piece(..) => {
                 let detail = "is in an object store, so it cannot be mapped; open it in memory";
                 return Err(CacheError::format(path, detail));

@@ -6,6 +6,7 @@
 //! that a run that nothing interrupts writes them once.
 
 mod commit;
+mod finish;
 mod growing;
 mod merge;
 mod opening;
@@ -26,8 +27,9 @@ use super::parts::{open_files, same_tokens};
 use super::row_check::{BadRow, RowChecker};
 use super::row_file::RowFile;
 use super::schema::{FORMAT_VERSION, ROW_GROUP_ROWS};
-use super::storage::{self, Replaces, Version};
+use super::storage::{self, Version};
 use super::work_folder::WorkFolder;
+use commit::NewPart;
 use growing::Growing;
 
 /// When to checkpoint, and what to do with an output that is already there.
@@ -82,13 +84,21 @@ pub struct OutputLock {
 }
 
 impl OutputLock {
-    /// Takes the lock.
+    /// Takes the lock. However the output is spelled (relative, with `.`, `..`, links or slashes), it is
+    /// one output with one lock.
     ///
     /// # Errors
-    /// [`CacheError::Locked`] if another process has it; [`CacheError::Io`].
+    /// [`CacheError::Locked`] if another process has it; [`CacheError::Argument`] for an empty path, or
+    /// one that can be no output; [`CacheError::Io`].
     pub fn acquire(output: impl AsRef<Path>) -> CacheResult<Self> {
-        let output = storage::output_path(output.as_ref())?;
+        let output = storage::resolve_output(output.as_ref())?;
         Ok(Self { folder: WorkFolder::lock(&output)?, output })
+    }
+
+    /// The output's one name: absolute and without links, or a URL.
+    #[must_use]
+    pub fn output(&self) -> &Path {
+        &self.output
     }
 
     /// Opens the output for rows of an encoder, taking up what an earlier run left.
@@ -133,6 +143,8 @@ pub struct CacheWriter {
     /// Sources up to and with the last checkpoint of the growing file; those after it are small.
     grown: usize,
     growing: Option<Growing>,
+    /// A part of which it is not known whether the manifest names it.
+    unsure: Option<NewPart>,
     /// The former output's version, or that of its manifest.
     version: Option<Version>,
     /// Rows of all sources and then those pending, good or bad.
@@ -161,6 +173,7 @@ impl CacheWriter {
             let message = format!("{states} states of {dim} values each, but {found} values");
             return Err(CacheError::Argument(message));
         }
+        self.settle()?;
         let mut verdicts = vec![Verdict::Present; states.len()];
         let mut offered = HashSet::new();
         let mut new = Vec::new();
@@ -307,7 +320,8 @@ impl CacheWriter {
             file.close(&footer)
         })?;
         let first = self.total - pending as u64;
-        self.sources.push(Source { file: RowFile::open_source(&shard)?, first });
+        let file = RowFile::open_source(&shard).map_err(|error| self.overtaken(error))?;
+        self.sources.push(Source { file, first });
         self.forget_pending(rows);
         Ok(())
     }
@@ -316,42 +330,6 @@ impl CacheWriter {
     fn forget_pending(&mut self, rows: usize) {
         self.pending_states.drain(..rows);
         self.pending_values.drain(..rows * self.dim);
-    }
-
-    /// Merges everything into the output, in one atomic step, and removes the shards.
-    ///
-    /// # Errors
-    /// [`CacheError::Io`]; the former output and the shards then still stand.
-    pub fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
-        self.checkpoint()?;
-        let left_out = self.norm_outliers()?;
-        for (state, _) in &left_out {
-            self.retract(state);
-        }
-        let rows = self.current.len() as u64;
-        let changed = rows != self.former || self.total != self.former;
-        let parts = storage::is_folder_output(&self.output)?;
-        let present = storage::version(&self.output)?;
-        let missing = if parts { self.former_sources == 0 } else { present.is_none() };
-        let written = changed || self.options.overwrite || self.options.compact || missing;
-        if written && parts {
-            self.add_part(provenance)?;
-        } else if written && let Some((file, path, _)) = self.complete(0, &provenance)? {
-            storage::put_in_place(file, &path)?;
-        } else if written {
-            let temporary_in = self.folder.path();
-            storage::write_atomically(temporary_in, &self.output, Replaces::Anything, |sink| {
-                let (sink, _) = self.merge(&self.sources, sink, provenance)?;
-                // Here, just before it is replaced; on this machine the lock keeps others away.
-                let remote = storage::is_remote(&self.output)?;
-                if remote && storage::version(&self.output)? != self.version {
-                    return Err(CacheError::Locked { path: self.output.clone() });
-                }
-                Ok(sink)
-            })?;
-        }
-        self.folder.remove()?;
-        Ok(FinishReport { rows, left_out, written })
     }
 
     /// Marks the checkpointed rows as wrong: no later run will resume from them.

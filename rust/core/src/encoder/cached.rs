@@ -353,8 +353,8 @@ impl Shared {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match failure.zip(self.append_to.clone()) {
             Some((detail, path)) => {
-                let source = io::Error::other(detail);
-                Err(CacheError::Io { path, action: "append more rows", source })
+                let error = io::Error::other(detail);
+                Err(CacheError::Io { path, action: "append more rows", error })
             }
             None => Ok(writer),
         }

@@ -4,26 +4,34 @@
 //! takes either, so that nothing above need know which it is.
 
 mod objects;
+mod open_object;
 mod place;
+mod replaces;
+mod requests;
 mod sink;
+mod stores;
 mod threads;
+mod upload;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub(super) use objects::OpenObject;
-pub(super) use place::{Place, output_path, place_of};
+pub(super) use open_object::OpenObject;
+pub(super) use place::{Place, output_path, place_of, resolve_output};
+pub(super) use replaces::{Replaces, Version};
 pub(super) use sink::{Sink, Written};
+pub use stores::use_store;
 pub(super) use threads::many_at_once;
 
 use parquet::file::reader::ChunkReader;
 
 use super::error::{CacheError, CacheResult};
 use super::input::Input;
+use super::stamp::Stamp;
 
 /// The ending of files that are being written.
-const TEMPORARY: &str = "tmp";
+pub(super) const TEMPORARY: &str = "tmp";
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,22 +42,6 @@ pub enum Kind {
     File,
     /// To a folder; in an object store, to the beginning of objects' names.
     Folder,
-}
-
-/// A state of a file that a later state differs from; of a file on this machine nothing is known, as a
-/// lock keeps it as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Version(Option<objects::Tag>);
-
-/// What may be in the place of a file that is written.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Replaces<'a> {
-    /// Anything, or nothing.
-    Anything,
-    /// Nothing; in an object store, a file that came meanwhile is refused.
-    Nothing,
-    /// What had this version; in an object store, another is refused.
-    Version(&'a Version),
 }
 
 /// What a path leads to.
@@ -98,8 +90,12 @@ pub(super) fn is_file(path: &Path) -> CacheResult<bool> {
 /// The version of a file; `None` where there is none.
 pub(super) fn version(path: &Path) -> CacheResult<Option<Version>> {
     match place_of(path)? {
-        Place::Local(local) => Ok(local.exists().then(Version::default)),
-        Place::Object(object) => Ok(object.version()?.map(|tag| Version(Some(tag)))),
+        Place::Local(local) => match local.metadata() {
+            Ok(metadata) => Ok(Some(Version::File(Stamp::of(&metadata)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CacheError::io(path, "open", error)),
+        },
+        Place::Object(object) => Ok(object.version()?.map(Version::Object)),
     }
 }
 
@@ -107,13 +103,16 @@ pub(super) fn version(path: &Path) -> CacheResult<Option<Version>> {
 pub(super) fn read(path: &Path) -> CacheResult<Option<(Vec<u8>, Version)>> {
     match place_of(path)? {
         Place::Local(local) => match fs::read(local) {
-            Ok(bytes) => Ok(Some((bytes, Version::default()))),
+            Ok(bytes) => {
+                let version = Version::Bytes(blake3::hash(&bytes));
+                Ok(Some((bytes, version)))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(CacheError::io(path, "read", error)),
         },
         Place::Object(object) => {
             let read = object.read()?;
-            Ok(read.map(|(bytes, tag)| (bytes.into(), Version(Some(tag)))))
+            Ok(read.map(|(bytes, tag)| (bytes.into(), Version::Object(tag))))
         }
     }
 }
@@ -173,12 +172,24 @@ pub fn read_file(path: &Path) -> CacheResult<Option<Vec<u8>>> {
 /// # Errors
 /// [`CacheError::Io`]; the former file then still stands.
 pub fn write_file(path: &Path, bytes: &[u8]) -> CacheResult<()> {
+    replace(path, bytes, Replaces::Anything).map(|_| ())
+}
+
+/// Writes a small file in the place of the former one, in one step; returns its version.
+///
+/// # Errors
+/// [`CacheError::Conflict`] where another process has changed what is replaced; the former file then
+/// stands. [`CacheError::Io`]; then either may stand: the answer of a store may be lost.
+pub(super) fn replace(path: &Path, bytes: &[u8], replaces: Replaces<'_>) -> CacheResult<Version> {
+    if let Place::Object(object) = place_of(path)? {
+        return object.put(bytes.to_vec(), &replaces.condition()).map(Version::Object);
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    write_atomically(folder.unwrap_or(Path::new(".")), path, Replaces::Anything, |mut sink| {
+    write_atomically(folder.unwrap_or(Path::new(".")), path, replaces, |mut sink| {
         sink.write_all(bytes).map_err(|error| CacheError::io(path, "write", error))?;
         Ok(sink)
-    })
-    .map(|_| ())
+    })?;
+    Ok(Version::Bytes(blake3::hash(bytes)))
 }
 
 /// Removes a file if there is one.
@@ -192,18 +203,30 @@ pub fn remove_file(path: &Path) -> CacheResult<()> {
     }
 }
 
-/// Removes a folder of this machine with everything in it.
-pub(super) fn remove_folder(path: &Path) -> CacheResult<()> {
-    fs::remove_dir_all(output_path(path)?).map_err(|error| CacheError::io(path, "remove", error))
+/// Makes a folder of this machine and those above it that are missing, so that it is there after a
+/// power cut, too.
+pub(super) fn make_folder(folder: &Path) -> CacheResult<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = folder.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_folder(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(CacheError::io(folder, "create", error))
+        }
+        _ => sync_folder_of(folder),
+    }
 }
 
 /// Writes a file that is there whole or not at all, even after a crash.
 ///
-/// On this machine that is by way of a temporary file in the folder `temporary_in`; an object is not
-/// there before all of it is. What is left of it on an error is removed.
+/// On this machine that is by way of a temporary file in the folder `temporary_in`; an object is sent in
+/// one request. What is left of it on an error is removed.
 ///
 /// # Errors
-/// [`CacheError::Locked`] where another process has changed what is replaced; [`CacheError::Io`].
+/// [`CacheError::Conflict`] where another process has changed what is replaced; [`CacheError::Io`].
 pub(super) fn write_atomically(
     temporary_in: &Path,
     target: &Path,
@@ -211,42 +234,61 @@ pub(super) fn write_atomically(
     write: impl FnOnce(Sink) -> CacheResult<Sink>,
 ) -> CacheResult<Written> {
     match place_of(target)? {
-        Place::Local(local) => {
-            let mut name = local.file_name().unwrap_or_default().to_owned();
-            name.push(".");
-            name.push(TEMPORARY);
-            let temporary = output_path(temporary_in)?.join(name);
-            let written = write_locally(target, &local, &temporary, write);
-            if written.is_err() {
-                // The error at hand says more than a failure to tidy up would.
-                let _ = fs::remove_file(&temporary);
-            }
-            written
+        Place::Local(local) => write_locally(temporary_in, target, &local, replaces, write),
+        Place::Object(object) => {
+            let sink = write(Sink::in_memory(target))?;
+            Ok(sink.put(|bytes| object.put(bytes, &replaces.condition()))?.0)
         }
-        Place::Object(object) => match replaces {
-            Replaces::Anything => write(Sink::upload(object.upload()?))?.finish(),
-            Replaces::Nothing => {
-                let sink = write(Sink::in_memory(target))?;
-                sink.put(|bytes| object.put(bytes, None))
-            }
-            Replaces::Version(version) => {
-                let sink = write(Sink::in_memory(target))?;
-                sink.put(|bytes| object.put(bytes, version.0.as_ref()))
-            }
-        },
+    }
+}
+
+/// The same for a file of any size: an object is sent in pieces, and is not there before all of it is.
+///
+/// # Errors
+/// As for [`write_atomically`]. Of an object of many pieces, what is replaced is looked at just before
+/// the last of them is sent: no store that we reach makes a condition of that.
+pub(super) fn write_large(
+    temporary_in: &Path,
+    target: &Path,
+    replaces: Replaces<'_>,
+    write: impl FnOnce(Sink) -> CacheResult<Sink>,
+) -> CacheResult<Written> {
+    match place_of(target)? {
+        Place::Local(local) => write_locally(temporary_in, target, &local, replaces, write),
+        Place::Object(object) => write(Sink::upload(object.upload(replaces.condition())))?.finish(),
     }
 }
 
 fn write_locally(
+    temporary_in: &Path,
+    target: &Path,
+    local: &Path,
+    replaces: Replaces<'_>,
+    write: impl FnOnce(Sink) -> CacheResult<Sink>,
+) -> CacheResult<Written> {
+    let mut name = local.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(TEMPORARY);
+    let temporary = output_path(temporary_in)?.join(name);
+    let written = write_and_rename(target, local, &temporary, replaces, write);
+    if written.is_err() {
+        // The error at hand says more than a failure to tidy up would.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_and_rename(
     target: &Path,
     local: &Path,
     temporary: &Path,
+    replaces: Replaces<'_>,
     write: impl FnOnce(Sink) -> CacheResult<Sink>,
 ) -> CacheResult<Written> {
-    let wrong = |error| CacheError::io(target, "write", error);
     let file = File::create(temporary).map_err(|error| CacheError::io(target, "create", error))?;
     let written = write(Sink::file(target, file))?.finish()?;
-    fs::rename(temporary, local).map_err(wrong)?;
+    replaces.require(target, local)?;
+    fs::rename(temporary, local).map_err(|error| CacheError::io(target, "write", error))?;
     sync_folder_of(local)?;
     Ok(written)
 }
@@ -262,10 +304,16 @@ pub(super) fn begin(path: &Path, target: &Path) -> CacheResult<(Sink, File)> {
 /// Puts a file that was begun in its place, whole or not at all, even after a crash.
 ///
 /// # Errors
-/// [`CacheError::Io`]; the former file then still stands.
-pub(super) fn put_in_place(grown: Sink, path: &Path) -> CacheResult<Written> {
+/// [`CacheError::Conflict`] where another process has changed what is replaced; [`CacheError::Io`]. The
+/// former file then still stands.
+pub(super) fn put_in_place(
+    grown: Sink,
+    path: &Path,
+    replaces: Replaces<'_>,
+) -> CacheResult<Written> {
     let target = grown.path().to_owned();
     let written = grown.finish()?;
+    replaces.require(&target, &target)?;
     fs::rename(path, &target).map_err(|error| CacheError::io(&target, "write", error))?;
     sync_folder_of(&target)?;
     Ok(written)
@@ -282,7 +330,8 @@ pub(super) fn link(grown: Sink, path: &Path, target: &Path) -> CacheResult<Optio
     Ok(Some(written))
 }
 
-fn sync_folder_of(file: &Path) -> CacheResult<()> {
+/// Waits until the entry of a file or folder of this machine is on the disk.
+pub(super) fn sync_folder_of(file: &Path) -> CacheResult<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     sync_folder(folder.unwrap_or(Path::new(".")))
 }

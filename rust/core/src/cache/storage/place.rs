@@ -1,5 +1,7 @@
-//! Paths and URLs told apart.
+//! Paths and URLs: where they lead, and the one name of an output.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use url::Url;
@@ -16,11 +18,19 @@ pub(in crate::cache) enum Place {
     Object(Object),
 }
 
+/// Links that are followed one after the other at most, as the system does.
+const MOST_LINKS: usize = 40;
+
 /// Tells where a path leads.
 ///
 /// # Errors
-/// [`CacheError::Argument`] for a URL of another scheme, or one without a bucket.
+/// [`CacheError::Argument`] for an empty path, a URL of another scheme, or one without a bucket.
 pub(in crate::cache) fn place_of(path: &Path) -> CacheResult<Place> {
+    if path.as_os_str().is_empty() {
+        let message =
+            "the path of a file or folder is empty\nhint: is a variable of the shell unset?";
+        return Err(CacheError::Argument(message.to_owned()));
+    }
     let Some((scheme, _)) = path.to_str().and_then(|text| text.split_once(':')) else {
         return Ok(Place::Local(path.to_owned()));
     };
@@ -64,4 +74,46 @@ pub(in crate::cache) fn output_path(path: &Path) -> CacheResult<PathBuf> {
             Ok(PathBuf::from(path.to_string_lossy().trim_end_matches('/').to_owned()))
         }
     }
+}
+
+/// The one name of an output, however it is spelled: absolute, and without `.`, `..`, links or slashes
+/// at the end. Folders above a file that is not there yet are made.
+///
+/// # Errors
+/// As for [`output_path`]; [`CacheError::Argument`] for a name that ends in a slash and is no folder;
+/// [`CacheError::Io`].
+pub(in crate::cache) fn resolve_output(path: &Path) -> CacheResult<PathBuf> {
+    let mut target = match place_of(path)? {
+        Place::Local(local) => local,
+        Place::Object(_) => return output_path(path),
+    };
+    let wrong = |error| CacheError::io(path, "resolve", error);
+    for _ in 0..MOST_LINKS {
+        match fs::canonicalize(&target) {
+            Ok(whole) => return Ok(whole),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(wrong(error)),
+        }
+        let (folder, name) = new_file(&target, path)?;
+        super::make_folder(&folder)?;
+        let folder = fs::canonicalize(&folder).map_err(wrong)?;
+        match fs::read_link(folder.join(&name)) {
+            // A link to what is not there yet: the output is made where it leads.
+            Ok(leads) => target = folder.join(leads),
+            Err(_) => return Ok(folder.join(name)),
+        }
+    }
+    Err(CacheError::Argument(format!("{}: links in a circle", path.display())))
+}
+
+/// The folder and the name of a file that is not there yet.
+fn new_file(target: &Path, given: &Path) -> CacheResult<(PathBuf, std::ffi::OsString)> {
+    let refuse = |why: &str| CacheError::Argument(format!("{}: {why}", given.display()));
+    let bytes = target.as_os_str().as_encoded_bytes();
+    if bytes.ends_with(b"/") || bytes.ends_with(b"/.") {
+        return Err(refuse("there is no such folder\nhint: make it first, or name a file"));
+    }
+    let name = target.file_name().ok_or_else(|| refuse("names neither a file nor a folder"))?;
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+    Ok((folder.unwrap_or(Path::new(".")).to_owned(), name.to_owned()))
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::objects::Upload;
+use super::upload::Upload;
 use crate::cache::error::{CacheError, CacheResult};
 
 /// The bytes of one file on their way.
@@ -20,7 +20,7 @@ pub(in crate::cache) struct Sink {
 #[derive(Debug)]
 enum To {
     File(File),
-    Upload(Upload),
+    Upload(Box<Upload>),
     Memory(Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ impl Sink {
 
     pub(super) fn upload(upload: Upload) -> Self {
         let path = upload.path().to_owned();
-        Self::to(&path, To::Upload(upload))
+        Self::to(&path, To::Upload(Box::new(upload)))
     }
 
     pub(super) fn in_memory(path: &Path) -> Self {
@@ -87,17 +87,22 @@ impl Sink {
     }
 
     /// Hands what is in memory over.
-    pub(super) fn put(self, put: impl FnOnce(Vec<u8>) -> CacheResult<()>) -> CacheResult<Written> {
+    pub(super) fn put<T>(
+        self,
+        put: impl FnOnce(Vec<u8>) -> CacheResult<T>,
+    ) -> CacheResult<(Written, T)> {
         let written = self.written();
-        if let To::Memory(bytes) = self.to {
-            put(bytes)?;
-        }
-        Ok(written)
+        let bytes = if let To::Memory(bytes) = self.to { bytes } else { Vec::new() };
+        Ok((written, put(bytes)?))
+    }
+
+    /// Digest of what was written so far, if it was asked for.
+    pub(in crate::cache) fn digest(&self) -> Option<blake3::Hash> {
+        self.hasher.as_ref().map(blake3::Hasher::finalize)
     }
 
     fn written(&self) -> Written {
-        let digest = self.hasher.as_ref().map(blake3::Hasher::finalize);
-        Written { bytes: self.bytes, digest }
+        Written { bytes: self.bytes, digest: self.digest() }
     }
 }
 

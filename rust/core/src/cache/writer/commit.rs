@@ -7,7 +7,20 @@ use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::manifest::Manifest;
 use crate::cache::row_file::RowFile;
-use crate::cache::storage;
+use crate::cache::storage::{self, Version};
+
+/// A part that was written, and the manifest that names it.
+#[derive(Debug)]
+pub(super) struct NewPart {
+    pub(super) manifest: Manifest,
+    pub(super) file: RowFile,
+    /// Whether the parts before it stand.
+    pub(super) keeps: bool,
+    /// Number of its first row.
+    pub(super) first: u64,
+    /// The rows in it, each with the number that it had before.
+    pub(super) rows: Vec<(u64, StateKey)>,
+}
 
 impl CacheWriter {
     /// Adds the rows so far to the output, which must be a folder, as a part that readers see from then
@@ -17,9 +30,15 @@ impl CacheWriter {
     /// parts are slow to open; `compact` makes one of them.
     ///
     /// # Errors
-    /// [`CacheError::Argument`] if the output is a file; [`CacheError::Io`], after which the rows still
-    /// stand as checkpoints, and the next writer takes them up.
+    /// [`CacheError::Argument`] if the output is a file; [`CacheError::Conflict`] if another process
+    /// changed it; [`CacheError::Io`]. The rows then still stand as checkpoints: this writer commits them
+    /// when it is asked again, or the next one takes them up.
     pub fn commit(&mut self, provenance: Value) -> CacheResult<u64> {
+        self.commit_rows(provenance).map_err(|error| self.overtaken(error))
+    }
+
+    fn commit_rows(&mut self, provenance: Value) -> CacheResult<u64> {
+        self.settle()?;
         if !storage::is_folder_output(&self.output)? {
             let message = "only a folder can be added to while its writer goes on; name a folder";
             return Err(CacheError::Argument(format!("{}: {message}", self.output.display())));
@@ -33,41 +52,66 @@ impl CacheWriter {
         if rows == self.former && self.total == self.former {
             return Ok(rows);
         }
-        let manifest = self.add_part(provenance)?;
-        self.take_over(&manifest)?;
+        let (part, version) = self.add_part(provenance)?;
+        self.take_over(part, version);
         Ok(rows)
     }
 
-    /// Counts the rows of the part that was added as the output's.
-    fn take_over(&mut self, written: &Manifest) -> CacheResult<()> {
-        let (manifest, version) = Manifest::read(&self.output)?.unzip();
-        let Some((part, kept)) = written.parts.split_last() else { return Ok(()) };
-        if manifest.as_ref() != Some(written) {
-            return Err(CacheError::Locked { path: self.output.clone() });
+    /// Finds out whether a commit that failed was made after all: a store's answer may be lost after it
+    /// did what it was asked. To be called before rows are added, which are none of that commit's.
+    ///
+    /// # Errors
+    /// [`CacheError::Conflict`] if neither its manifest nor the former one stands; [`CacheError::Io`],
+    /// after which it still is to be found out.
+    pub(super) fn settle(&mut self) -> CacheResult<()> {
+        let Some(part) = self.unsure.take() else { return Ok(()) };
+        let found = match Manifest::read(&self.output) {
+            Ok(found) => found,
+            Err(error) => {
+                self.unsure = Some(part);
+                return Err(error);
+            }
+        };
+        match found {
+            Some((manifest, version)) if manifest == part.manifest => {
+                self.take_over(part, version);
+                Ok(())
+            }
+            // The part stays: the request may be under way still.
+            found if found.as_ref().map(|(_, version)| version) == self.version.as_ref() => Ok(()),
+            _ => Err(CacheError::Conflict { path: self.output.clone() }),
         }
-        let kept = kept.len();
-        // Either all former sources are parts still, or the new part has all rows.
-        let first = if kept == 0 { 0 } else { self.former };
-        let file = RowFile::open_source(&self.output.join(&part.file))?;
-        let mut moved: Vec<(u64, StateKey)> = self
-            .current
-            .iter()
-            .filter(|(_, number)| **number >= first)
-            .map(|(key, number)| (*number, *key))
-            .collect();
-        moved.sort_unstable_by_key(|(number, _)| *number);
-        for (number, (_, key)) in (first..).zip(&moved) {
-            self.current.insert(*key, number);
+    }
+
+    /// Counts the rows of a part that the manifest names as the output's. Reads nothing, so that nothing
+    /// can keep this writer from what is the case by now.
+    fn take_over(&mut self, part: NewPart, version: Version) {
+        let NewPart { manifest, file, keeps, first, rows } = part;
+        for (number, (before, key)) in (first..).zip(&rows) {
+            if self.current.get(key) == Some(before) {
+                self.current.insert(*key, number);
+            } // else it was taken back meanwhile, and still is in the part
         }
-        self.sources.truncate(if kept == 0 { 0 } else { self.former_sources });
+        self.sources.truncate(if keeps { self.former_sources } else { 0 });
         self.sources.push(Source { file, first });
-        self.former = first + moved.len() as u64;
+        self.former = first + rows.len() as u64;
         self.former_sources = self.sources.len();
         self.grown = self.sources.len();
         self.growing = None;
         self.total = self.former;
-        self.version = version;
+        self.version = Some(version);
         self.options.overwrite = false;
-        self.folder.clear()
+        self.tidy_up(&manifest);
+        if let Err(error) = self.folder.clear() {
+            // Their rows are the output's; the next writer finds that out.
+            tracing::warn!(%error, "checkpoints could not be removed");
+        }
+    }
+
+    /// Removes the files that a manifest no longer names. It still says so if that fails.
+    pub(super) fn tidy_up(&self, manifest: &Manifest) {
+        if let Err(error) = manifest.remove_superseded(&self.output) {
+            tracing::warn!(%error, "a part that was replaced could not be removed; the next writer does");
+        }
     }
 }

@@ -8,6 +8,7 @@ use arrow_array::StringArray;
 use arrow_array::builder::StringBuilder;
 use serde_json::Value;
 
+use super::commit::NewPart;
 use super::{CacheWriter, Source};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::file_writer::FileWriter;
@@ -15,7 +16,7 @@ use crate::cache::footer::StateKey;
 use crate::cache::manifest::{Manifest, Part};
 use crate::cache::parts::PARQUET;
 use crate::cache::row_file::{RowFile, Rows};
-use crate::cache::storage::{self, Replaces, Sink};
+use crate::cache::storage::{self, Replaces, Sink, Version};
 
 impl CacheWriter {
     /// Writes the rows that count of some sources as one file; returns how many.
@@ -48,18 +49,25 @@ impl CacheWriter {
     }
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
-    /// that no longer count; then names the parts in the manifest, and removes those it no longer
-    /// names. Returns the manifest.
-    pub(super) fn add_part(&mut self, provenance: Value) -> CacheResult<Manifest> {
+    /// that no longer count; then names the parts in the manifest. Returns what was added, and the
+    /// manifest's version.
+    ///
+    /// # Errors
+    /// [`CacheError::Conflict`] if the manifest is not the one that was opened; [`CacheError::Io`]. If that
+    /// was when the manifest was written, [`Self::settle`] finds out whether it was.
+    pub(super) fn add_part(&mut self, provenance: Value) -> CacheResult<(NewPart, Version)> {
         let folder = &self.output.clone();
         let (former, version) = Manifest::read(folder)?.unzip();
-        if storage::is_remote(folder)? && version != self.version {
-            return Err(CacheError::Locked { path: folder.clone() });
+        if version != self.version {
+            return Err(CacheError::Conflict { path: folder.clone() });
         }
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
         let still = self.current.values().filter(|number| **number < self.former).count() as u64;
-        let keep = !self.options.compact && !self.options.overwrite && still == self.former;
-        let (new, first) = if keep {
+        let keeps = !self.options.compact && !self.options.overwrite && still == self.former;
+        if let Some(former) = &former {
+            manifest.superseded = former.still_superseded(folder)?;
+        }
+        let (new, first) = if keeps {
             let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
             manifest.parts = match &former {
                 Some(former) => former.parts.clone(),
@@ -67,15 +75,41 @@ impl CacheWriter {
             };
             (self.former_sources, self.former)
         } else {
-            manifest.superseded = former_names(folder, former.as_ref())?;
+            manifest.superseded.extend(former_names(folder, former.as_ref())?);
             (0, 0)
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
         let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
-        manifest.parts.push(self.write_part(&path, new, first, provenance)?);
-        manifest.write(folder, version.as_ref())?;
-        manifest.remove_superseded(folder)?;
-        Ok(manifest)
+        let part = self.new_part(&path, manifest, (new, first), provenance)?;
+        let part = NewPart { keeps, ..part };
+        match part.manifest.write(folder, version.as_ref()) {
+            Ok(version) => Ok((part, version)),
+            Err(error) => {
+                if !matches!(error, CacheError::Conflict { .. }) {
+                    self.unsure = Some(part);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a part and opens it, and adds it to a manifest.
+    fn new_part(
+        &mut self,
+        path: &Path,
+        mut manifest: Manifest,
+        (new, first): (usize, u64),
+        provenance: Value,
+    ) -> CacheResult<NewPart> {
+        manifest.parts.push(self.write_part(path, new, first, provenance)?);
+        // Before the manifest names it: nothing that can fail may come after that. If this fails, the file
+        // is left alone: where there was no manifest yet, another writer may have taken it for a part.
+        let file = RowFile::open_source(path)?;
+        let numbers = self.current.iter().map(|(key, number)| (*number, *key));
+        let mut rows: Vec<(u64, StateKey)> =
+            numbers.filter(|(number, _)| *number >= first).collect();
+        rows.sort_unstable_by_key(|(number, _)| *number);
+        Ok(NewPart { manifest, file, keeps: false, first, rows })
     }
 
     /// Writes the rows of the sources from `new` on, the first of which has the number `first`, as a part.
@@ -93,7 +127,7 @@ impl CacheWriter {
         }
         let (mut rows, sources) = (0, &self.sources[new..]);
         let temporary_in = self.folder.path();
-        let written = storage::write_atomically(temporary_in, path, Replaces::Anything, |sink| {
+        let written = storage::write_large(temporary_in, path, Replaces::Nothing, |sink| {
             let (sink, count) = self.merge(sources, sink.hashing(), provenance)?;
             rows = count;
             Ok(sink)
@@ -111,7 +145,7 @@ impl CacheWriter {
     }
 
     /// Those of a source's rows that count for their state.
-    fn counting(&self, rows: Rows, number: &mut u64) -> (StringArray, Vec<f32>) {
+    pub(super) fn counting(&self, rows: Rows, number: &mut u64) -> (StringArray, Vec<f32>) {
         let counts = |state: &str, number: u64| {
             self.current.get(&StateKey::of(state)).is_some_and(|current| *current == number)
         };

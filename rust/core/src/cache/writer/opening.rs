@@ -51,6 +51,7 @@ impl CacheWriter {
             former_sources: 0,
             grown: 0,
             growing: None,
+            unsure: None,
             version: None,
             total: 0,
             current: HashMap::new(),
