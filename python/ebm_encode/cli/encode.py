@@ -193,8 +193,6 @@ def encode(
 
 def _usable(output: str) -> str:
     """An output that can be written, by the name it really has."""
-    if not output:
-        raise ArgumentError("--output: the path is empty\nhint: is a variable of the shell unset?")
     if _core.is_remote(output):
         return output.rstrip("/")
     if output.startswith("file://"):
