@@ -205,9 +205,8 @@ def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_c
     )
     assert (code, summary["rows"], summary["truncated"]) == (0, 20, 20)
     assert summary["same_by_cutting"] == 19
-    lines = (tmp_path / "out.parquet.overlong.jsonl").read_text().splitlines()
-    listed = [json.loads(line) for line in lines]
-    same = [record for record in listed if "same_as" in record]
+    listed = (tmp_path / "out.parquet.overlong.jsonl").read_text().splitlines()
+    same = [record for record in map(json.loads, listed) if "same_as" in record]
     assert len(same) == 19
     assert all(record["same_as"] != record["state"] for record in same)
     assert run_cli("audit", tmp_path / "out.parquet")[0] == 0

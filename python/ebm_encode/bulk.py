@@ -121,7 +121,7 @@ class BulkRun:
             self._adopt(cache, todo)
         if caches:
             adopted = self._writer.contains_many(todo)
-            self._note_adopted([s for s, taken in zip(todo, adopted, strict=True) if taken])
+            self._note_adopted([s for s, taken in zip(todo, adopted, strict=True) if taken], caches)
             todo = _without(todo, adopted)
             self.outcome.from_caches = sum(adopted)
         return todo
@@ -322,13 +322,20 @@ class BulkRun:
                 why = "alone it has none that is finite"
             self._reject(chunk.states[chunk.usable[i]], why)
 
-    def _note_adopted(self, states: list[str]) -> None:
-        """Lists those rows of other caches whose prompts were cut."""
+    def _note_adopted(self, states: list[str], caches: Sequence[str]) -> None:
+        """Lists those rows of other caches whose prompts were cut, and what that made equal."""
+        same = {
+            state: {"same_as": record["same_as"]}
+            for cache in caches
+            for state, record in read_list(side_file(str(cache), OVERLONG)).items()
+            if "same_as" in record
+        }
         for chunk in _chunks(states, CHUNK_STATES):
             reports = self._encoder.screen(self._encoder.prompts.tokenize(chunk))
             self._overlong.add(
                 [
                     {"state": state, "tokens": report.tokens, "action": "truncated"}
+                    | same.get(state, {})
                     for state, report in zip(chunk, reports, strict=True)
                     if report.truncated
                 ]
