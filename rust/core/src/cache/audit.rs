@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::bad_row::BadRow;
 use super::embedding_cache::preview;
 use super::error::CacheResult;
 use super::footer::StateKey;
 use super::manifest::Manifest;
 use super::parts::{common_kind, open_files, same_tokens};
-use super::row_check::{BadRow, Outlier, RowChecker};
+use super::row_check::{Outlier, RowChecker};
 use super::row_file::RowFile;
 use super::storage::{self, Kind};
 

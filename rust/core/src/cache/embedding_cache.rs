@@ -7,13 +7,15 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::bad_row::BadRow;
 use super::buffer::Buffer;
 use super::error::{CacheError, CacheResult};
-use super::footer::{SameTokens, StateKey};
+use super::footer::StateKey;
 use super::identity::Identity;
 use super::parts::{common_kind, open_files, provenances, require_same, same_tokens};
-use super::row_check::{BadRow, RowChecker};
+use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::same_tokens::SameTokens;
 use super::sketch::{RowStats, Sketcher};
 use super::state_index::StateIndex;
 use super::storage;

@@ -13,7 +13,7 @@ use super::embedding_cache::{
     AT_ONCE, Checks, Checksums, OpenOptions, refuse_bad_rows, require_room,
 };
 use super::error::{CacheError, CacheResult};
-use super::footer::{SameTokens, StateKey};
+use super::footer::StateKey;
 use super::identity::Identity;
 use super::parts::{
     common_kind, open_files, open_mapped_files, provenances, require_same, same_tokens,
@@ -21,6 +21,7 @@ use super::parts::{
 use super::plain_pages::PlainPage;
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::same_tokens::SameTokens;
 use super::state_index::StateIndex;
 use crate::threads::spread;
 

@@ -5,10 +5,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::error::{CacheError, CacheResult};
-use super::footer::SameTokens;
+use super::footer::Footer;
 use super::identity::{Identity, differences};
 use super::manifest::Manifest;
 use super::row_file::RowFile;
+use super::runs::Run;
+use super::same_tokens::SameTokens;
 use super::storage::{self, Kind};
 
 /// How the names of Parquet files end.
@@ -93,9 +95,14 @@ pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
     Ok(same_tokens)
 }
 
-/// The provenance of each file that has one.
+/// The runs that made the rows of the files that say so, in the order of the rows.
+pub(super) fn runs(files: &[RowFile]) -> Vec<Run> {
+    files.iter().filter_map(RowFile::footer).flat_map(Footer::runs).collect()
+}
+
+/// The provenance of each run.
 pub(super) fn provenances(files: &[RowFile]) -> Vec<Value> {
-    files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect()
+    runs(files).into_iter().map(|run| run.provenance).collect()
 }
 
 /// The dimension and identity that all files share.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::footers::KnownPairs;
 use super::{CacheWriter, Source};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
@@ -14,7 +15,8 @@ impl CacheWriter {
     /// on; the writer goes on. Returns the number of rows that the output has.
     ///
     /// For processes that live long and append a little at a time, a search for example. Many small
-    /// parts are slow to open; `compact` makes one of them.
+    /// parts are slow to open; `compact` makes one of them. Rows that are left out because their norm proved
+    /// far from that of all others are in [`CacheWriter::left_out`] from then on.
     ///
     /// # Errors
     /// [`CacheError::Argument`] if the output is a file; [`CacheError::Io`], after which the rows still
@@ -25,12 +27,13 @@ impl CacheWriter {
             return Err(CacheError::Argument(format!("{}: {message}", self.output.display())));
         }
         self.checkpoint()?;
-        for (state, reason) in self.norm_outliers()? {
+        let known = self.left_out.len();
+        self.leave_out_outliers()?;
+        for (state, reason) in &self.left_out[known..] {
             tracing::warn!(%reason, state, "a row was left out");
-            self.retract(&state);
         }
         let rows = self.current.len() as u64;
-        if rows == self.former && self.total == self.former {
+        if !self.has_changed() {
             return Ok(rows);
         }
         let manifest = self.add_part(provenance)?;
@@ -60,6 +63,11 @@ impl CacheWriter {
             self.current.insert(*key, number);
         }
         self.sources.truncate(if kept == 0 { 0 } else { self.former_sources });
+        self.forget_runs_from(first);
+        self.note_runs(&file, first, false);
+        let pairs = self.checker.same_tokens().len();
+        self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
+        self.taken_back = false;
         self.sources.push(Source { file, first });
         self.former = first + moved.len() as u64;
         self.former_sources = self.sources.len();

@@ -18,12 +18,14 @@ use crate::cache::row_file::{RowFile, Rows};
 use crate::cache::storage::{self, Replaces, Sink};
 
 impl CacheWriter {
-    /// Writes the rows that count of some sources as one file; returns how many.
+    /// Writes the rows that count of some sources, the first of which has the number `from`, as one file;
+    /// returns how many.
     pub(super) fn merge(
         &self,
         sources: &[Source],
         sink: Sink,
-        provenance: Value,
+        from: u64,
+        provenance: &Value,
     ) -> CacheResult<(Sink, u64)> {
         let mut merged = FileWriter::new(sink, self.dim)?;
         for Source { file, first } in sources {
@@ -44,7 +46,7 @@ impl CacheWriter {
             }
         }
         let rows = merged.rows();
-        Ok((merged.close(&self.footer(rows, provenance))?, rows))
+        Ok((merged.close(&self.output_footer(rows, from, provenance))?, rows))
     }
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
@@ -57,9 +59,7 @@ impl CacheWriter {
             return Err(CacheError::Locked { path: folder.clone() });
         }
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
-        let still = self.current.values().filter(|number| **number < self.former).count() as u64;
-        let keep = !self.options.compact && !self.options.overwrite && still == self.former;
-        let (new, first) = if keep {
+        let (new, first) = if self.keeps_parts()? {
             let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
             manifest.parts = match &former {
                 Some(former) => former.parts.clone(),
@@ -94,7 +94,7 @@ impl CacheWriter {
         let (mut rows, sources) = (0, &self.sources[new..]);
         let temporary_in = self.folder.path();
         let written = storage::write_atomically(temporary_in, path, Replaces::Anything, |sink| {
-            let (sink, count) = self.merge(sources, sink.hashing(), provenance)?;
+            let (sink, count) = self.merge(sources, sink.hashing(), first, &provenance)?;
             rows = count;
             Ok(sink)
         })?;

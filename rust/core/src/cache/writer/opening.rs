@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::footers::KnownPairs;
 use super::{CacheWriter, OutputLock, Source, WriterOptions};
+use crate::cache::bad_row::BadRow;
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
@@ -12,8 +14,15 @@ use crate::cache::input::Input;
 use crate::cache::manifest::Manifest;
 use crate::cache::parts::{PARQUET, open_source_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
-use crate::cache::row_file::RowFile;
+use crate::cache::row_file::{RowFile, Rows};
 use crate::cache::storage::{self, Kind};
+
+/// Whose rows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    FormerOutput,
+    Checkpoint,
+}
 
 /// Opens a file with the rows of several checkpoints.
 fn open_once(opened: &mut HashMap<PathBuf, Input>, rows: &Path) -> CacheResult<Input> {
@@ -55,11 +64,18 @@ impl CacheWriter {
             total: 0,
             current: HashMap::new(),
             checker: RowChecker::new(dim),
+            origins: Vec::new(),
+            known_pairs: KnownPairs::default(),
+            taken_back: false,
+            left_out: Vec::new(),
+            reported: HashSet::new(),
+            repeats: 0,
             pending_states: Vec::new(),
             pending_values: Vec::new(),
             last_checkpoint: Instant::now(),
             discarded: Vec::new(),
         };
+        writer.begin_own_rows();
         writer.take_up()?;
         Ok(writer)
     }
@@ -73,11 +89,13 @@ impl CacheWriter {
         if !self.options.overwrite {
             for file in self.former_files()? {
                 self.require(&file)?;
-                self.add_source(file)?;
+                self.add_source(file, From::FormerOutput)?;
             }
             self.former = self.total;
             self.former_sources = self.sources.len();
         }
+        let pairs = self.checker.same_tokens().len();
+        self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
         let mut opened = HashMap::new();
         for path in self.folder.shards().to_vec() {
             let shard = RowFile::open_checkpoint(&path, |rows| open_once(&mut opened, rows));
@@ -98,6 +116,8 @@ impl CacheWriter {
             }
         }
         self.grown = self.sources.len();
+        let pairs = self.checker.same_tokens().len();
+        (self.known_pairs.grown, self.known_pairs.saved) = (pairs, pairs);
         self.folder.remove_rows_but(|rows| opened.contains_key(rows))
     }
 
@@ -123,11 +143,13 @@ impl CacheWriter {
             return self.folder.remove_shard(file.path());
         }
         self.require(&file)?;
-        if self.add_source(file)? == 0
+        if self.add_source(file, From::Checkpoint)? == 0
             && let Some(source) = self.sources.pop()
         {
             // All its rows are the output's: a run ended after it had shown them.
             self.total = source.first;
+            self.forget_runs_from(self.total);
+            self.begin_own_rows();
             self.folder.remove_shard(source.file.path())?;
         }
         Ok(())
@@ -145,35 +167,35 @@ impl CacheWriter {
     }
 
     /// Checks the rows of a file and makes those part of the output that are good and not part of it
-    /// already; returns how many.
-    fn add_source(&mut self, file: RowFile) -> CacheResult<u64> {
+    /// already; returns how many. Of two good rows of a state the later counts.
+    fn add_source(&mut self, file: RowFile, from: From) -> CacheResult<u64> {
         // Read to the end before anything counts, so that a damaged file leaves no trace.
         file.for_each(|_| Ok(()))?;
         for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
             self.checker.allow_equal(left, right);
         }
         let (first, mut taken) = (self.total, 0);
-        file.for_each(|rows| {
-            let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
-            let known = self.already_there(&keys, &rows.values)?;
+        self.note_runs(&file, first, from == From::Checkpoint);
+        file.for_each(|Rows { states, values }| {
+            let keys: Vec<StateKey> = states.iter().flatten().map(StateKey::of).collect();
+            let known = self.already_there(&keys, &values)?;
             let new: Vec<usize> = (0..keys.len()).filter(|row| !known.contains(row)).collect();
             let checked: Vec<StateKey> = new.iter().map(|row| keys[*row]).collect();
-            for key in &checked {
-                if self.current.remove(key).is_some() {
-                    self.checker.retract(*key); // the later row of a state counts
-                }
-            }
             let verdicts = if known.is_empty() {
-                self.checker.check(&checked, &rows.values)
+                self.checker.check_later(&checked, &values)
             } else {
-                let row = |row: &usize| &rows.values[row * self.dim..(row + 1) * self.dim];
+                let row = |row: &usize| &values[row * self.dim..(row + 1) * self.dim];
                 let values: Vec<f32> = new.iter().flat_map(row).copied().collect();
-                self.checker.check(&checked, &values)
+                self.checker.check_later(&checked, &values)
             };
-            for ((row, key), verdict) in new.iter().zip(checked).zip(verdicts) {
-                if verdict.is_ok() {
-                    self.current.insert(key, self.total + *row as u64);
-                    taken += 1;
+            for ((row, key), verdict) in new.into_iter().zip(checked).zip(verdicts) {
+                let state = || states.value(row).to_owned();
+                match verdict {
+                    Ok(conflict) => {
+                        taken += 1;
+                        self.count_row(key, self.total + row as u64, from, conflict, state);
+                    }
+                    Err(reason) => self.leave_out(state(), reason),
                 }
             }
             self.total += keys.len() as u64;
@@ -181,6 +203,29 @@ impl CacheWriter {
         })?;
         self.sources.push(Source { file, first });
         Ok(taken)
+    }
+
+    /// Makes a row that was read the one that counts for its state; `conflict` is why the one before is
+    /// bad, if they differ.
+    fn count_row(
+        &mut self,
+        key: StateKey,
+        number: u64,
+        from: From,
+        conflict: Option<BadRow>,
+        state: impl FnOnce() -> String,
+    ) {
+        let Some(before) = self.current.insert(key, number) else { return };
+        let was_former = from == From::FormerOutput || before < self.former;
+        if from == From::Checkpoint {
+            // The run before had taken the earlier row back: nothing else makes a writer take another.
+            self.taken_back |= was_former;
+            self.checker.retract_earlier(key);
+        }
+        match conflict.filter(|_| was_former) {
+            Some(conflict) => self.leave_out(state(), conflict),
+            None => self.repeats += u64::from(was_former),
+        }
     }
 
     /// Which of some rows the former output has, bit for bit.
