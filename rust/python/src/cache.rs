@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions};
+use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions, Run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
@@ -104,7 +104,7 @@ impl PyEmbeddingCache {
     fn nearest(&self, py: Python<'_>, state: &str, count: usize) -> PyResult<Vec<(String, f32)>> {
         let query = self.cache.get(state);
         let query = query.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        let near = py.detach(|| self.cache.nearest(query, count));
+        let near = py.detach(|| self.cache.nearest(query, count)).map_err(cache_error)?;
         Ok(near.iter().map(|n| (self.cache.state(n.row).to_owned(), n.cosine)).collect())
     }
 
@@ -128,6 +128,11 @@ impl PyEmbeddingCache {
     }
 
     #[getter]
+    fn runs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        runs(py, self.cache.runs())
+    }
+
+    #[getter]
     fn path(&self) -> OsString {
         self.cache.path().into()
     }
@@ -136,6 +141,13 @@ impl PyEmbeddingCache {
         let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
         format!("EmbeddingCache({path}, {rows} rows of {dim})")
     }
+}
+
+/// The runs that made a cache's rows, as dicts.
+pub(crate) fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let value =
+        |run: &Run| serde_json::to_value(run).map_err(|error| argument_error(error.to_string()));
+    runs.iter().map(|run| json::to_python(py, &value(run)?)).collect()
 }
 
 /// What opening a cache checks.

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyList;
 
-use crate::cache::{fill, numbers, open_options, positions};
+use crate::cache::{fill, numbers, open_options, positions, runs};
 use crate::errors::cache_error;
 use crate::identity::PyIdentity;
 use crate::json;
@@ -117,6 +117,11 @@ impl PyMappedCache {
     #[getter]
     fn provenance<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         self.cache.provenance().iter().map(|value| json::to_python(py, value)).collect()
+    }
+
+    #[getter]
+    fn runs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        runs(py, self.cache.runs())
     }
 
     #[getter]

@@ -140,6 +140,7 @@ mod tests {
             provenance: serde_json::Value::Null,
             runs: Vec::new(),
             same_tokens: Vec::new(),
+            taken_back: Vec::new(),
         };
         storage::write_atomically(folder.path(), &path, Replaces::Anything, |sink| {
             let mut writer = FileWriter::new(sink, dim)?;

@@ -12,9 +12,12 @@ use super::buffer::Buffer;
 use super::error::{CacheError, CacheResult};
 use super::footer::StateKey;
 use super::identity::Identity;
-use super::parts::{common_kind, open_files, provenances, require_same, same_tokens};
+use super::parts::{
+    common_kind, open_files, provenances, require_same, require_values, runs, same_tokens,
+};
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::runs::Run;
 use super::same_tokens::SameTokens;
 use super::sketch::{RowStats, Sketcher};
 use super::state_index::StateIndex;
@@ -74,6 +77,7 @@ pub struct EmbeddingCache {
     index: StateIndex,
     identity: Option<Identity>,
     provenance: Vec<Value>,
+    runs: Vec<Run>,
 }
 
 impl EmbeddingCache {
@@ -109,6 +113,7 @@ impl EmbeddingCache {
     }
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
+        require_values(files)?;
         let (dim, identity) = common_kind(files)?;
         let remote = files.iter().any(RowFile::is_object);
         let (values, groups) =
@@ -120,8 +125,9 @@ impl EmbeddingCache {
             stats.extend(group.stats);
         }
         let index = StateIndex::of(texts);
-        let provenance = provenances(files);
-        let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
+        let (provenance, runs) = (provenances(files), runs(files));
+        let path = path.to_owned();
+        let cache = Self { path, dim, values, index, identity, provenance, runs };
         if options.checks == Checks::Strict {
             cache.check_rows(&keys, &stats, same_tokens(files)?)?;
         }
@@ -239,10 +245,17 @@ impl EmbeddingCache {
         self.identity.as_ref()
     }
 
-    /// The provenance of each file that has one.
+    /// What each run that made rows said of itself, in the order of the rows.
     #[must_use]
     pub fn provenance(&self) -> &[Value] {
         &self.provenance
+    }
+
+    /// The runs that made the rows, each with the number of its rows, in the order of the rows. Files of
+    /// other software have none.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// The file or folder that was opened.
@@ -348,7 +361,7 @@ fn read_files(
         let measure = |first: usize, rows: &[f32]| {
             if let Some(sketcher) = &sketcher {
                 stats.truncate(first);
-                stats.extend(rows.chunks_exact(dim).map(|row| sketcher.stats(row)));
+                stats.extend(rows.chunks_exact(dim.max(1)).map(|row| sketcher.stats(row)));
             }
         };
         let texts = read_group(file, group, target, options.checksums, measure)?;

@@ -33,6 +33,7 @@ mod runs;
 mod same_tokens;
 mod schema;
 mod sketch;
+mod sound;
 mod state_index;
 pub mod storage;
 mod work_folder;

@@ -58,7 +58,11 @@ fn open_files_by(path: &Path, open: OpenFile) -> CacheResult<Vec<RowFile>> {
     }
     let files = storage::list(path, PARQUET)?;
     if files.is_empty() {
-        let detail = "the folder holds no *.parquet file".to_owned();
+        let unfinished = path.extension().is_some_and(|ending| ending == "partial");
+        let hint = "\nhint: it is the work folder of an unfinished run; run the same command again to \
+                    finish the cache, then name the finished cache";
+        let hint = if unfinished { hint } else { "" };
+        let detail = format!("the folder holds no *.parquet file{hint}");
         return Err(CacheError::NotFound { path: path.to_owned(), detail });
     }
     files.iter().map(|file| open(file)).collect()
@@ -80,6 +84,18 @@ pub(super) fn require_same(
         other: other.to_owned(),
         differences,
     })
+}
+
+/// Refuses files of rows without values, which a server that answers with empty lists makes.
+pub(super) fn require_values(files: &[RowFile]) -> CacheResult<()> {
+    match files.iter().find(|file| file.num_rows() > 0 && file.dim() == 0) {
+        Some(file) => {
+            let detail = "embedding has no values, nor has any other of the file\n\
+                          hint: encode the states again; `ebm-encode audit` lists all such rows";
+            Err(CacheError::row(file.path(), 0, detail))
+        }
+        None => Ok(()),
+    }
 }
 
 /// The states with the same tokens that the files' footers tell of.
@@ -113,7 +129,8 @@ pub(super) fn common_kind(files: &[RowFile]) -> CacheResult<(usize, Option<Ident
     let Some(first) = files.first() else { return Ok((dim, None)) };
     let identity = identity_of(first);
     for file in files {
-        if file.num_rows() > 0 && file.dim() != dim {
+        // Of rows without values each has its own error.
+        if file.num_rows() > 0 && file.dim() > 0 && file.dim() != dim {
             let found = file.dim();
             let detail = format!("rows have {found} values, those of other shards {dim}");
             return Err(CacheError::format(file.path(), detail));

@@ -180,6 +180,14 @@ impl RowChecker {
         })
     }
 
+    /// Why a row of a state cannot be one beside the accepted row of the same state, if they differ.
+    pub(super) fn conflict(&mut self, key: StateKey, values: &[f32]) -> Option<BadRow> {
+        let index = *self.of_state.get(&key)?;
+        let stats = self.measure(&[key], values).pop()?;
+        let row = self.accepted[index].row;
+        (!self.agrees(index, &stats)).then_some(BadRow::Conflict { row })
+    }
+
     /// Forgets the accepted rows of a state, so that another may take their place.
     pub fn retract(&mut self, key: StateKey) {
         let mut next = self.of_state.remove(&key);

@@ -141,6 +141,8 @@ pub struct CacheWriter {
     former: u64,
     /// Files of the former output, which come before all other sources.
     former_sources: usize,
+    /// The Parquet files that a folder had when it was opened.
+    former_files: Vec<String>,
     /// Sources up to and with the last checkpoint of the growing file; those after it are small.
     grown: usize,
     growing: Option<Growing>,
@@ -154,8 +156,8 @@ pub struct CacheWriter {
     /// Who made the rows, by number, ascending.
     origins: Vec<Origin>,
     known_pairs: KnownPairs,
-    /// Whether the caller took back rows of the former output.
-    taken_back: bool,
+    /// States of which the caller took back the former output's row.
+    taken_back: Vec<StateKey>,
     /// Stored rows that are not kept, with the reason.
     left_out: Vec<(String, BadRow)>,
     reported: HashSet<(StateKey, &'static str)>,

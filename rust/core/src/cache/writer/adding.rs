@@ -152,10 +152,16 @@ impl CacheWriter {
     /// If it is one of the former output's, the output is written anew without it.
     pub fn retract(&mut self, state: &str) -> bool {
         let key = StateKey::of(state);
+        let there = self.current.contains_key(&key);
+        self.take_back(key);
+        there
+    }
+
+    pub(super) fn take_back(&mut self, key: StateKey) {
         self.checker.retract(key);
-        let number = self.current.remove(&key);
-        self.taken_back |= number.is_some_and(|number| number < self.former);
-        number.is_some()
+        if self.current.remove(&key).is_some_and(|number| number < self.former) {
+            self.taken_back.push(key);
+        }
     }
 }
 

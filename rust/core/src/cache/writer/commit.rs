@@ -67,7 +67,7 @@ impl CacheWriter {
         self.note_runs(&file, first, false);
         let pairs = self.checker.same_tokens().len();
         self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
-        self.taken_back = false;
+        self.taken_back.clear();
         self.sources.push(Source { file, first });
         self.former = first + moved.len() as u64;
         self.former_sources = self.sources.len();

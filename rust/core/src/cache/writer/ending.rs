@@ -55,13 +55,14 @@ impl CacheWriter {
 
     /// Whether there are rows that the former output does not have, or some of its were taken back.
     pub(super) fn has_changed(&self) -> bool {
-        self.taken_back || self.current.values().any(|number| *number >= self.former)
+        !self.taken_back.is_empty() || self.current.values().any(|number| *number >= self.former)
     }
 
     /// Whether the parts of the former output stay what they are.
     pub(super) fn keeps_parts(&self) -> CacheResult<bool> {
         let WriterOptions { overwrite, compact, .. } = self.options;
-        Ok(storage::is_folder_output(&self.output)? && !compact && !overwrite && !self.taken_back)
+        let written_anew = compact || overwrite || !self.taken_back.is_empty();
+        Ok(!written_anew && storage::is_folder_output(&self.output)?)
     }
 
     /// Number of the rows from this one on that count for their states.

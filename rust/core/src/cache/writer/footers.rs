@@ -80,6 +80,7 @@ impl CacheWriter {
             provenance: Value::Null,
             runs: if own { Vec::new() } else { runs },
             same_tokens: pairs,
+            taken_back: self.taken_back.iter().map(|key| key.to_hex()).collect(),
         }
     }
 
@@ -102,6 +103,7 @@ impl CacheWriter {
             provenance: provenance.clone(),
             runs: if own { Vec::new() } else { runs },
             same_tokens: tokens.of_rows(states.into_iter(), known),
+            taken_back: Vec::new(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::cache::footer::StateKey;
 use crate::cache::manifest::{Manifest, Part};
 use crate::cache::parts::PARQUET;
 use crate::cache::row_file::{RowFile, Rows};
-use crate::cache::storage::{self, Replaces, Sink};
+use crate::cache::storage::{self, Kind, Replaces, Sink};
 
 impl CacheWriter {
     /// Writes the rows that count of some sources, the first of which has the number `from`, as one file;
@@ -58,6 +58,9 @@ impl CacheWriter {
         if storage::is_remote(folder)? && version != self.version {
             return Err(CacheError::Locked { path: folder.clone() });
         }
+        if former.is_none() {
+            self.require_no_other_files()?;
+        }
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
         let (new, first) = if self.keeps_parts()? {
             let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
@@ -67,15 +70,32 @@ impl CacheWriter {
             };
             (self.former_sources, self.former)
         } else {
-            manifest.superseded = former_names(folder, former.as_ref())?;
+            manifest.superseded = match &former {
+                Some(former) => former.parts.iter().map(|part| part.file.clone()).collect(),
+                None => self.former_files.clone(),
+            };
             (0, 0)
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
         let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.former_files.push(name); // should the manifest fail, it is no stranger
         manifest.parts.push(self.write_part(&path, new, first, provenance)?);
         manifest.write(folder, version.as_ref())?;
         manifest.remove_superseded(folder)?;
         Ok(manifest)
+    }
+
+    /// Refuses files that came into a folder without a manifest after the writer was opened: the manifest
+    /// would hide them from readers, though nobody has looked at them.
+    fn require_no_other_files(&self) -> CacheResult<()> {
+        let there = parquet_files(&self.output)?;
+        let Some(new) = there.iter().find(|name| !self.former_files.contains(name)) else {
+            return Ok(());
+        };
+        let detail = "came into the folder while it was written to; its rows would be lost\n\
+                      hint: run again, which takes it in; what was encoded is saved";
+        Err(CacheError::format(&self.output.join(new), detail))
     }
 
     /// Writes the rows of the sources from `new` on, the first of which has the number `first`, as a part.
@@ -137,10 +157,10 @@ impl CacheWriter {
     }
 }
 
-/// The files that are a folder's cache so far: those of its manifest, or without one all.
-fn former_names(folder: &Path, former: Option<&Manifest>) -> CacheResult<Vec<String>> {
-    if let Some(former) = former {
-        return Ok(former.parts.iter().map(|part| part.file.clone()).collect());
+/// The names of a folder's Parquet files; none where there is no folder.
+pub(super) fn parquet_files(folder: &Path) -> CacheResult<Vec<String>> {
+    if storage::kind(folder)? != Kind::Folder {
+        return Ok(Vec::new());
     }
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
     Ok(storage::list(folder, PARQUET)?.iter().filter_map(name).collect())

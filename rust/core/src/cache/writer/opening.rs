@@ -1,10 +1,11 @@
 //! Opening a writer: what an earlier run left is taken up, or refused.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::footers::KnownPairs;
+use super::merge::parquet_files;
 use super::{CacheWriter, OutputLock, Source, WriterOptions};
 use crate::cache::bad_row::BadRow;
 use crate::cache::error::{CacheError, CacheResult};
@@ -58,6 +59,7 @@ impl CacheWriter {
             sources: Vec::new(),
             former: 0,
             former_sources: 0,
+            former_files: Vec::new(),
             grown: 0,
             growing: None,
             version: None,
@@ -66,7 +68,7 @@ impl CacheWriter {
             checker: RowChecker::new(dim),
             origins: Vec::new(),
             known_pairs: KnownPairs::default(),
-            taken_back: false,
+            taken_back: Vec::new(),
             left_out: Vec::new(),
             reported: HashSet::new(),
             repeats: 0,
@@ -86,6 +88,7 @@ impl CacheWriter {
             Kind::Folder => Manifest::read(&self.output)?.map(|(_, version)| version),
             _ => storage::version(&self.output)?,
         };
+        self.former_files = parquet_files(&self.output)?;
         if !self.options.overwrite {
             for file in self.former_files()? {
                 self.require(&file)?;
@@ -176,75 +179,52 @@ impl CacheWriter {
         }
         let (first, mut taken) = (self.total, 0);
         self.note_runs(&file, first, from == From::Checkpoint);
+        if let (From::Checkpoint, Some(footer)) = (from, file.footer()) {
+            let keys = footer.taken_back.iter().filter_map(|key| StateKey::from_hex(key));
+            keys.for_each(|key| self.take_back(key));
+        }
         file.for_each(|Rows { states, values }| {
             let keys: Vec<StateKey> = states.iter().flatten().map(StateKey::of).collect();
-            let known = self.already_there(&keys, &values)?;
-            let new: Vec<usize> = (0..keys.len()).filter(|row| !known.contains(row)).collect();
+            let row = |row: usize| &values[row * self.dim..(row + 1) * self.dim];
+            // What a run saved of a state that the output has got since is not needed.
+            let (there, new): (Vec<usize>, Vec<usize>) = (0..keys.len()).partition(|row| {
+                self.current.get(&keys[*row]).is_some_and(|number| *number < self.former)
+            });
+            let mut left_out: Vec<(usize, BadRow)> = there
+                .iter()
+                .filter_map(|i| Some((*i, self.checker.conflict(keys[*i], row(*i))?)))
+                .collect();
             let checked: Vec<StateKey> = new.iter().map(|row| keys[*row]).collect();
-            let verdicts = if known.is_empty() {
+            let verdicts = if there.is_empty() {
                 self.checker.check_later(&checked, &values)
             } else {
-                let row = |row: &usize| &values[row * self.dim..(row + 1) * self.dim];
-                let values: Vec<f32> = new.iter().flat_map(row).copied().collect();
+                let values: Vec<f32> = new.iter().flat_map(|i| row(*i)).copied().collect();
                 self.checker.check_later(&checked, &values)
             };
             for ((row, key), verdict) in new.into_iter().zip(checked).zip(verdicts) {
-                let state = || states.value(row).to_owned();
                 match verdict {
                     Ok(conflict) => {
                         taken += 1;
-                        self.count_row(key, self.total + row as u64, from, conflict, state);
+                        let repeated = self.current.insert(key, self.total + row as u64).is_some();
+                        if from == From::Checkpoint {
+                            // The run before took the earlier row back before it saved another.
+                            self.checker.retract_earlier(key);
+                        } else if let Some(conflict) = conflict {
+                            left_out.push((row, conflict));
+                        } else {
+                            self.repeats += u64::from(repeated);
+                        }
                     }
-                    Err(reason) => self.leave_out(state(), reason),
+                    Err(reason) => left_out.push((row, reason)),
                 }
+            }
+            for (row, reason) in left_out {
+                self.leave_out(states.value(row).to_owned(), reason);
             }
             self.total += keys.len() as u64;
             Ok(())
         })?;
         self.sources.push(Source { file, first });
         Ok(taken)
-    }
-
-    /// Makes a row that was read the one that counts for its state; `conflict` is why the one before is
-    /// bad, if they differ.
-    fn count_row(
-        &mut self,
-        key: StateKey,
-        number: u64,
-        from: From,
-        conflict: Option<BadRow>,
-        state: impl FnOnce() -> String,
-    ) {
-        let Some(before) = self.current.insert(key, number) else { return };
-        let was_former = from == From::FormerOutput || before < self.former;
-        if from == From::Checkpoint {
-            // The run before had taken the earlier row back: nothing else makes a writer take another.
-            self.taken_back |= was_former;
-            self.checker.retract_earlier(key);
-        }
-        match conflict.filter(|_| was_former) {
-            Some(conflict) => self.leave_out(state(), conflict),
-            None => self.repeats += u64::from(was_former),
-        }
-    }
-
-    /// Which of some rows the former output has, bit for bit.
-    fn already_there(&self, keys: &[StateKey], values: &[f32]) -> CacheResult<HashSet<usize>> {
-        let there = keys.iter().enumerate().filter_map(|(row, key)| {
-            let number = *self.current.get(key)?;
-            (number < self.former).then_some((number, row))
-        });
-        let there: BTreeMap<u64, usize> = there.collect();
-        if there.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let numbers: Vec<u64> = there.keys().copied().collect();
-        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        let former = self.read(&numbers)?;
-        let pairs = former.iter().zip(there.into_values());
-        let same = pairs.filter(|((_, former), row)| {
-            bits(former) == bits(&values[row * self.dim..(row + 1) * self.dim])
-        });
-        Ok(same.map(|(_, row)| row).collect())
     }
 }
