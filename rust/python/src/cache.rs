@@ -18,6 +18,7 @@ use crate::{json, views};
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
 pub(crate) struct PyEmbeddingCache {
     pub(crate) cache: Arc<EmbeddingCache>,
+    options: OpenOptions,
 }
 
 #[pymethods]
@@ -27,7 +28,7 @@ impl PyEmbeddingCache {
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
         let cache = py.detach(|| EmbeddingCache::open_with(path, options)).map_err(cache_error)?;
-        Ok(Self { cache: Arc::new(cache) })
+        Ok(Self { cache: Arc::new(cache), options })
     }
 
     fn __len__(&self) -> usize {
@@ -137,6 +138,26 @@ impl PyEmbeddingCache {
         self.cache.path().into()
     }
 
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().states(slf.py())?.call_method0("__iter__")
+    }
+
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "KeysView")
+    }
+
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ValuesView")
+    }
+
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ItemsView")
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        reduce(slf.as_any(), slf.get().options)
+    }
+
     fn __repr__(&self) -> String {
         let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
         format!("EmbeddingCache({path}, {rows} rows of {dim})")
@@ -148,6 +169,22 @@ pub(crate) fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py
     let value =
         |run: &Run| serde_json::to_value(run).map_err(|error| argument_error(error.to_string()));
     runs.iter().map(|run| json::to_python(py, &value(run)?)).collect()
+}
+
+/// One of the views of a mapping that `collections.abc` has.
+pub(crate) fn view_of<'py>(cache: &Bound<'py, PyAny>, kind: &str) -> PyResult<Bound<'py, PyAny>> {
+    cache.py().import("collections.abc")?.call_method1(kind, (cache,))
+}
+
+/// How pickle is to make the cache again: by opening it, with the same options.
+pub(crate) fn reduce<'py>(
+    cache: &Bound<'py, PyAny>,
+    options: OpenOptions,
+) -> PyResult<Bound<'py, PyAny>> {
+    let strict = options.checks == Checks::Strict;
+    let verify = options.checksums == Checksums::Verify;
+    let opening = cache.py().import("ebm_encode.opening")?;
+    opening.call_method1("reduce_cache", (cache, strict, verify))
 }
 
 /// What opening a cache checks.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::bad_row::BadRow;
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Sealed};
 use super::error::{CacheError, CacheResult};
 use super::footer::StateKey;
 use super::identity::Identity;
@@ -73,7 +73,7 @@ impl From<Checks> for OpenOptions {
 pub struct EmbeddingCache {
     path: PathBuf,
     dim: usize,
-    values: Buffer,
+    values: Sealed,
     index: StateIndex,
     identity: Option<Identity>,
     provenance: Vec<Value>,
@@ -341,7 +341,7 @@ fn read_files(
     files: &[RowFile],
     dim: usize,
     options: OpenOptions,
-) -> CacheResult<(Buffer, Vec<Group>)> {
+) -> CacheResult<(Sealed, Vec<Group>)> {
     let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
     let mut values = Buffer::zeroed(path, rows, dim)?;
     // Not before that: a damaged file may claim any dimension.
@@ -371,7 +371,7 @@ fn read_files(
         Ok(Group { texts, keys, stats })
     });
     let groups = read.collect::<CacheResult<Vec<_>>>()?;
-    Ok((values, groups))
+    Ok((values.seal(path)?, groups))
 }
 
 /// Reads a row group; `visit` gets its rows as from [`RowFile::copy_group`].
