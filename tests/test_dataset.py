@@ -140,7 +140,14 @@ def test_a_mask_selects_and_what_is_no_number_is_refused(path):
     dataset = EmbeddingDataset(EmbeddingCache.open(path))
     mask = np.zeros(len(dataset), dtype=bool)
     mask[[4, 9]] = True
-    for given in (mask, torch.from_numpy(mask), mask.tolist(), [4, 9], torch.tensor([4, 9]), [4, -1]):
+    for given in (
+        mask,
+        torch.from_numpy(mask),
+        mask.tolist(),
+        [4, 9],
+        torch.tensor([4, 9]),
+        [4, -1],
+    ):
         assert torch.equal(dataset.batch(given).rows, torch.stack([dataset[4], dataset[9]]))
     assert dataset.batch(mask).indices.tolist() == [4, 9]
     assert torch.equal(dataset[mask], dataset.batch(mask).rows)

@@ -1,4 +1,4 @@
-"""Equal rows of different texts are right where a model makes no difference, and refused elsewhere."""
+"""Equal rows of different texts are kept where a model makes no difference, and only there."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_a_copied_row_of_other_tokens_is_refused_also_at_layer_0(no_begin_token,
     good = encoder.encode_into(["ab", "ba"], np.empty((2, encoder.dim), np.float32))
     assert [report.status for report in good] == ["ok", "ok"]
 
-    def copies(tokens, rows):
+    def copies(_, rows):
         rows.array[rows.places] = first
         return iter(())
 

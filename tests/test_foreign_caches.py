@@ -76,7 +76,8 @@ def test_a_text_that_is_not_utf_8_is_named_by_its_row(tmp_path, good):
 
 
 @pytest.mark.parametrize(
-    "text", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    "text",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
 )
 def test_texts_of_every_arrow_type_are_read(tmp_path, good, text):
     states = pa.array([f"s{i}" for i in range(12)], pa.string()).cast(text)
@@ -117,5 +118,5 @@ def test_a_file_that_is_no_cache_is_one_error_whoever_reads_it(tmp_path):
     path = tmp_path / "c.parquet"
     path.write_bytes(b"PAR1 nothing PAR1")
     for read in (EmbeddingCache.open, MappedCache.open, _core.audit, _core.describe):
-        with pytest.raises(EbmEncodeError, match="c.parquet"):
+        with pytest.raises(EbmEncodeError, match=r"c\.parquet"):
             read(path)

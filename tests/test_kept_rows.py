@@ -60,7 +60,7 @@ def test_a_writer_that_is_opened_twice_or_finished_too_early_loses_nothing(
         writer.open(identity(), 16)
     assert writer.finish({})[0] == 1
     for step in (lambda: writer.open(identity(), 16), lambda: writer.finish({})):
-        with pytest.raises(ArgumentError, match="closed|not open"):
+        with pytest.raises(ArgumentError, match=r"closed|not open"):
             step()
 
 

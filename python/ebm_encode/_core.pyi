@@ -299,7 +299,7 @@ class CacheWriter:
         reason; and whether it was written at all (not if nothing was new or taken back).
         """
     def left_out(self) -> list[tuple[str, BadRow]]:
-        """Rows that were stored and proved bad, with the reason: found on opening or at a commit."""
+        """Stored rows that proved bad, with the reason: found on opening or at a commit."""
     def reject(self, reason: str) -> None:
         """Marks the checkpointed rows as wrong, so that no run resumes from them."""
     def close(self) -> None:

@@ -32,7 +32,7 @@ class RowBatch:
 
 
 class _Rows(list[torch.Tensor]):
-    """The rows of a batch one by one, for torch's own collation, and the batch they are views of."""
+    """The rows of a batch one by one, for torch's own collation, and the batch itself."""
 
     def __init__(self, batch: RowBatch) -> None:
         super().__init__(batch.rows)
@@ -44,8 +44,8 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
 
     With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
     rows were copied once, by the core's threads. With torch's own collation a batch is a tensor
-    float32 `[n, dim]`. Workers, forked ones too, are of no use: the rows are in memory. Spawned ones
-    open the cache again by its path.
+    float32 `[n, dim]`. Workers, forked ones too, are of no use: the rows are in memory. Spawned
+    ones open the cache again by its path.
 
     Args:
         cache: The cache, in memory or mapped.

@@ -15,6 +15,7 @@ from ebm_encode import _core
 from ebm_encode._core import BadRow
 from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling, Selection
 from ebm_encode.engines.rows import Rows
+from ebm_encode.equal_rows import may_be_equal
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -23,7 +24,6 @@ from ebm_encode.errors import (
     TemplateError,
     TextFailedError,
 )
-from ebm_encode.equal_rows import may_be_equal
 from ebm_encode.identity import identify
 from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
 from ebm_encode.runner import Runner

@@ -43,9 +43,7 @@ def may_be_equal(encoder: "Encoder", left: NDArray[np.uint32], right: NDArray[np
     return bool(np.linalg.norm(rows[0] - rows[1]) <= _EQUAL * np.linalg.norm(rows[0]))
 
 
-def _alike(
-    layer: int, pooling: str, left: NDArray[np.uint32], right: NDArray[np.uint32]
-) -> bool:
+def _alike(layer: int, pooling: str, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> bool:
     """Whether a model that does not count positions may take two sequences for the same."""
     if not len(left) or not len(right):
         return False

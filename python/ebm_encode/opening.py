@@ -43,33 +43,33 @@ def open_cache(
 
 
 def reduce_cache(
-    cache: EmbeddingCache | MappedCache, strict: bool, verify_checksums: bool
+    cache: EmbeddingCache | MappedCache, options: dict[str, bool]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """How pickle makes a cache again: by opening its path, so that workers share the file's pages."""
+    """How pickle makes a cache again: by opening its path, so that workers share its pages."""
     path = fspath(cache.path)
     path = path if is_remote(path) else str(Path(path).absolute())
-    made_by = None if cache.identity is None else cache.identity.to_json()
-    kept = (type(cache), path, strict, verify_checksums, len(cache), cache.dim, made_by)
-    return _reopen, kept
+    return _reopen, (type(cache), path, options, _kind_of(cache))
+
+
+def _kind_of(cache: EmbeddingCache | MappedCache) -> tuple[int, int, str | None]:
+    """Rows, dimension and encoder."""
+    return len(cache), cache.dim, None if cache.identity is None else cache.identity.to_json()
 
 
 def _reopen(
     kind: type[EmbeddingCache | MappedCache],
     path: str,
-    strict: bool,
-    verify_checksums: bool,
-    rows: int,
-    dim: int,
-    made_by: str | None,
+    options: dict[str, bool],
+    before: tuple[int, int, str | None],
 ) -> EmbeddingCache | MappedCache:
     """Opens a cache that was pickled.
 
     Raises:
         CacheFormatError: If it has become another since.
     """
-    cache = kind.open(path, strict=strict, verify_checksums=verify_checksums)
-    now = None if cache.identity is None else cache.identity.to_json()
-    if (len(cache), cache.dim, now) != (rows, dim, made_by):
+    cache = kind.open(path, **options)
+    if _kind_of(cache) != before:
+        rows, dim, _ = before
         raise CacheFormatError(
             f"{path}: has {len(cache)} rows of {cache.dim}, when it was pickled {rows} of {dim}, or"
             " another encoder made it\nhint: open the cache again and send that to the workers"

@@ -9,7 +9,7 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArray
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
@@ -181,10 +181,11 @@ pub(crate) fn reduce<'py>(
     cache: &Bound<'py, PyAny>,
     options: OpenOptions,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let strict = options.checks == Checks::Strict;
-    let verify = options.checksums == Checksums::Verify;
+    let again = PyDict::new(cache.py());
+    again.set_item("strict", options.checks == Checks::Strict)?;
+    again.set_item("verify_checksums", options.checksums == Checksums::Verify)?;
     let opening = cache.py().import("ebm_encode.opening")?;
-    opening.call_method1("reduce_cache", (cache, strict, verify))
+    opening.call_method1("reduce_cache", (cache, again))
 }
 
 /// What opening a cache checks.
