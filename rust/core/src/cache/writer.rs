@@ -160,7 +160,8 @@ pub struct CacheWriter {
     taken_back: Vec<StateKey>,
     /// Stored rows that are not kept, with the reason.
     left_out: Vec<(String, BadRow)>,
-    reported: HashSet<(StateKey, &'static str)>,
+    /// States of which such a row stays in the output, for its norm.
+    outliers: HashSet<StateKey>,
     /// Stored rows in whose place a later one counts that agrees with them.
     repeats: u64,
     pending_states: Vec<String>,

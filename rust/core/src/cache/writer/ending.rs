@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::{CacheWriter, FinishReport, WriterOptions};
 use crate::cache::bad_row::BadRow;
 use crate::cache::error::{CacheError, CacheResult};
-use crate::cache::footer::StateKey;
 use crate::cache::storage::{self, Replaces};
 
 impl CacheWriter {
@@ -86,16 +85,17 @@ impl CacheWriter {
                 self.checker.retract(key);
                 self.current.remove(&key);
             }
-            self.leave_out(state, outlier.reason);
+            // One that stays is found again at each commit.
+            if self.outliers.insert(key) || !stays {
+                self.leave_out(state, outlier.reason);
+            }
         }
         Ok(())
     }
 
-    /// Notes a row that is not kept, once.
+    /// Notes a row that is not kept.
     pub(super) fn leave_out(&mut self, state: String, reason: BadRow) {
-        if self.reported.insert((StateKey::of(&state), reason.kind())) {
-            self.left_out.push((state, reason));
-        }
+        self.left_out.push((state, reason));
     }
 
     /// Rows that were found bad though they had been stored, in the former output, by an interrupted run

@@ -70,7 +70,7 @@ impl CacheWriter {
             known_pairs: KnownPairs::default(),
             taken_back: Vec::new(),
             left_out: Vec::new(),
-            reported: HashSet::new(),
+            outliers: HashSet::new(),
             repeats: 0,
             pending_states: Vec::new(),
             pending_values: Vec::new(),
