@@ -13,7 +13,7 @@ import torch
 from ebm_encode import EmbeddingCache, MappedCache
 from ebm_encode._core import CachedEncoder
 from ebm_encode.encoder import RowReport
-from ebm_encode.errors import CacheError
+from ebm_encode.errors import CacheFormatError
 
 STATES = [f"⊢ {i} = {i}" for i in range(6)]
 BOTH = pytest.mark.parametrize("opener", [EmbeddingCache, MappedCache])
@@ -96,5 +96,5 @@ def test_a_cache_is_pickled_by_its_path(path, opener, write_cache, rows, monkeyp
         assert (other.gather(STATES) == rows(len(STATES), 8)).all()
     path.unlink()
     write_cache(path, STATES[:2], rows(2, 8))
-    with pytest.raises(CacheError, match=r"when it was pickled 6 of 8.*\nhint: "):
+    with pytest.raises(CacheFormatError, match=r"when it was pickled 6 of 8.*\nhint: "):
         pickle.loads(pickled)
