@@ -158,6 +158,17 @@ fn rows_are_the_same_however_they_are_laid_out() {
 }
 
 #[test]
+fn metadata_that_is_no_text_is_told_from_no_parquet_file() {
+    let (_folder, path) = file_of((0..5).map(|seed| some(&row(seed, 4))).collect());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(10).position(|bytes| bytes == b"parquet-rs").unwrap();
+    bytes[at] = 0xFF;
+    std::fs::write(&path, bytes).unwrap();
+    let said = EmbeddingCache::open(&path).unwrap_err().to_string();
+    assert!(said.contains("not UTF-8") && said.contains("\nhint: "), "{said}");
+}
+
+#[test]
 fn a_file_without_rows_is_a_cache_without_rows() {
     let (_folder, path) = file_of(Vec::new());
     let cache = EmbeddingCache::open(&path).unwrap();

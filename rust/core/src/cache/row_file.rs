@@ -593,6 +593,11 @@ fn in_group(group: usize, error: CacheError) -> CacheError {
 }
 
 fn not_parquet(path: &Path, input: &Input, error: &ParquetError) -> CacheError {
+    if input.failure().is_none() && error.to_string().contains("invalid utf8") {
+        let detail = "its metadata holds a text that is not UTF-8 (who wrote it, a key or a column)\n\
+                      hint: write the file again, with pyarrow for example";
+        return CacheError::format(path, detail);
+    }
     unreadable(path, input, error, "not a Parquet file, or cut off")
 }
 
