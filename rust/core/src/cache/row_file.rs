@@ -224,10 +224,15 @@ impl RowFile {
     }
 
     /// Reads all rows, some at a time, in order, with what is malformed set apart.
+    ///
+    /// # Errors
+    /// That of the first row, if a footer claims another length than any row has: then it is the footer
+    /// that is wrong.
     pub(super) fn for_each_sound(
         &self,
         mut visit: impl FnMut(Sound) -> CacheResult<()>,
     ) -> CacheResult<()> {
+        let (mut first_error, mut any_sound) = (None, false);
         for group in 0..self.group_rows.len() {
             let (first, mut read) = (self.first_of(group), 0);
             let located = |error| in_group(group, error);
@@ -237,19 +242,24 @@ impl RowFile {
                 let batch = batch.map_err(|error| located(self.naming_row(group, error)))?;
                 let at = first.saturating_add(read as u64);
                 read += batch.num_rows();
-                visit(match self.decode(&batch, at) {
-                    Ok(rows) if self.dim > 0 => Sound {
-                        numbers: (at..).take(rows.states.len()).collect(),
-                        rows,
-                        malformed: Vec::new(),
-                    },
-                    Ok(_) | Err(CacheError::Row { .. }) => sound::sort_out(&batch, at, self.dim),
+                let sound = match self.decode(&batch, at) {
+                    Ok(rows) if self.dim > 0 => Sound::all(rows, at),
+                    Err(error @ CacheError::Row { .. }) => {
+                        first_error.get_or_insert(error);
+                        sound::sort_out(&batch, at, self.dim)
+                    }
+                    Ok(_) => sound::sort_out(&batch, at, self.dim),
                     Err(error) => return Err(error),
-                })?;
+                };
+                any_sound |= !sound.numbers.is_empty();
+                visit(sound)?;
             }
             self.require_rows(group, read)?;
         }
-        Ok(())
+        match first_error {
+            Some(error) if self.footer.is_some() && !any_sound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// An error of decoding a row group; if one of its states is no text, that row's.

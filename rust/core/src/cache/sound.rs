@@ -23,6 +23,14 @@ pub(super) struct Sound {
     pub(super) malformed: Vec<(u64, String, String)>,
 }
 
+impl Sound {
+    /// Rows that are all sound, the first of which has the number `first`.
+    pub(super) fn all(rows: Rows, first: u64) -> Self {
+        let numbers = (first..).take(rows.states.len()).collect();
+        Self { rows, numbers, malformed: Vec::new() }
+    }
+}
+
 /// Sorts the rows of a batch out, the first of which has the number `first`.
 pub(super) fn sort_out(batch: &RecordBatch, first: u64, dim: usize) -> Sound {
     let (states, lists) = (batch.column(0).as_string::<i32>(), batch.column(1).as_list::<i32>());
