@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 type List = Option<Vec<Option<f32>>>;
 
+#[expect(clippy::unnecessary_wraps, reason = "lists beside it are null")]
 fn some(values: &[f32]) -> List {
     Some(values.iter().copied().map(Some).collect())
 }

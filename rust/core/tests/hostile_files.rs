@@ -153,7 +153,7 @@ fn every_byte_may_be_flipped() {
     }
 }
 
-/// Small files of pyarrow, polars and DuckDB, which the fuzzer begins with, too.
+/// Small files of `pyarrow`, `polars` and `DuckDB`, which the fuzzer begins with, too.
 #[test]
 fn files_of_others_may_have_any_byte_flipped() {
     quiet_decoder_panics();

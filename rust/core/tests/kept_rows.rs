@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{open, provenance, refs, row};
 use ebm_encode::cache::{
@@ -290,7 +290,7 @@ impl Model {
         }
         let cache = match EmbeddingCache::open(&self.output) {
             Ok(cache) => cache,
-            Err(error) => panic!("{error}; reported: {:?}", report),
+            Err(error) => panic!("{error}; reported: {report:?}"),
         };
         assert_eq!(audit(&self.output, 3).unwrap().bad_rows(), 0);
         let mapped = MappedCache::open(&self.output).unwrap();
@@ -329,8 +329,10 @@ proptest! {
     }
 }
 
+type StateAndRow = (&'static str, Vec<f32>);
+
 /// A folder with files of this writer that were made apart, each of (state, row) pairs.
-fn folder_of(files: &[(&str, &[(&str, Vec<f32>)])]) -> (TempDir, PathBuf) {
+fn folder_of(files: &[(&str, &[StateAndRow])]) -> (TempDir, PathBuf) {
     let around = TempDir::new().unwrap();
     let folder = around.path().join("cache");
     fs::create_dir(&folder).unwrap();
@@ -354,7 +356,7 @@ fn copied_between_files() -> (TempDir, PathBuf) {
     ])
 }
 
-fn names(folder: &PathBuf) -> Vec<String> {
+fn names(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap();
     let mut names: Vec<_> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

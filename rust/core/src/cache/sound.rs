@@ -39,14 +39,13 @@ pub(super) fn sort_out(batch: &RecordBatch, first: u64, dim: usize) -> Sound {
     for (row, number) in (0..batch.num_rows()).zip(first..) {
         let text = if states.is_valid(row) { states.value(row) } else { "" };
         let list = lists.is_valid(row).then(|| lists.value(row));
-        match what_is_wrong(states.is_valid(row), list.as_ref(), dim) {
-            Some(reason) => malformed.push((number, text.to_owned(), reason)),
-            None => {
-                texts.push(text.to_owned());
-                values.extend(list.iter().flat_map(as_float32));
-                numbers.push(number);
-            }
+        if let Some(reason) = what_is_wrong(states.is_valid(row), list.as_ref(), dim) {
+            malformed.push((number, text.to_owned(), reason));
+            continue;
         }
+        texts.push(text.to_owned());
+        values.extend(list.iter().flat_map(as_float32));
+        numbers.push(number);
     }
     let rows = Rows { states: StringArray::from(texts), values };
     Sound { rows, numbers, malformed }

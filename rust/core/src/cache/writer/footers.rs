@@ -43,10 +43,8 @@ impl CacheWriter {
     /// Notes who made the rows of a file, the first of which has the number `first`.
     pub(super) fn note_runs(&mut self, file: &RowFile, first: u64, is_shard: bool) {
         let (mut at, end) = (first, first + file.num_rows() as u64);
-        let runs = file.footer().map(|footer| match is_shard {
-            true => footer.runs.clone(),
-            false => footer.runs(),
-        });
+        let runs =
+            file.footer().map(|footer| if is_shard { footer.runs.clone() } else { footer.runs() });
         for Run { rows, provenance } in runs.unwrap_or_default() {
             // Shards say null of the rows of the run that wrote them.
             let run = (!is_shard || provenance != Value::Null).then_some(provenance);

@@ -80,7 +80,7 @@ impl CacheWriter {
         let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.former_files.push(name); // should the manifest fail, it is no stranger
-        manifest.parts.push(self.write_part(&path, new, first, provenance)?);
+        manifest.parts.push(self.write_part(&path, new, first, &provenance)?);
         manifest.write(folder, version.as_ref())?;
         manifest.remove_superseded(folder)?;
         Ok(manifest)
@@ -104,9 +104,9 @@ impl CacheWriter {
         path: &Path,
         new: usize,
         first: u64,
-        provenance: Value,
+        provenance: &Value,
     ) -> CacheResult<Part> {
-        if let Some((file, grown, rows)) = self.complete(first, &provenance)?
+        if let Some((file, grown, rows)) = self.complete(first, provenance)?
             && let Some(written) = storage::link(file, &grown, path)?
         {
             return Part::written(path, rows, &written);
@@ -114,7 +114,7 @@ impl CacheWriter {
         let (mut rows, sources) = (0, &self.sources[new..]);
         let temporary_in = self.folder.path();
         let written = storage::write_atomically(temporary_in, path, Replaces::Anything, |sink| {
-            let (sink, count) = self.merge(sources, sink.hashing(), first, &provenance)?;
+            let (sink, count) = self.merge(sources, sink.hashing(), first, provenance)?;
             rows = count;
             Ok(sink)
         })?;
