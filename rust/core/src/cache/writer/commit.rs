@@ -36,7 +36,7 @@ impl CacheWriter {
         if !self.has_changed() {
             return Ok(rows);
         }
-        let manifest = self.add_part(provenance)?;
+        let manifest = self.add_part(&provenance)?;
         self.take_over(&manifest)?;
         Ok(rows)
     }

@@ -29,7 +29,7 @@ impl CacheWriter {
             || (self.options.compact && several)
             || missing;
         if written && parts {
-            self.add_part(provenance)?;
+            self.add_part(&provenance)?;
         } else if written && let Some((file, path, _)) = self.complete(0, &provenance)? {
             storage::put_in_place(file, &path)?;
         } else if written {

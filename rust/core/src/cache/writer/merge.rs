@@ -52,7 +52,7 @@ impl CacheWriter {
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
     /// that no longer count; then names the parts in the manifest, and removes those it no longer
     /// names. Returns the manifest.
-    pub(super) fn add_part(&mut self, provenance: Value) -> CacheResult<Manifest> {
+    pub(super) fn add_part(&mut self, provenance: &Value) -> CacheResult<Manifest> {
         let folder = &self.output.clone();
         let (former, version) = Manifest::read(folder)?.unzip();
         if storage::is_remote(folder)? && version != self.version {
@@ -80,7 +80,7 @@ impl CacheWriter {
         let path = folder.join(former.as_ref().unwrap_or(&manifest).next_name(folder)?);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.former_files.push(name); // should the manifest fail, it is no stranger
-        manifest.parts.push(self.write_part(&path, new, first, &provenance)?);
+        manifest.parts.push(self.write_part(&path, new, first, provenance)?);
         manifest.write(folder, version.as_ref())?;
         manifest.remove_superseded(folder)?;
         Ok(manifest)
