@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, random_split
 
 from ebm_encode import EmbeddingCache, EmbeddingDataset, MappedCache
 from ebm_encode.errors import ArgumentError, UnknownStateError
@@ -102,3 +102,64 @@ def test_forked_workers_have_threads_of_their_own(path, truth, opener):
     )  # fmt: skip
     rows = torch.cat([batch.rows for batch in loader])
     assert rows.tolist() == [row.tolist() for row in dataset]
+
+
+@pytest.mark.parametrize("opener", [EmbeddingCache, MappedCache])
+def test_torch_s_own_collation_makes_tensors(path, truth, opener):
+    dataset = EmbeddingDataset(opener.open(path))
+    batches = list(DataLoader(dataset, batch_size=4))
+    assert [tuple(batch.shape) for batch in batches] == [(4, 16), (4, 16), (2, 16)]
+    assert torch.cat(batches).tolist() == [truth[state] for state in STATES]
+
+
+def test_a_dataset_can_be_split(path, truth):
+    parts = random_split(EmbeddingDataset(EmbeddingCache.open(path)), [7, 3])
+    seen = [row for part in parts for batch in DataLoader(part, batch_size=2) for row in batch]
+    assert sorted(row.tolist() for row in seen) == sorted(truth.values())
+    collated = DataLoader(parts[0], batch_size=2, collate_fn=EmbeddingDataset.collate)
+    assert sum(len(batch.rows) for batch in collated) == 7
+
+
+def test_a_sampler_may_give_whole_batches(path):
+    dataset = EmbeddingDataset(EmbeddingCache.open(path))
+    sampler = BatchSampler(RandomSampler(dataset), batch_size=4, drop_last=False)
+    rows = torch.cat(list(DataLoader(dataset, sampler=sampler, batch_size=None)))
+    assert sorted(rows.tolist()) == sorted(row.tolist() for row in dataset)
+
+
+@pytest.mark.parametrize("opener", [EmbeddingCache, MappedCache])
+def test_spawned_workers_open_the_cache_by_its_path(path, truth, opener):
+    dataset = EmbeddingDataset(opener.open(path))
+    loader = DataLoader(
+        dataset, batch_size=4, num_workers=2, multiprocessing_context="spawn", timeout=240
+    )
+    assert torch.cat(list(loader)).tolist() == [truth[state] for state in STATES]
+
+
+def test_a_mask_selects_and_what_is_no_number_is_refused(path):
+    dataset = EmbeddingDataset(EmbeddingCache.open(path))
+    mask = np.zeros(len(dataset), dtype=bool)
+    mask[[4, 9]] = True
+    for given in (
+        mask,
+        torch.from_numpy(mask),
+        mask.tolist(),
+        [4, 9],
+        torch.tensor([4, 9]),
+        [4, -1],
+    ):
+        assert torch.equal(dataset.batch(given).rows, torch.stack([dataset[4], dataset[9]]))
+    assert dataset.batch(mask).indices.tolist() == [4, 9]
+    assert torch.equal(dataset[mask], dataset.batch(mask).rows)
+    assert dataset.batch([]).rows.shape == (0, 16)
+    for wrong, why in [
+        (mask[:-1], "a mask of 9"), ([0.7, 1.9], "float64"), (torch.tensor([1.0]), "float32"),
+        (["0"], "expected integers"), ([[1, 2]], "shape"), (3, "shape"),
+    ]:  # fmt: skip
+        with pytest.raises(ArgumentError, match=why):
+            dataset.batch(wrong)
+    for wrong in ([10], [-11]):
+        with pytest.raises(IndexError, match="of 10"):
+            dataset.batch(wrong)
+    with pytest.raises(TypeError):
+        dataset[1.5]

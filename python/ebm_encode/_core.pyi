@@ -6,6 +6,7 @@ of pandas, polars or pyarrow; a list of `str` is the fastest.
 All functions raise the classes of `ebm_encode.errors`. All release the GIL while they work.
 """
 
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from os import PathLike
 from typing import Any, Final, Literal, Self, final
 
@@ -92,7 +93,13 @@ class CacheSchema:
 
 @final
 class EmbeddingCache:
-    """A cache in memory. Rows are read-only views of Rust memory, float32 `[dim]`, never copies."""
+    """A cache in memory: a mapping from states to rows.
+
+    Rows are views of Rust memory, float32 `[dim]`, never copies. numpy refuses to write them; torch
+    does not ask, so the memory itself is protected: a write through `torch.from_numpy` ends the
+    process, instead of changing the cache for all. Take `gather` or `EmbeddingDataset` for rows to
+    work on. Pickled, it is opened again by its path.
+    """
 
     @staticmethod
     def open(
@@ -105,6 +112,10 @@ class EmbeddingCache:
         `CacheFormatError` or `IdentityMismatchError` for what cannot be read as one cache.
         """
     def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def keys(self) -> KeysView[str]: ...
+    def values(self) -> ValuesView[NDArray[np.float32]]: ...
+    def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
     def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]: ...
     def get(self, state: str) -> NDArray[np.float32] | None:
@@ -151,7 +162,10 @@ class EmbeddingCache:
         """The encoder that made the rows; `None` where the file does not say."""
     @property
     def provenance(self) -> list[dict[str, Any]]:
-        """What each file says about its making."""
+        """What each run that made rows said of itself, in the order of the rows."""
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
     @property
     def path(self) -> str:
         """The file or folder."""
@@ -179,7 +193,7 @@ class CachedEncoder:
     """A cache in front of an encoder, for many threads.
 
     Known states cost a lookup; others are encoded once, on one thread, in batches that serve many
-    callers. Rows are read-only views, never copies.
+    callers. Rows are the caller's own: nothing that is done to them reaches another caller.
 
     Args:
         encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
@@ -288,7 +302,7 @@ class CacheWriter:
     def new_rows(self) -> NDArray[np.uint64]:
         """Numbers of the rows that are not part of the former output, uint64 `[n]`, ascending."""
     def read(self, numbers: list[int]) -> tuple[list[str], NDArray[np.float32]]:
-        """Texts and rows by number (ascending), as they are stored."""
+        """Texts and rows by number, in the order asked, as they are stored."""
     def norm_outliers(self) -> list[tuple[str, BadRow]]:
         """Accepted states whose norm proved far from all others'."""
     def checkpoint(self) -> None:
@@ -302,10 +316,13 @@ class CacheWriter:
     def finish(self, provenance: dict[str, Any]) -> tuple[int, list[tuple[str, BadRow]], bool]:
         """Writes the output in one atomic step.
 
-        Returns the number of rows, the states left out for their norm, and whether it was written
-        at all (not if nothing was new). Raises `OutputConflictError` if another process changed the
-        output and it lacks rows of this writer; those stay as checkpoints.
+        Returns the number of rows; the states without a row whose stored one proved bad, with the
+        reason; and whether it was written at all (not if nothing was new or taken back). Raises
+        `OutputConflictError` if another process changed the output and it lacks rows of this
+        writer; those stay as checkpoints.
         """
+    def left_out(self) -> list[tuple[str, BadRow]]:
+        """Stored rows that proved bad, with the reason: found on opening or at a commit."""
     def reject(self, reason: str) -> None:
         """Marks the checkpointed rows as wrong, so that no run resumes from them."""
     def close(self) -> None:
@@ -329,6 +346,8 @@ def check_rows(
         ids: Their token ids end to end.
         offsets: Where each begins in `ids`, and the end, int64 `[n + 1]`.
         rows: One row per state.
+
+    Norms are not compared, so that a verdict does not depend on what else is in the call.
     """
 
 def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
@@ -336,6 +355,8 @@ def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
 
 def compact(folder: str | PathLike[str]) -> tuple[int, list[tuple[str, BadRow]], bool]:
     """Makes one part of all parts of a folder; returns what `CacheWriter.finish` does.
+
+    Of rows left out, also those of states that have a good row instead.
 
     Raises `ArgumentError` for a file, and for parts of an unknown encoder.
     """
@@ -386,6 +407,10 @@ class MappedCache:
     ) -> MappedCache:
         """Opens a cache file, or a folder of them."""
     def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def keys(self) -> KeysView[str]: ...
+    def values(self) -> ValuesView[NDArray[np.float32]]: ...
+    def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
     def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]:
         """A copy of a state's row, float32 `[dim]`; raises `KeyError` if there is none."""
@@ -414,7 +439,10 @@ class MappedCache:
         """The encoder that made the rows; `None` (unknown) where other software wrote the file."""
     @property
     def provenance(self) -> list[Any]:
-        """The provenance of each file that has one."""
+        """What each run that made rows said of itself, in the order of the rows."""
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
     @property
     def path(self) -> str:
         """The file or folder that was opened."""

@@ -16,6 +16,7 @@ from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import compare
+from ebm_encode.equal_rows import may_be_equal
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.former import former_identity, with_the_same_tokens
 from ebm_encode.progress import EncodingProgress
@@ -104,6 +105,8 @@ class BulkRun:
         )
         for damage in writer.discarded():
             log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
+        for state, bad in writer.left_out():
+            log.warning("bad embedding in the output, not used: %r: %s", state[:60], bad.reason)
 
     def adopt(self, caches: Sequence[str], states: list[str]) -> list[str]:
         """Takes rows from earlier caches; returns the states still to be encoded.
@@ -379,17 +382,24 @@ class BulkRun:
     def _rightly_equal(
         self, state: str, row: NDArray[np.float32], tokens: NDArray[np.uint32], bad: BadRow
     ) -> bool:
-        """Accepts a row that equals another's because both states have the same tokens."""
-        other = self._writer.stored(bad.duplicate_of) if bad.duplicate_of else None
-        if other is None:
-            return False
-        both = self._encoder.prompts.tokenize([other[0], state])
-        if not np.array_equal(tokens, both[0]):
-            return False
-        if (both.full_lengths > both.lengths).any():
-            self._note_same(state, other[0], int(both.full_lengths[1]))
-        self._writer.allow_equal(state, other[0])
-        return self._writer.append([state], row[None, :])[0] is None
+        """Accepts a row that equals others of which the model makes no difference."""
+        looked_at: set[str] = set()
+        while bad.duplicate_of is not None and bad.duplicate_of not in looked_at:
+            looked_at.add(bad.duplicate_of)
+            other = self._writer.stored(bad.duplicate_of)
+            if other is None:
+                return False
+            both = self._encoder.prompts.tokenize([other[0], state])
+            if not may_be_equal(self._encoder, tokens, both[0]):
+                return False
+            if (both.full_lengths > both.lengths).any() and np.array_equal(tokens, both[0]):
+                self._note_same(state, other[0], int(both.full_lengths[1]))
+            self._writer.allow_equal(state, other[0])
+            again = self._writer.append([state], row[None, :])[0]
+            if again is None:
+                return True
+            bad = again
+        return False
 
     def _note_same(self, state: str, other: str, tokens: int) -> None:
         """Lists a state whose cut prompt is that of another state."""

@@ -1,11 +1,13 @@
 """A cache as training data for torch: a map-style dataset, and shuffled batches."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ebm_encode._core import EmbeddingCache, MappedCache
@@ -29,12 +31,21 @@ class RowBatch:
         return RowBatch(self.indices.pin_memory(), self.rows.pin_memory())
 
 
+class _Rows(list[torch.Tensor]):
+    """The rows of a batch one by one, for torch's own collation, and the batch itself."""
+
+    def __init__(self, batch: RowBatch) -> None:
+        super().__init__(batch.rows)
+        self.batch = batch
+
+
 class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is not typed here
     """Rows of a cache, one per state, in the order of the states.
 
     With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
-    rows were copied once, by the core's threads. Workers, forked ones too, are of no use: the rows
-    are in memory.
+    rows were copied once, by the core's threads. With torch's own collation a batch is a tensor
+    float32 `[n, dim]`. Workers, forked ones too, are of no use: the rows are in memory. Spawned
+    ones open the cache again by its path.
 
     Args:
         cache: The cache, in memory or mapped.
@@ -59,32 +70,61 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """A copy of one row, float32 `[dim]`."""
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Copies of rows: float32 `[dim]` for a number, `[n, dim]` for a list of `n` numbers.
+
+        Raises:
+            IndexError: If there is no such item.
+            ArgumentError: As for `batch`.
+        """
+        if isinstance(index, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(index):
+            return self.batch(index).rows
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         return self._gather(self._rows[[index]], pin_memory=False)[0]
 
-    def __getitems__(self, indices: list[int]) -> RowBatch:
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
         """A batch in one copy; a `DataLoader` calls this with the indices of a batch."""
-        return self.batch(np.asarray(indices, dtype=np.int64))
+        return _Rows(self.batch(indices))
 
     @staticmethod
     def collate(batch: Any) -> Any:
-        """Leaves a batch as it is: `DataLoader(..., collate_fn=dataset.collate)`."""
-        return batch
+        """A batch of a `DataLoader` as a `RowBatch`: pass it as `collate_fn`."""
+        return batch.batch if isinstance(batch, _Rows) else batch
 
     def batch(self, indices: Any, *, pin_memory: bool = False) -> RowBatch:
         """The rows of some items.
 
         Args:
-            indices: int64 `[n]`, numpy or torch.
+            indices: Integers `[n]`, a list, numpy or torch; or a mask, bool `[len(dataset)]`, which
+                selects the items where it is true.
             pin_memory: Whether the rows are written straight into page-locked memory, from which an
                 accelerator takes them without waiting.
+
+        Raises:
+            ArgumentError: If `indices` is something else.
+            IndexError: If there is no such item.
         """
-        chosen = np.asarray(indices, dtype=np.int64)
+        chosen = self._chosen(indices)
         rows = self._gather(self._rows[chosen], pin_memory=pin_memory)
         return RowBatch(torch.from_numpy(chosen), rows)
+
+    def _chosen(self, indices: Any) -> NDArray[np.int64]:
+        """Numbers of items, int64 `[n]`, in memory of their own."""
+        given = np.asarray(indices)
+        if given.ndim != 1:
+            raise ArgumentError(f"indices have shape {list(given.shape)}, expected [n]")
+        if given.dtype == np.bool_:
+            if len(given) != len(self):
+                raise ArgumentError(f"a mask of {len(given)} for a dataset of {len(self)} items")
+            return np.flatnonzero(given)
+        if len(given) and not np.issubdtype(given.dtype, np.integer):
+            raise ArgumentError(f"indices are {given.dtype}, expected integers or a mask of bool")
+        wrong = (given < -len(self)) | (given >= len(self))
+        if wrong.any():
+            raise IndexError(f"item {given[wrong][0]} of {len(self)}")
+        return given.astype(np.int64)
 
     def shuffled_batches(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
+from ebm_encode._core import BadRow
 from ebm_encode.control_tokens import NOT_PLAIN
 from ebm_encode.cutting import Overlong, cut_for
 from ebm_encode.engines import (
@@ -27,6 +28,7 @@ from ebm_encode.engines import (
     embeddings_agree,
 )
 from ebm_encode.engines.rows import Rows
+from ebm_encode.equal_rows import may_be_equal
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -527,11 +529,8 @@ class Encoder:
         """Checks all rows of a call together; runs the bad ones alone and checks again."""
         for attempt in ("batched", "alone"):
             good = [i for i, report in enumerate(reports) if report.status == "ok"]
-            selected = tokens.select(good)
             rows = out if len(good) == len(states) else out[good]
-            verdicts = _core.check_rows(
-                [states[i] for i in good], selected.ids, selected.offsets, rows
-            )
+            verdicts = self._verdicts([states[i] for i in good], tokens.select(good), rows)
             bad = {i: verdict for i, verdict in zip(good, verdicts, strict=True) if verdict}
             for i, verdict in bad.items():
                 if attempt == "alone":
@@ -544,6 +543,29 @@ class Encoder:
                     self._redo(good[verdict.other_row], tokens, out, reports)
             if not bad:
                 return
+
+    def _verdicts(
+        self, states: list[str], tokens: Tokens, rows: NDArray[np.float32]
+    ) -> list[BadRow | None]:
+        """Why rows of one call are bad; those that are equal and may be so are not."""
+        first: dict[bytes, int] = {}
+        # A number for each set of states whose rows may be equal.
+        classes = np.array(
+            [first.setdefault(tokens[i].tobytes(), i) for i in range(len(tokens))], dtype=np.uint32
+        )
+        while True:
+            offsets = np.arange(len(classes) + 1, dtype=np.int64)
+            verdicts = _core.check_rows(states, classes, offsets, rows)
+            pairs = [
+                (i, bad.other_row)
+                for i, bad in enumerate(verdicts)
+                if bad is not None and bad.duplicate_of is not None and bad.other_row is not None
+            ]
+            equal = [(i, j) for i, j in pairs if may_be_equal(self, tokens[i], tokens[j])]
+            if not equal:
+                return verdicts
+            for i, j in equal:
+                classes[classes == classes[i]] = classes[j]
 
     def _redo(
         self, i: int, tokens: Tokens, out: NDArray[np.float32], reports: list[RowReport]

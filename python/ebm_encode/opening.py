@@ -1,10 +1,15 @@
 """Opening a cache where its rows fit best."""
 
-from os import PathLike
-from typing import Literal
+from collections.abc import Callable, Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
 
-from ebm_encode._core import EmbeddingCache, MappedCache, prefers_mapped
-from ebm_encode.errors import ArgumentError
+from ebm_encode._core import EmbeddingCache, MappedCache, is_remote, prefers_mapped
+from ebm_encode.errors import ArgumentError, CacheFormatError
+
+Mapping.register(EmbeddingCache)
+Mapping.register(MappedCache)
 
 
 def open_cache(
@@ -35,3 +40,38 @@ def open_cache(
     if mode == "mapped" or (mode == "auto" and prefers_mapped(path)):
         return MappedCache.open(path, strict=strict, verify_checksums=verify_checksums)
     return EmbeddingCache.open(path, strict=strict, verify_checksums=verify_checksums)
+
+
+def reduce_cache(
+    cache: EmbeddingCache | MappedCache, options: dict[str, bool]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """How pickle makes a cache again: by opening its path, so that workers share its pages."""
+    path = fspath(cache.path)
+    path = path if is_remote(path) else str(Path(path).absolute())
+    return _reopen, (type(cache), path, options, _kind_of(cache))
+
+
+def _kind_of(cache: EmbeddingCache | MappedCache) -> tuple[int, int, str | None]:
+    """Rows, dimension and encoder."""
+    return len(cache), cache.dim, None if cache.identity is None else cache.identity.to_json()
+
+
+def _reopen(
+    kind: type[EmbeddingCache | MappedCache],
+    path: str,
+    options: dict[str, bool],
+    before: tuple[int, int, str | None],
+) -> EmbeddingCache | MappedCache:
+    """Opens a cache that was pickled.
+
+    Raises:
+        CacheFormatError: If it has become another since.
+    """
+    cache = kind.open(path, **options)
+    if _kind_of(cache) != before:
+        rows, dim, _ = before
+        raise CacheFormatError(
+            f"{path}: has {len(cache)} rows of {cache.dim}, when it was pickled {rows} of {dim}, or"
+            " another encoder made it\nhint: open the cache again and send that to the workers"
+        )
+    return cache

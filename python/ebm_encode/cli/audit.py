@@ -22,7 +22,8 @@ def audit(
     """Check every row of one or more caches; exit with 1 if any row is bad.
 
     A bad row is not finite, has a norm of zero or far outside the cache's own, equals the row of
-    another state, or differs from another row of the same state. Works on any Parquet file whose
+    another state, or differs from another row of the same state; a malformed one has a null, no
+    values, or another number of them than the others. Works on any Parquet file whose
     first column is text and whose second is a list of numbers. What is no cache is named, the
     others are checked all the same, and the exit code is 2.
 

@@ -21,7 +21,8 @@ def compact(
 
     Each run that adds rows to a folder leaves a part of its own. Compacting reads all, checks every
     row, and writes the one row that counts for each state. Readers see the former parts or the new
-    one, at any instant. Exits with 1 if rows were left out for being bad; they are named.
+    one, at any instant. Bad rows are left out, and each is listed with its reason: those that fail
+    the row checks, and the earlier of two rows of a state that differ. The exit code is 1 then.
 
     Args:
         cache: A folder with the parts of a cache, or its URL (s3://, gs://).

@@ -43,10 +43,17 @@ def _print_file(file: dict[str, Any]) -> None:
     if footer is None:
         _line("encoder", "unknown: the file does not say which encoder made it")
         return
-    for title, values in (("identity", footer["identity"]), ("provenance", footer["provenance"])):
-        _line(title, "")
-        for name, value in _flat(values or {}):
-            _line(f"  {name}", value)
+    _print_fields("identity", footer["identity"])
+    runs = footer.get("runs") or [{"rows": footer["rows"], "provenance": footer["provenance"]}]
+    for number, run in enumerate(runs, 1):
+        count = f"run {number} of {len(runs)}, {run['rows']:,} rows" if len(runs) > 1 else ""
+        _print_fields("provenance", run["provenance"], count)
+
+
+def _print_fields(title: str, values: dict[str, Any] | None, about: str = "") -> None:
+    _line(title, about)
+    for name, value in _flat(values or {}):
+        _line(f"  {name}", value)
 
 
 def _print_rows(report: dict[str, Any]) -> None:

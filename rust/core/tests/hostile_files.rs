@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use common::{append_good, open, provenance, rows, states};
-use ebm_encode::cache::{Checks, Checksums, EmbeddingCache, MappedCache, OpenOptions};
+use ebm_encode::cache::{Checks, Checksums, EmbeddingCache, MappedCache, OpenOptions, describe};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// A cache file of 40 rows, in two row groups' worth of shards merged into one.
+/// A cache file of 40 rows, small enough to try every bit: one row group with one page of embeddings.
 fn seed() -> &'static [u8] {
     static SEED: OnceLock<Vec<u8>> = OnceLock::new();
     SEED.get_or_init(|| {
@@ -25,6 +25,20 @@ fn seed() -> &'static [u8] {
         let mut writer = open(&output, 8, 15);
         append_good(&mut writer, &states(0..40), &rows(0..40, 8));
         writer.finish(provenance()).unwrap();
+        std::fs::read(output).unwrap()
+    })
+}
+
+/// A cache file of two row groups with several pages each.
+fn large_seed() -> &'static [u8] {
+    static SEED: OnceLock<Vec<u8>> = OnceLock::new();
+    SEED.get_or_init(|| {
+        let folder = TempDir::new().unwrap();
+        let output = folder.path().join("seed.parquet");
+        let mut writer = open(&output, 400, 2000);
+        append_good(&mut writer, &states(0..1600), &rows(0..1600, 400));
+        writer.finish(provenance()).unwrap();
+        assert_eq!(describe(&output).unwrap()[0].row_groups, 2);
         std::fs::read(output).unwrap()
     })
 }
@@ -139,6 +153,24 @@ fn every_byte_may_be_flipped() {
     }
 }
 
+/// Small files of `pyarrow`, `polars` and `DuckDB`, which the fuzzer begins with, too.
+#[test]
+fn files_of_others_may_have_any_byte_flipped() {
+    quiet_decoder_panics();
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/reader");
+    let mut tried = 0;
+    for file in std::fs::read_dir(seeds).unwrap() {
+        let whole = std::fs::read(file.unwrap().path()).unwrap();
+        for position in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[position] ^= 0xFF;
+            open_bytes(bytes);
+        }
+        tried += 1;
+    }
+    assert!(tried >= 10, "only {tried} files");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
@@ -168,5 +200,37 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         quiet_decoder_panics();
         open_bytes([b"PAR1".as_slice(), &bytes, b"PAR1"].concat());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// With several row groups and pages: what is read is the same, or refused, from memory, from disk
+    /// and mapped.
+    #[test]
+    fn a_flipped_bit_of_a_larger_file_is_refused_or_changes_nothing(
+        at in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+        // Where the structure is: the last bytes are the metadata.
+        in_metadata in any::<bool>(),
+    ) {
+        quiet_decoder_panics();
+        let mut bytes = large_seed().to_vec();
+        let from = if in_metadata { bytes.len() - 8000 } else { 0 };
+        let position = from + at.index(bytes.len() - from);
+        bytes[position] ^= 1 << bit;
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("f.parquet");
+        std::fs::write(&path, &bytes).unwrap();
+        let (texts, truth) = (states(0..1600), rows(0..1600, 400));
+        let memory = EmbeddingCache::from_bytes("f", bytes.into(), Checks::Lenient);
+        for cache in [memory, EmbeddingCache::open_with(&path, Checks::Lenient)].into_iter().flatten() {
+            prop_assert!(cache.iter().map(|(state, _)| state).eq(&texts), "byte {}", position);
+            prop_assert!(cache.matrix() == truth, "byte {}", position);
+        }
+        let mut found = vec![0.0; truth.len()];
+        let read = MappedCache::open(&path).and_then(|mapped| mapped.gather(&texts, &mut found));
+        prop_assert!(read.is_err() || found == truth, "byte {}", position);
     }
 }

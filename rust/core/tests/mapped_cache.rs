@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 use common::{append_good, identity, open, other_identity, provenance, rows, states};
-use ebm_encode::cache::{CacheError, EmbeddingCache, MappedCache, OpenMode};
+use ebm_encode::cache::{CacheError, EmbeddingCache, MANIFEST, MappedCache, OpenMode};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -78,6 +78,22 @@ fn parts_are_mapped_as_one_and_a_later_row_of_a_state_counts() {
     let mut found = vec![0.0; 50 * 8];
     mapped.gather(&states(0..50), &mut found).unwrap();
     assert_eq!(found, rows(0..50, 8));
+    // A file from elsewhere has other rows of some states, a little off.
+    let near: Vec<f32> = rows(10..15, 8).iter().map(|value| value * 1.001).collect();
+    let made = around.path().join("part-000000009.parquet");
+    let mut writer = open(&made, 8, 100);
+    append_good(&mut writer, &states(10..15), &near);
+    writer.finish(provenance()).unwrap();
+    fs::remove_file(folder.join(MANIFEST)).unwrap();
+    fs::rename(&made, folder.join("part-000000009.parquet")).unwrap();
+    let mapped = MappedCache::open(&folder).unwrap();
+    assert_eq!(mapped.len(), 55);
+    mapped.gather(&states(0..50), &mut found).unwrap();
+    let mut expected = rows(0..50, 8);
+    expected[80..120].copy_from_slice(&near);
+    assert_eq!(found, expected);
+    let memory = EmbeddingCache::open(&folder).unwrap();
+    assert_eq!(memory.get(&states(12..13)[0]).unwrap(), &near[16..24]);
     mapped.require_identity(&identity(), "mine").unwrap();
     let refused = mapped.require_identity(&other_identity(), "mine").unwrap_err();
     assert!(matches!(refused, CacheError::IdentityMismatch { .. }), "{refused}");
@@ -108,6 +124,13 @@ fn a_small_cache_is_held_in_memory_unless_told_otherwise() {
     let path = write(folder.path(), 5, 4);
     assert_eq!(OpenMode::Auto.resolve(&path).unwrap(), OpenMode::InMemory);
     assert_eq!(OpenMode::Mapped.resolve(&path).unwrap(), OpenMode::Mapped);
+    let bytes = 5 * 4 * 4;
+    let with = |free| OpenMode::Auto.resolve_within(&path, free).unwrap();
+    assert_eq!(with(Some(2 * bytes)), OpenMode::InMemory, "half of what is free");
+    assert_eq!(with(Some(2 * bytes - 1)), OpenMode::Mapped);
+    assert_eq!(with(None), OpenMode::InMemory, "where the system does not tell");
+    let chosen = OpenMode::InMemory.resolve_within(&path, Some(0)).unwrap();
+    assert_eq!(chosen, OpenMode::InMemory);
 }
 
 /// The bytes of a small cache.

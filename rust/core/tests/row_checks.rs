@@ -113,7 +113,111 @@ fn rows_without_columns_are_zero() {
     assert_eq!(kinds(&RowChecker::new(0).check(&keys(2), &[])), ["zero_norm", "zero_norm"]);
 }
 
+/// Rows near the edges of the grid's cells, in bulk: those within the tolerance are found, others pass.
+#[test]
+fn no_copy_slips_between_two_cells_and_no_likeness_is_taken_for_one() {
+    const PAIRS: u64 = 100_000;
+    const WIDTH: usize = 8; // as many as numbers in a sketch, which then is the row itself
+    let shifted = |seed: u64, distance: f32| -> Vec<f32> {
+        let (centre, direction) = (row(seed, WIDTH), row(seed + PAIRS, WIDTH));
+        let norm = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let scale = distance * norm(&centre) / norm(&direction);
+        centre.iter().zip(&direction).map(|(v, d)| v + scale * d).collect()
+    };
+    let key = |name: &str, seed: u64| StateKey::of(&format!("{name} {seed}"));
+    for (distance, expected) in [(1e-6, "duplicate"), (4e-6, "ok")] {
+        let mut checker = RowChecker::new(WIDTH);
+        for seed in 0..PAIRS {
+            let keys = [key("centre", seed), key("other", seed)];
+            let rows = [row(seed, WIDTH), shifted(seed, distance)].concat();
+            let found = kinds(&checker.check_without_norms(&keys, &rows));
+            assert_eq!(found, ["ok", expected], "pair {seed} at {distance}");
+        }
+    }
+}
+
+/// In dimension 1 a row is its norm, so what equals what is plain.
+#[derive(Debug, Clone)]
+enum Step {
+    Offer(u8, u8),
+    Allow(u8, u8),
+    Retract(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..8_u8, 0..12_u8).prop_map(|(state, place)| Step::Offer(state, place)),
+        2 => (0..8_u8, 0..8_u8).prop_map(|(left, right)| Step::Allow(left, right)),
+        3 => (0..8_u8).prop_map(Step::Retract),
+    ]
+}
+
+#[test]
+fn a_row_and_its_multiple_are_not_two_rows_of_one_state() {
+    let key = StateKey::of("a");
+    let double: Vec<f32> = row(1, DIM).iter().map(|value| value * 2.0).collect();
+    let verdicts = RowChecker::new(DIM).check(&[key, key], &[row(1, DIM), double].concat());
+    assert_eq!(kinds(&verdicts), ["ok", "conflict"]);
+}
+
+#[test]
+fn one_state_s_verdict_does_not_depend_on_the_norms_of_others_in_the_call() {
+    let states = states(0..100);
+    let states: Vec<&str> = states.iter().map(String::as_str).collect();
+    let ids: Vec<[u32; 1]> = (0..100).map(|i| [i]).collect();
+    let tokens: Vec<&[u32]> = ids.iter().map(<[u32; 1]>::as_slice).collect();
+    let mut all = rows(0..100, DIM);
+    all[..DIM].iter_mut().for_each(|value| *value *= 1e3);
+    for count in [1, 10, 80, 100] {
+        let verdicts = check_rows(&states[..count], &tokens[..count], &all[..count * DIM], DIM);
+        assert!(verdicts.iter().all(Result::is_ok), "among {count}: {verdicts:?}");
+    }
+}
+
 proptest! {
+    /// Whatever was allowed and taken back before, a row is refused if and only if a live row of another
+    /// state with other tokens equals it, or the live row of its state is far from it.
+    #[test]
+    fn the_live_rows_alone_decide(steps in prop::collection::vec(step(), 1..60)) {
+        let keys: Vec<StateKey> = (0..8).map(|i| StateKey::of(&format!("{i}"))).collect();
+        let value = |place: u8| 1.0 + f32::from(place) * 9e-7;
+        let equal = |l: f32, r: f32| (l - r).abs() <= 2e-6 * l.min(r);
+        let mut checker = RowChecker::new(1);
+        let mut class: Vec<usize> = (0..8).collect();
+        let mut live: Vec<(usize, f32)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Allow(left, right) => {
+                    let (from, to) = (class[usize::from(left)], class[usize::from(right)]);
+                    checker.allow_equal(keys[usize::from(left)], keys[usize::from(right)]);
+                    class.iter_mut().filter(|c| **c == from).for_each(|c| *c = to);
+                }
+                Step::Retract(state) => {
+                    checker.retract(keys[usize::from(state)]);
+                    live.retain(|(other, _)| *other != usize::from(state));
+                }
+                Step::Offer(state, place) => {
+                    let (state, value) = (usize::from(state), value(place));
+                    let good = live.iter().all(|(o, v)| class[*o] == class[state] || !equal(*v, value));
+                    let found = checker.check_without_norms(&[keys[state]], &[value]);
+                    prop_assert_eq!(found[0].is_ok(), good, "{:?} of {:?}", found, live);
+                    if good {
+                        live.push((state, value));
+                    }
+                }
+            }
+        }
+        // In any other order they are good as well.
+        let mut again = RowChecker::new(1);
+        for (left, of) in class.iter().enumerate() {
+            let right = class.iter().position(|c| c == of).unwrap();
+            again.allow_equal(keys[left], keys[right]);
+        }
+        for (state, value) in live.iter().rev() {
+            prop_assert!(again.check_without_norms(&[keys[*state]], &[*value])[0].is_ok());
+        }
+    }
+
     #[test]
     fn good_rows_pass_whatever_their_dimension_and_batches(
         dim in 2_usize..300, count in 1_u64..120, batch in 1_usize..50

@@ -262,7 +262,7 @@ fn a_cache_without_rows_is_a_cache() {
     open(&output, DIM, 10).finish(provenance()).unwrap();
     let cache = EmbeddingCache::open(&output).unwrap();
     assert_eq!((cache.len(), cache.dim(), cache.is_empty()), (0, DIM, true));
-    assert!(cache.nearest(&row(0, DIM), 3).is_empty());
+    assert!(cache.nearest(&row(0, DIM), 3).unwrap().is_empty());
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn the_nearest_rows_come_first() {
     append_good(&mut writer, &states, &[1.0, 0.0, 0.0, 2.0, 1.0, 1.1]);
     writer.finish(provenance()).unwrap();
     let cache = EmbeddingCache::open_with(&output, Checks::Lenient).unwrap();
-    let near = cache.nearest(cache.get("north").unwrap(), 2);
+    let near = cache.nearest(cache.get("north").unwrap(), 2).unwrap();
     assert_eq!(
         near.iter().map(|n| cache.state(n.row)).collect::<Vec<_>>(),
         ["north", "north-east"]

@@ -58,7 +58,7 @@ impl Inspect {
     ) -> anyhow::Result<()> {
         writeln!(out, "\nnearest to {}", one_line(state))?;
         // The state itself comes first, and is no neighbour.
-        let near = cache.nearest(row, self.neighbours.saturating_add(1)).into_iter();
+        let near = cache.nearest(row, self.neighbours.saturating_add(1))?.into_iter();
         let others = near.filter(|neighbour| cache.state(neighbour.row) != state);
         for neighbour in others.take(self.neighbours) {
             writeln!(out, "  {:.4}  {}", neighbour.cosine, one_line(cache.state(neighbour.row)))?;

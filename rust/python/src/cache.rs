@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions};
+use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions, Run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList};
 
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
@@ -18,6 +18,7 @@ use crate::{json, views};
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
 pub(crate) struct PyEmbeddingCache {
     pub(crate) cache: Arc<EmbeddingCache>,
+    options: OpenOptions,
 }
 
 #[pymethods]
@@ -27,7 +28,7 @@ impl PyEmbeddingCache {
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
         let cache = py.detach(|| EmbeddingCache::open_with(path, options)).map_err(cache_error)?;
-        Ok(Self { cache: Arc::new(cache) })
+        Ok(Self { cache: Arc::new(cache), options })
     }
 
     fn __len__(&self) -> usize {
@@ -104,7 +105,7 @@ impl PyEmbeddingCache {
     fn nearest(&self, py: Python<'_>, state: &str, count: usize) -> PyResult<Vec<(String, f32)>> {
         let query = self.cache.get(state);
         let query = query.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        let near = py.detach(|| self.cache.nearest(query, count));
+        let near = py.detach(|| self.cache.nearest(query, count)).map_err(cache_error)?;
         Ok(near.iter().map(|n| (self.cache.state(n.row).to_owned(), n.cosine)).collect())
     }
 
@@ -128,14 +129,63 @@ impl PyEmbeddingCache {
     }
 
     #[getter]
+    fn runs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        runs(py, self.cache.runs())
+    }
+
+    #[getter]
     fn path(&self) -> OsString {
         self.cache.path().into()
+    }
+
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().states(slf.py())?.call_method0("__iter__")
+    }
+
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "KeysView")
+    }
+
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ValuesView")
+    }
+
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ItemsView")
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        reduce(slf.as_any(), slf.get().options)
     }
 
     fn __repr__(&self) -> String {
         let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
         format!("EmbeddingCache({path}, {rows} rows of {dim})")
     }
+}
+
+/// The runs that made a cache's rows, as dicts.
+pub(crate) fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let value =
+        |run: &Run| serde_json::to_value(run).map_err(|error| argument_error(error.to_string()));
+    runs.iter().map(|run| json::to_python(py, &value(run)?)).collect()
+}
+
+/// One of the views of a mapping that `collections.abc` has.
+pub(crate) fn view_of<'py>(cache: &Bound<'py, PyAny>, kind: &str) -> PyResult<Bound<'py, PyAny>> {
+    cache.py().import("collections.abc")?.call_method1(kind, (cache,))
+}
+
+/// How pickle is to make the cache again: by opening it, with the same options.
+pub(crate) fn reduce<'py>(
+    cache: &Bound<'py, PyAny>,
+    options: OpenOptions,
+) -> PyResult<Bound<'py, PyAny>> {
+    let again = PyDict::new(cache.py());
+    again.set_item("strict", options.checks == Checks::Strict)?;
+    again.set_item("verify_checksums", options.checksums == Checksums::Verify)?;
+    let opening = cache.py().import("ebm_encode.opening")?;
+    opening.call_method1("reduce_cache", (cache, again))
 }
 
 /// What opening a cache checks.

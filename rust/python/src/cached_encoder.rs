@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ebm_encode::cache::EmbeddingCache;
 use ebm_encode::encoder::{
-    CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError, Row, RowReport,
+    CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError, RowReport,
 };
 use ebm_encode_embed::ObjectEncoder;
 use numpy::PyArray1;
@@ -16,8 +15,8 @@ use pyo3::types::PyDict;
 
 use crate::cache::PyEmbeddingCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
+use crate::json;
 use crate::texts::SomeTexts;
-use crate::{json, views};
 
 /// Why there is no row.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
@@ -66,18 +65,10 @@ impl PyNoRow {
     }
 }
 
-/// Keeps a row that was encoded by reference; the base of its array.
-#[pyclass(frozen, name = "_Row", module = "ebm_encode._core")]
-pub(crate) struct PyRow {
-    pub(crate) row: Row,
-}
-
 #[pyclass(frozen, name = "CachedEncoder", module = "ebm_encode._core")]
 pub(crate) struct PyCachedEncoder {
     /// Until it is finished.
     encoder: Mutex<Option<Arc<CachedEncoder>>>,
-    /// Owns the memory of stored rows, which arrays refer to also when it is finished.
-    _cache: Option<Arc<EmbeddingCache>>,
     dim: usize,
 }
 
@@ -107,11 +98,10 @@ impl PyCachedEncoder {
             CachedEncoderOptions { coalescing, memory_bytes, append_to, allow_other_identity };
         let object = ObjectEncoder::new(encoder)?;
         let cache = cache.map(|cache| Arc::clone(&cache.get().cache));
-        let own = cache.clone();
-        let made = encoder.py().detach(|| CachedEncoder::new(object, own, options));
+        let made = encoder.py().detach(|| CachedEncoder::new(object, cache, options));
         let made = made.map_err(cache_error)?;
         let dim = made.dim();
-        Ok(Self { encoder: Mutex::new(Some(Arc::new(made))), _cache: cache, dim })
+        Ok(Self { encoder: Mutex::new(Some(Arc::new(made))), dim })
     }
 
     #[pyo3(signature = (states, *, timeout = None))]
@@ -144,7 +134,7 @@ impl PyCachedEncoder {
             let row = match wrong.remove(&i) {
                 Some(reason) => no_row(Why::NotText(reason)),
                 None => match answers.next() {
-                    Some(Ok(row)) => Self::view(slf, row).map(Bound::into_any),
+                    Some(Ok(row)) => Ok(Self::copy(slf, &row).into_any()),
                     Some(Err(report)) => no_row(Why::Report(report)),
                     None => Err(encoding_error("the encoder answered for too few states")),
                 },
@@ -158,7 +148,7 @@ impl PyCachedEncoder {
         slf: &Bound<'py, Self>,
         state: &str,
     ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        slf.get().open()?.get(state).map(|row| Self::view(slf, row)).transpose()
+        Ok(slf.get().open()?.get(state).map(|row| Self::copy(slf, &row)))
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -239,13 +229,12 @@ impl PyCachedEncoder {
         self.encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn view<'py>(
-        slf: &Bound<'py, Self>,
-        row: CachedRow<'_>,
-    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    /// A row as an array of the caller's: batches and caches are read by others, too, and torch writes
+    /// through arrays that are read-only.
+    fn copy<'py>(slf: &Bound<'py, Self>, row: &CachedRow<'_>) -> Bound<'py, PyArray1<f32>> {
         match row {
-            CachedRow::Stored(values) => views::stored_view(slf, values),
-            CachedRow::Encoded(row) => views::encoded_view(&Bound::new(slf.py(), PyRow { row })?),
+            CachedRow::Stored(values) => PyArray1::from_slice(slf.py(), values),
+            CachedRow::Encoded(row) => PyArray1::from_slice(slf.py(), row),
         }
     }
 }

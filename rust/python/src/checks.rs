@@ -86,7 +86,10 @@ pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<
 
 #[pyfunction]
 pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
-    Ok(finished(py.detach(|| cache::compact(folder)).map_err(cache_error)?))
+    let mut report = py.detach(|| cache::compact(folder)).map_err(cache_error)?;
+    let replaced = std::mem::take(&mut report.replaced);
+    report.left_out.extend(replaced);
+    Ok(finished(report))
 }
 
 #[pyfunction]

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use ebm_encode::cache::{MappedCache, OpenMode};
+use ebm_encode::cache::{MappedCache, OpenMode, OpenOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::cache::{fill, numbers, open_options, positions};
+use crate::cache::{fill, numbers, open_options, positions, reduce, runs, view_of};
 use crate::errors::cache_error;
 use crate::identity::PyIdentity;
 use crate::json;
@@ -25,6 +25,7 @@ pub(crate) fn prefers_mapped(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
 #[pyclass(frozen, name = "MappedCache", module = "ebm_encode._core")]
 pub(crate) struct PyMappedCache {
     cache: MappedCache,
+    options: OpenOptions,
 }
 
 #[pymethods]
@@ -34,7 +35,7 @@ impl PyMappedCache {
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
         let cache = py.detach(|| MappedCache::open_with(path, options)).map_err(cache_error)?;
-        Ok(Self { cache })
+        Ok(Self { cache, options })
     }
 
     fn __len__(&self) -> usize {
@@ -120,8 +121,33 @@ impl PyMappedCache {
     }
 
     #[getter]
+    fn runs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        runs(py, self.cache.runs())
+    }
+
+    #[getter]
     fn path(&self) -> OsString {
         self.cache.path().into()
+    }
+
+    fn __iter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.get().states(slf.py())?.call_method0("__iter__")
+    }
+
+    fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "KeysView")
+    }
+
+    fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ValuesView")
+    }
+
+    fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        view_of(slf.as_any(), "ItemsView")
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        reduce(slf.as_any(), slf.get().options)
     }
 
     fn __repr__(&self) -> String {

@@ -28,7 +28,7 @@ type BadStates = Vec<(String, PyBadRow)>;
 /// Rows, states left out, and whether the output was written.
 pub(crate) type Finished = (u64, BadStates, bool);
 
-/// What a writer reports in the end.
+/// What a writer reports in the end: of rows left out, those of states without a row.
 pub(crate) fn finished(report: FinishReport) -> Finished {
     let left_out = report.left_out.into_iter().map(|(state, reason)| (state, reason.into()));
     (report.rows, left_out.collect(), report.written)
@@ -59,10 +59,31 @@ impl PyCacheWriter {
         std::mem::replace(&mut stage, Stage::Closed)
     }
 
+    /// The open writer, which is closed from here on; one that is not open stays what it is.
     fn take_open(&self) -> PyResult<CacheWriter> {
-        match self.take() {
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *stage, Stage::Closed) {
             Stage::Open(writer) => Ok(*writer),
-            Stage::Locked(_) | Stage::Closed => Err(argument_error("the writer is not open")),
+            other => {
+                *stage = other;
+                Err(argument_error("the writer is not open"))
+            }
+        }
+    }
+
+    /// The lock of a writer that was not opened yet; one that was stays open.
+    fn take_lock(&self) -> PyResult<OutputLock> {
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *stage, Stage::Closed) {
+            Stage::Locked(lock) => Ok(lock),
+            other => {
+                let why = match &other {
+                    Stage::Open(_) => "the writer is open already",
+                    Stage::Locked(_) | Stage::Closed => "the writer is closed",
+                };
+                *stage = other;
+                Err(argument_error(why))
+            }
         }
     }
 }
@@ -89,9 +110,7 @@ impl PyCacheWriter {
     ) -> PyResult<()> {
         let checkpoint_interval = Duration::try_from_secs_f64(checkpoint_seconds)
             .map_err(|error| argument_error(format!("checkpoint_seconds: {error}")))?;
-        let Stage::Locked(lock) = self.take() else {
-            return Err(argument_error("the writer was opened before"));
-        };
+        let lock = py.detach(|| self.take_lock())?;
         let options = WriterOptions {
             checkpoint_rows,
             checkpoint_interval,
@@ -187,6 +206,11 @@ impl PyCacheWriter {
         Ok(found.into_iter().map(|(state, reason)| (state, reason.into())).collect())
     }
 
+    fn left_out(&self, py: Python<'_>) -> PyResult<BadStates> {
+        let found = self.with(py, |writer| writer.left_out().to_vec())?;
+        Ok(found.into_iter().map(|(state, reason)| (state, reason.into())).collect())
+    }
+
     fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, CacheWriter::checkpoint)?.map_err(cache_error)
     }
@@ -198,17 +222,17 @@ impl PyCacheWriter {
 
     fn finish<'py>(&self, py: Python<'py>, provenance: &Bound<'py, PyDict>) -> PyResult<Finished> {
         let provenance = json::from_python(provenance)?;
-        let writer = self.take_open()?;
+        let writer = py.detach(|| self.take_open())?;
         Ok(finished(py.detach(|| writer.finish(provenance)).map_err(cache_error)?))
     }
 
     fn reject(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
-        let writer = self.take_open()?;
+        let writer = py.detach(|| self.take_open())?;
         py.detach(|| writer.reject(reason)).map_err(cache_error)
     }
 
-    fn close(&self) {
-        drop(self.take());
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.take()));
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::bad_row::BadRow;
 use super::embedding_cache::preview;
 use super::error::CacheResult;
 use super::footer::StateKey;
 use super::manifest::Manifest;
 use super::parts::{common_kind, open_files, same_tokens};
-use super::row_check::{BadRow, Outlier, RowChecker};
+use super::row_check::{Outlier, RowChecker};
 use super::row_file::RowFile;
 use super::storage::{self, Kind};
 
@@ -24,7 +25,8 @@ pub struct AuditReport {
     pub rows: u64,
     /// Length of every row.
     pub dim: usize,
-    /// Number of bad rows by kind ([`BadRow::kind`]).
+    /// Number of bad rows by kind: [`BadRow::kind`], or `malformed` for a null, no values, or another number
+    /// of them than other rows.
     pub bad: BTreeMap<&'static str, u64>,
     /// The first bad rows of each kind.
     pub examples: Vec<BadRowExample>,
@@ -37,7 +39,7 @@ pub struct AuditReport {
 pub struct BadRowExample {
     /// Row number over all files, from 0.
     pub row: u64,
-    /// [`BadRow::kind`].
+    /// [`BadRow::kind`], or `malformed`.
     pub kind: &'static str,
     /// The reason in words.
     pub reason: String,
@@ -82,25 +84,49 @@ pub fn audit(path: impl AsRef<Path>, examples: usize) -> CacheResult<AuditReport
     let (dim, _) = common_kind(&files)?;
     let mut checker = RowChecker::with_same_tokens(dim, same_tokens(&files)?);
     let mut found = Findings { limit: examples, ..Findings::default() };
-    let mut row = 0_u64;
+    let (mut first, mut numbers) = (0_u64, Vec::new());
     for file in &files {
-        file.for_each(|rows| {
-            let states: Vec<&str> = rows.states.iter().flatten().collect();
+        file.for_each_sound(|sound| {
+            for (row, state, reason) in sound.malformed {
+                found.add(first + row, MALFORMED, reason, preview(&state));
+            }
+            let states: Vec<&str> = sound.rows.states.iter().flatten().collect();
             let keys: Vec<StateKey> = states.iter().map(|state| StateKey::of(state)).collect();
-            for (verdict, state) in checker.check(&keys, &rows.values).into_iter().zip(states) {
+            numbers.extend(sound.numbers.iter().map(|row| first + row));
+            let verdicts = checker.check_without_norms(&keys, &sound.rows.values);
+            for ((verdict, state), row) in verdicts.into_iter().zip(states).zip(&sound.numbers) {
                 if let Err(reason) = verdict {
-                    found.add(row, &reason, preview(state));
+                    let words = in_rows(&reason, &numbers);
+                    found.add(first + row, reason.kind(), words, preview(state));
                 }
-                row += 1;
             }
             Ok(())
         })?;
+        first = first.saturating_add(file.num_rows() as u64);
     }
-    add_outliers(&checker, &files, &mut found)?;
+    let row = first;
+    add_outliers(&checker, &numbers, &files, &mut found)?;
     found.examples.sort_by_key(|example| (example.kind, example.row));
     let norms = summary(checker.norms());
     let path = path.to_owned();
     Ok(AuditReport { path, rows: row, dim, bad: found.bad, examples: found.examples, norms })
+}
+
+/// The kind of rows that cannot be checked at all.
+const MALFORMED: &str = "malformed";
+
+/// The reason in words, with the other row's number in the files.
+fn in_rows(reason: &BadRow, numbers: &[u64]) -> String {
+    let mut reason = reason.clone();
+    if let BadRow::Duplicate { row, .. } | BadRow::Conflict { row } = &mut reason {
+        *row = number_of(*row, numbers);
+    }
+    reason.to_string()
+}
+
+fn number_of(checked: u64, numbers: &[u64]) -> u64 {
+    let number = usize::try_from(checked).ok().and_then(|checked| numbers.get(checked));
+    number.copied().unwrap_or(checked)
 }
 
 #[derive(Default)]
@@ -111,21 +137,27 @@ struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, row: u64, reason: &BadRow, state: String) {
-        let kind = reason.kind();
+    fn add(&mut self, row: u64, kind: &'static str, reason: String, state: String) {
         *self.bad.entry(kind).or_default() += 1;
         if self.examples.iter().filter(|example| example.kind == kind).count() < self.limit {
-            self.examples.push(BadRowExample { row, kind, reason: reason.to_string(), state });
+            self.examples.push(BadRowExample { row, kind, reason, state });
         }
     }
 }
 
 /// Norms that only the sight of all rows shows to be outliers: their states are read again.
-fn add_outliers(checker: &RowChecker, files: &[RowFile], found: &mut Findings) -> CacheResult<()> {
+/// `numbers` are those that the rows have in the files, in the order in which they were checked.
+fn add_outliers(
+    checker: &RowChecker,
+    numbers: &[u64],
+    files: &[RowFile],
+    found: &mut Findings,
+) -> CacheResult<()> {
     for Outlier { row, reason, .. } in checker.norm_outliers() {
+        let row = number_of(row, numbers);
         let listed = found.bad.get(reason.kind()).copied().unwrap_or_default();
         let state = if listed < found.limit as u64 { state_at(files, row)? } else { String::new() };
-        found.add(row, &reason, state);
+        found.add(row, reason.kind(), reason.to_string(), state);
     }
     Ok(())
 }

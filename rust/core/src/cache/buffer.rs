@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::path::Path;
 
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 
 use super::error::{CacheError, CacheResult};
 
@@ -40,13 +40,24 @@ impl Buffer {
         Ok(Self(Some(map)))
     }
 
+    /// The values for good: from here on a write to them, through a tensor of torch for example, which
+    /// heeds no flag of numpy, ends the process instead of changing what others read.
+    pub(super) fn seal(self, path: &Path) -> CacheResult<Sealed> {
+        let map = self.0.map(MmapMut::make_read_only).transpose();
+        map.map(Sealed).map_err(|error| CacheError::io(path, "protect the rows of", error))
+    }
+
     /// The values, to be written.
     pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
         self.0.as_mut().map_or(&mut [], |map| bytemuck::cast_slice_mut(map))
     }
 }
 
-impl Deref for Buffer {
+/// Float32 values that nobody can write.
+#[derive(Debug, Default)]
+pub(super) struct Sealed(Option<Mmap>);
+
+impl Deref for Sealed {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use serde_json::json;
-
 use super::error::{CacheError, CacheResult};
 use super::parts::{common_kind, open_files, provenances};
 use super::storage::{self, Kind};
@@ -11,8 +9,9 @@ use super::writer::{FinishReport, OutputLock, WriterOptions};
 
 /// Writes all parts of a cache's folder as one, of each state the row that counts.
 ///
-/// Readers see the former parts or the new one. Bad rows are left out, and named in the report. The
-/// provenance of each part is kept, under `parts`.
+/// Readers see the former parts or the new one. Bad rows are left out, and each is in the report with its
+/// state and the reason: a row that fails the row checks, and the earlier of two rows of a state that
+/// differ. The runs that made the rows stay in the footer.
 ///
 /// # Errors
 /// [`CacheError::Argument`] for a file, and for parts of an unknown encoder; whatever keeps the parts
@@ -30,8 +29,7 @@ pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
     let Some(identity) = identity else {
         return refuse("made by other software, so its encoder is unknown");
     };
-    let provenance = provenances(&files);
-    let compact = files.len() > 1;
-    let options = WriterOptions { compact, ..WriterOptions::default() };
-    lock.open(identity, dim, options)?.finish(json!({ "parts": provenance }))
+    let last = provenances(&files).pop().unwrap_or_default();
+    let options = WriterOptions { compact: true, ..WriterOptions::default() };
+    lock.open(identity, dim, options)?.finish(last)
 }

@@ -138,7 +138,9 @@ mod tests {
             rows: rows.into(),
             identity: Identity::from_json(identity).unwrap(),
             provenance: serde_json::Value::Null,
+            runs: Vec::new(),
             same_tokens: Vec::new(),
+            taken_back: Vec::new(),
         };
         storage::write_atomically(folder.path(), &path, Replaces::Anything, |sink| {
             let mut writer = FileWriter::new(sink, dim)?;

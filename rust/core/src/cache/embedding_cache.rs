@@ -7,13 +7,18 @@ use bytes::Bytes;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::buffer::Buffer;
+use super::bad_row::BadRow;
+use super::buffer::{Buffer, Sealed};
 use super::error::{CacheError, CacheResult};
-use super::footer::{SameTokens, StateKey};
+use super::footer::StateKey;
 use super::identity::Identity;
-use super::parts::{self, common_kind, provenances, require_same, same_tokens};
-use super::row_check::{BadRow, RowChecker};
+use super::parts::{
+    self, common_kind, provenances, require_same, require_values, runs, same_tokens,
+};
+use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::runs::Run;
+use super::same_tokens::SameTokens;
 use super::sketch::{RowStats, Sketcher};
 use super::state_index::StateIndex;
 use super::storage;
@@ -68,10 +73,11 @@ impl From<Checks> for OpenOptions {
 pub struct EmbeddingCache {
     path: PathBuf,
     dim: usize,
-    values: Buffer,
+    values: Sealed,
     index: StateIndex,
     identity: Option<Identity>,
     provenance: Vec<Value>,
+    runs: Vec<Run>,
 }
 
 impl EmbeddingCache {
@@ -108,6 +114,7 @@ impl EmbeddingCache {
     }
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
+        require_values(files)?;
         let (dim, identity) = common_kind(files)?;
         let remote = files.iter().any(RowFile::is_object);
         let (values, groups) =
@@ -119,8 +126,9 @@ impl EmbeddingCache {
             stats.extend(group.stats);
         }
         let index = StateIndex::of(texts);
-        let provenance = provenances(files);
-        let cache = Self { path: path.to_owned(), dim, values, index, identity, provenance };
+        let (provenance, runs) = (provenances(files), runs(files));
+        let path = path.to_owned();
+        let cache = Self { path, dim, values, index, identity, provenance, runs };
         if options.checks == Checks::Strict {
             cache.check_rows(&keys, &stats, same_tokens(files)?)?;
         }
@@ -238,10 +246,17 @@ impl EmbeddingCache {
         self.identity.as_ref()
     }
 
-    /// The provenance of each file that has one.
+    /// What each run that made rows said of itself, in the order of the rows.
     #[must_use]
     pub fn provenance(&self) -> &[Value] {
         &self.provenance
+    }
+
+    /// The runs that made the rows, each with the number of its rows, in the order of the rows. Files of
+    /// other software have none.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// The file or folder that was opened.
@@ -327,7 +342,7 @@ fn read_files(
     files: &[RowFile],
     dim: usize,
     options: OpenOptions,
-) -> CacheResult<(Buffer, Vec<Group>)> {
+) -> CacheResult<(Sealed, Vec<Group>)> {
     let rows = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.num_rows()));
     let mut values = Buffer::zeroed(path, rows, dim)?;
     // Not before that: a damaged file may claim any dimension.
@@ -347,7 +362,7 @@ fn read_files(
         let measure = |first: usize, rows: &[f32]| {
             if let Some(sketcher) = &sketcher {
                 stats.truncate(first);
-                stats.extend(rows.chunks_exact(dim).map(|row| sketcher.stats(row)));
+                stats.extend(rows.chunks_exact(dim.max(1)).map(|row| sketcher.stats(row)));
             }
         };
         let texts = read_group(file, group, target, options.checksums, measure)?;
@@ -357,7 +372,7 @@ fn read_files(
         Ok(Group { texts, keys, stats })
     });
     let groups = read.collect::<CacheResult<Vec<_>>>()?;
-    Ok((values, groups))
+    Ok((values.seal(path)?, groups))
 }
 
 /// Reads a row group; `visit` gets its rows as from [`RowFile::copy_group`].

@@ -1,12 +1,11 @@
 //! What a cache file says about itself: one JSON value under one key, and a few flat copies.
 
-use std::collections::HashMap;
-
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::identity::Identity;
+use super::runs::Run;
 use super::schema::{FORMAT_VERSION, METADATA_KEY};
 
 /// A state's 128-bit key: the first half of its BLAKE3 digest.
@@ -31,6 +30,9 @@ impl StateKey {
     /// The key of 32 hex digits; `None` for anything else.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
+        if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None; // the parser would take fewer digits, and a sign
+        }
         u128::from_str_radix(hex, 16).ok().map(|key| Self(key.to_be_bytes()))
     }
 }
@@ -46,14 +48,30 @@ pub struct Footer {
     pub rows: u64,
     /// The encoder that made the rows.
     pub identity: Identity,
-    /// The rest worth knowing: versions, device, command, times, sources, counts, verification.
+    /// The rest worth knowing of the last run: versions, device, command, times, sources, counts,
+    /// verification.
     pub provenance: Value,
+    /// The runs that made the rows, in the order of their rows; empty where one run made all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<Run>,
     /// Pairs of states with the same tokens, and so rightly with equal rows, by hex state key.
     #[serde(default)]
     pub same_tokens: Vec<(String, String)>,
+    /// In a checkpoint: states whose row of the former output was taken back, by hex state key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken_back: Vec<String>,
 }
 
 impl Footer {
+    /// The runs that made the rows, also of a file that was written before runs were kept.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run> {
+        if self.runs.is_empty() {
+            return vec![Run::new(self.rows, self.provenance.clone())];
+        }
+        self.runs.clone()
+    }
+
     /// Reads the footer from a file's metadata; `None` where other software wrote the file.
     pub(super) fn from_metadata(metadata: Option<&Vec<KeyValue>>) -> Result<Option<Self>, String> {
         let entry = metadata.into_iter().flatten().find(|entry| entry.key == METADATA_KEY);
@@ -110,53 +128,4 @@ pub(super) fn mentions_ours(metadata: &[u8]) -> bool {
 
 fn digest_of(json: &str) -> String {
     blake3::hash(json.as_bytes()).to_hex().to_string()
-}
-
-/// Which states are known to have the same tokens, gathered from the footers of several files.
-#[derive(Debug, Default, Clone)]
-pub(super) struct SameTokens {
-    representative: HashMap<StateKey, StateKey>,
-}
-
-impl SameTokens {
-    pub(super) fn add_footer(&mut self, footer: &Footer) -> Result<(), String> {
-        for (left, right) in &footer.same_tokens {
-            let (Some(left), Some(right)) = (StateKey::from_hex(left), StateKey::from_hex(right))
-            else {
-                return Err("footer field same_tokens holds something else than keys".to_owned());
-            };
-            self.add(left, right);
-        }
-        Ok(())
-    }
-
-    pub(super) fn add(&mut self, left: StateKey, right: StateKey) {
-        let (left, right) = (self.representative(left), self.representative(right));
-        // Keys are digests, so their order is random, and chains stay as short as a logarithm.
-        if left != right {
-            self.representative.insert(left.max(right), left.min(right));
-        }
-    }
-
-    pub(super) fn same(&self, left: StateKey, right: StateKey) -> bool {
-        self.representative(left) == self.representative(right)
-    }
-
-    pub(super) fn pairs(&self) -> Vec<(String, String)> {
-        let mut pairs: Vec<_> =
-            self.representative.iter().map(|(l, r)| (l.to_hex(), r.to_hex())).collect();
-        pairs.sort_unstable();
-        pairs
-    }
-
-    pub(super) fn key_pairs(&self) -> impl Iterator<Item = (StateKey, StateKey)> {
-        self.representative.iter().map(|(left, right)| (*left, *right))
-    }
-
-    fn representative(&self, mut key: StateKey) -> StateKey {
-        while let Some(next) = self.representative.get(&key) {
-            key = *next;
-        }
-        key
-    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::Array;
@@ -15,12 +16,16 @@ use super::embedding_cache::{
     AT_ONCE, Checks, Checksums, OpenOptions, refuse_bad_rows, require_room,
 };
 use super::error::{CacheError, CacheResult};
-use super::footer::{SameTokens, StateKey};
+use super::footer::StateKey;
 use super::identity::Identity;
-use super::parts::{self, common_kind, open_files, provenances, require_same, same_tokens};
+use super::parts::{
+    self, common_kind, open_files, provenances, require_same, require_values, runs, same_tokens,
+};
 use super::plain_pages::PlainPage;
 use super::row_check::RowChecker;
 use super::row_file::RowFile;
+use super::runs::Run;
+use super::same_tokens::SameTokens;
 use super::stamp::Stamp;
 use super::state_index::StateIndex;
 use super::storage::{Place, place_of};
@@ -45,7 +50,8 @@ pub struct MappedCache {
     files: Vec<MappedFile>,
     identity: Option<Identity>,
     provenance: Vec<Value>,
-    same_tokens: SameTokens,
+    runs: Vec<Run>,
+    same_tokens: Arc<SameTokens>,
     options: OpenOptions,
 }
 
@@ -97,6 +103,7 @@ impl MappedCache {
     }
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
+        require_values(files)?;
         let (dim, identity) = common_kind(files)?;
         let groups: Vec<(&RowFile, usize)> = files
             .iter()
@@ -129,10 +136,21 @@ impl MappedCache {
             }
         }
         let index = StateIndex::of(texts.into_iter().flatten().collect());
-        let provenance = provenances(files);
-        let (path, same_tokens) = (path.to_owned(), same_tokens(files)?);
+        let (provenance, runs) = (provenances(files), runs(files));
+        let (path, same_tokens) = (path.to_owned(), Arc::new(same_tokens(files)?));
         let files = mapped;
-        Ok(Self { path, dim, index, pages, files, identity, provenance, same_tokens, options })
+        Ok(Self {
+            path,
+            dim,
+            index,
+            pages,
+            files,
+            identity,
+            provenance,
+            runs,
+            same_tokens,
+            options,
+        })
     }
 
     /// Copies the row of a state into memory of the caller (`dim` values); returns whether there is
@@ -227,10 +245,16 @@ impl MappedCache {
         self.identity.as_ref()
     }
 
-    /// The provenance of each file that has one.
+    /// What each run that made rows said of itself, in the order of the rows.
     #[must_use]
     pub fn provenance(&self) -> &[Value] {
         &self.provenance
+    }
+
+    /// The runs that made the rows, each with the number of its rows, in the order of the rows.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
     }
 
     /// The file or folder that was opened.
@@ -292,8 +316,9 @@ impl MappedCache {
         direct_pages::copy_values(&page.bytes.values, &mut values);
         let rows = page.first..page.first + page.bytes.count / self.dim;
         let keys: Vec<StateKey> = rows.clone().map(|row| StateKey::of(self.state(row))).collect();
-        let mut checker = RowChecker::with_same_tokens(self.dim, self.same_tokens.clone());
-        let verdicts = checker.check(&keys, &values).into_iter().zip(rows);
+        let mut checker = RowChecker::with_same_tokens(self.dim, Arc::clone(&self.same_tokens));
+        // What is usual among norms shows in a whole cache, not in a page.
+        let verdicts = checker.check_without_norms(&keys, &values).into_iter().zip(rows);
         let bad: Vec<_> =
             verdicts.filter_map(|(verdict, row)| Some((row, verdict.err()?))).collect();
         refuse_bad_rows(&self.path, &bad, page.bytes.count / self.dim, &self.index)
@@ -342,13 +367,21 @@ impl OpenMode {
     /// # Errors
     /// Any [`CacheError`] that says why the path is not a cache.
     pub fn resolve(self, path: impl AsRef<Path>) -> CacheResult<Self> {
+        self.resolve_within(path, free_memory())
+    }
+
+    /// The same, with so many bytes free; `None` if that cannot be told.
+    ///
+    /// # Errors
+    /// As for [`OpenMode::resolve`].
+    pub fn resolve_within(self, path: impl AsRef<Path>, free: Option<u64>) -> CacheResult<Self> {
         if self != Self::Auto {
             return Ok(self);
         }
         let files = open_files(path.as_ref())?;
         let sizes = files.iter().map(|file| file.num_rows().saturating_mul(file.dim()));
         let bytes = sizes.fold(0_usize, usize::saturating_add).saturating_mul(size_of::<f32>());
-        let fits = free_memory().is_none_or(|free| bytes as u64 <= free / 2);
+        let fits = free.is_none_or(|free| bytes as u64 <= free / 2);
         // Objects cannot be mapped, and pages that other software wrote may not be readable by address.
         let mappable = || files.iter().all(|file| file.is_ours() && !file.is_object());
         Ok(if fits || !mappable() { Self::InMemory } else { Self::Mapped })

@@ -1,6 +1,7 @@
 //! The embedding cache: its schema, the identity of its encoder, its readers, writer and checks.
 
 mod audit;
+mod bad_row;
 mod buffer;
 mod checked_pages;
 mod compact;
@@ -8,6 +9,7 @@ mod describe;
 mod descriptors;
 mod direct_pages;
 mod embedding_cache;
+mod equal_rows;
 mod error;
 mod failure;
 mod file_writer;
@@ -30,8 +32,11 @@ mod plain_chunk;
 mod plain_pages;
 mod row_check;
 mod row_file;
+mod runs;
+mod same_tokens;
 mod schema;
 mod sketch;
+mod sound;
 mod stamp;
 mod state_index;
 pub mod storage;
@@ -39,6 +44,7 @@ mod work_folder;
 mod writer;
 
 pub use audit::{AuditReport, BadRowExample, NormSummary, audit};
+pub use bad_row::BadRow;
 pub use compact::compact;
 pub use describe::{FileDescription, describe};
 pub use embedding_cache::{Checks, Checksums, EmbeddingCache, OpenOptions};
@@ -48,8 +54,9 @@ pub use identity::{FieldDifference, Identity, differences};
 pub use manifest::{MANIFEST, Manifest, Part};
 pub use mapped_cache::{MappedCache, OpenMode};
 pub use neighbours::Neighbour;
-pub use row_check::{BadRow, Outlier, RowChecker, check_rows};
+pub use row_check::{Outlier, RowChecker, check_rows};
 pub use row_file::RowFile;
+pub use runs::Run;
 pub use schema::{
     EMBEDDING_COLUMN, FORMAT_VERSION, METADATA_KEY, ROW_GROUP_ROWS, STATE_COLUMN, cache_schema,
 };

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::embedding_cache::EmbeddingCache;
+use super::error::{CacheError, CacheResult};
 use crate::threads::spread;
 
 /// A row near another.
@@ -18,8 +19,15 @@ impl EmbeddingCache {
     /// The `count` rows most similar to `query` by cosine, best first.
     ///
     /// Rows without a direction (zero or not finite) are left out.
-    #[must_use]
-    pub fn nearest(&self, query: &[f32], count: usize) -> Vec<Neighbour> {
+    ///
+    /// # Errors
+    /// [`CacheError::Argument`] if the query has another length than the rows.
+    pub fn nearest(&self, query: &[f32], count: usize) -> CacheResult<Vec<Neighbour>> {
+        if query.len() != self.dim() {
+            let (found, dim) = (query.len(), self.dim());
+            let message = format!("the query has {found} values, the cache's rows have {dim}");
+            return Err(CacheError::Argument(message));
+        }
         let mut found: Vec<Neighbour> = spread(|| {
             (0..self.len())
                 .into_par_iter()
@@ -29,7 +37,7 @@ impl EmbeddingCache {
         });
         found.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
         found.truncate(count);
-        found
+        Ok(found)
     }
 }
 

@@ -6,16 +6,21 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::error::{CacheError, CacheResult};
-use super::footer::SameTokens;
+use super::footer::Footer;
 use super::identity::{Identity, differences};
 use super::manifest::Manifest;
 use super::row_file::RowFile;
+use super::runs::Run;
+use super::same_tokens::SameTokens;
 use super::storage::{self, Kind, Version};
 
 /// How the names of Parquet files end.
 pub(super) const PARQUET: &str = "parquet";
 /// Times that a folder is read anew because a writer put other parts in the place of its own.
 const ATTEMPTS: usize = 100;
+
+const UNFINISHED: &str = "\nhint: it is the work folder of an unfinished run; run the same command again to \
+                          finish the cache, then name the finished cache";
 
 /// A way to open one file.
 pub(super) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
@@ -87,7 +92,10 @@ impl Seen {
         }
         let files = storage::list(path, PARQUET)?;
         if files.is_empty() {
-            let detail = "the folder holds no *.parquet file".to_owned();
+            let unfinished = path.extension().is_some_and(|ending| ending == "partial")
+                || path.file_name().is_some_and(|name| name == ".partial");
+            let hint = if unfinished { UNFINISHED } else { "" };
+            let detail = format!("the folder holds no *.parquet file{hint}");
             return Err(CacheError::NotFound { path: path.to_owned(), detail });
         }
         storage::many_at_once(storage::is_remote(path)?, || {
@@ -114,6 +122,18 @@ pub(super) fn require_same(
     })
 }
 
+/// Refuses files of rows without values, which a server that answers with empty lists makes.
+pub(super) fn require_values(files: &[RowFile]) -> CacheResult<()> {
+    match files.iter().find(|file| file.num_rows() > 0 && file.dim() == 0) {
+        Some(file) => {
+            let detail = "embedding has no values, nor has any other of the file\n\
+                          hint: encode the states again; `ebm-encode audit` lists all such rows";
+            Err(CacheError::row(file.path(), 0, detail))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The states with the same tokens that the files' footers tell of.
 pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
     let mut same_tokens = SameTokens::default();
@@ -127,9 +147,14 @@ pub(super) fn same_tokens(files: &[RowFile]) -> CacheResult<SameTokens> {
     Ok(same_tokens)
 }
 
-/// The provenance of each file that has one.
+/// The runs that made the rows of the files that say so, in the order of the rows.
+pub(super) fn runs(files: &[RowFile]) -> Vec<Run> {
+    files.iter().filter_map(RowFile::footer).flat_map(Footer::runs).collect()
+}
+
+/// The provenance of each run.
 pub(super) fn provenances(files: &[RowFile]) -> Vec<Value> {
-    files.iter().filter_map(|file| Some(file.footer()?.provenance.clone())).collect()
+    runs(files).into_iter().map(|run| run.provenance).collect()
 }
 
 /// The dimension and identity that all files share.
@@ -140,7 +165,8 @@ pub(super) fn common_kind(files: &[RowFile]) -> CacheResult<(usize, Option<Ident
     let Some(first) = files.first() else { return Ok((dim, None)) };
     let identity = identity_of(first);
     for file in files {
-        if file.num_rows() > 0 && file.dim() != dim {
+        // Of rows without values each has its own error.
+        if file.num_rows() > 0 && file.dim() > 0 && file.dim() != dim {
             let found = file.dim();
             let detail = format!("rows have {found} values, those of other shards {dim}");
             return Err(CacheError::format(file.path(), detail));

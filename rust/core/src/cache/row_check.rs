@@ -1,12 +1,15 @@
 //! What a bad row is: the one definition that writer, reader, audit and search share.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::footer::{SameTokens, StateKey};
+use super::bad_row::BadRow;
+use super::equal_rows::{EqualRows, cell};
+use super::footer::StateKey;
 use super::norms::NormRange;
+use super::same_tokens::SameTokens;
 use super::sketch::{RowStats, Sketcher, WIDTH};
 use crate::threads::spread;
 
@@ -19,86 +22,23 @@ const EQUAL: f32 = 2e-6;
 /// for one prompt encoded twice in a 16-bit dtype.
 const SAME_STATE: f32 = 0.0316;
 
-/// Why a row is bad.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum BadRow {
-    /// A value is NaN or infinite.
-    NonFinite {
-        /// The first such column.
-        column: usize,
-        /// Its value.
-        value: f32,
-    },
-    /// The norm is zero or as good as zero.
-    ZeroNorm {
-        /// The norm.
-        norm: f32,
-    },
-    /// The norm is far outside what is usual among the other rows.
-    NormOutlier {
-        /// The norm.
-        norm: f32,
-        /// The median norm of the other rows.
-        median: f32,
-    },
-    /// The row equals, up to rounding, the row of another state with other tokens.
-    Duplicate {
-        /// The other state.
-        of: StateKey,
-        /// The other row's number, in the order in which the checker saw the rows.
-        row: u64,
-    },
-    /// The same state has another row that differs by more than rounding.
-    Conflict {
-        /// The other row's number, in the order in which the checker saw the rows.
-        row: u64,
-    },
-}
-
-impl BadRow {
-    /// A short name for counting: `non_finite`, `zero_norm`, `norm_outlier`, `duplicate`, `conflict`.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::NonFinite { .. } => "non_finite",
-            Self::ZeroNorm { .. } => "zero_norm",
-            Self::NormOutlier { .. } => "norm_outlier",
-            Self::Duplicate { .. } => "duplicate",
-            Self::Conflict { .. } => "conflict",
-        }
-    }
-}
-
-impl fmt::Display for BadRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NonFinite { column, value } => write!(f, "value {value} in column {column}"),
-            Self::ZeroNorm { norm } => write!(f, "norm {norm:e} is zero"),
-            Self::NormOutlier { norm, median } => {
-                write!(f, "norm {norm:e} is far from the median {median:e}")
-            }
-            Self::Duplicate { row, .. } => {
-                write!(f, "equal, up to rounding, to row {row}, which is another state's")
-            }
-            Self::Conflict { row } => write!(f, "differs from row {row} of the same state"),
-        }
-    }
-}
-
 /// Checks rows as they come, against themselves and all rows accepted before.
 ///
-/// Keeps about 150 bytes for each accepted row, whatever the dimension.
+/// Of any two accepted rows of different states that equal each other up to rounding, the states have the
+/// same tokens; so rows that a checker has accepted are accepted by any other, in any order.
+///
+/// Keeps about 200 bytes for each accepted row, whatever the dimension.
 #[derive(Debug)]
 pub struct RowChecker {
     dim: usize,
     sketcher: Sketcher,
-    same_tokens: SameTokens,
+    same_tokens: Arc<SameTokens>,
     seen: u64,
     accepted: Vec<Accepted>,
     norms: Vec<f32>,
+    /// The last accepted row of each state.
     of_state: HashMap<StateKey, usize>,
-    cells: HashMap<[i32; 2], Vec<usize>>,
+    equal: EqualRows,
     usual: Option<NormRange>,
     usual_of: usize,
 }
@@ -108,8 +48,20 @@ struct Accepted {
     key: StateKey,
     row: u64,
     sketch: [f32; WIDTH],
+    /// The accepted row of the same state before this one.
+    earlier: Option<usize>,
     retracted: bool,
 }
+
+/// What to do with a row that differs from an earlier one of the same state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnConflict {
+    Refuse,
+    TakeLater,
+}
+
+/// A later row of a state that was taken, and why the one before it is bad, if they differ.
+pub(super) type Taken = Result<Option<BadRow>, BadRow>;
 
 /// An accepted row whose norm proved to be far from that of all others.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,16 +81,16 @@ impl RowChecker {
         Self::with_same_tokens(dim, SameTokens::default())
     }
 
-    pub(super) fn with_same_tokens(dim: usize, same_tokens: SameTokens) -> Self {
+    pub(super) fn with_same_tokens(dim: usize, same_tokens: impl Into<Arc<SameTokens>>) -> Self {
         Self {
             dim,
             sketcher: Sketcher::new(),
-            same_tokens,
+            same_tokens: same_tokens.into(),
             seen: 0,
             accepted: Vec::new(),
             norms: Vec::new(),
             of_state: HashMap::new(),
-            cells: HashMap::new(),
+            equal: EqualRows::default(),
             usual: None,
             usual_of: 0,
         }
@@ -146,26 +98,37 @@ impl RowChecker {
 
     /// Notes that two states have the same tokens, so that their rows are rightly equal.
     pub fn allow_equal(&mut self, left: StateKey, right: StateKey) {
-        self.same_tokens.add(left, right);
+        Arc::make_mut(&mut self.same_tokens).add(left, right);
     }
 
     /// Checks `rows` (`keys.len() x dim`, row-major) and remembers those that are good.
     ///
     /// Returns, for each row, why it is bad, if it is. Rows are numbered from 0 in the order in
-    /// which this checker sees them, over all calls, good or bad.
+    /// which this checker sees them, over all calls, good or bad. Norms are compared with those of all
+    /// rows so far, so this verdict may depend on what came before; see
+    /// [`RowChecker::check_without_norms`].
     ///
     /// # Panics
     /// If `rows` does not hold `keys.len()` rows.
     pub fn check(&mut self, keys: &[StateKey], rows: &[f32]) -> Vec<Result<(), BadRow>> {
-        assert_eq!(rows.len(), keys.len() * self.dim, "one row of {} values per key", self.dim);
-        if keys.is_empty() {
-            return Vec::new();
-        }
-        self.sketcher.prepare(self.dim);
-        let (dim, sketcher) = (self.dim, &self.sketcher);
-        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
-        let stats: Vec<RowStats> =
-            spread(|| (0..keys.len()).into_par_iter().map(|i| sketcher.stats(row(i))).collect());
+        let stats = self.measure(keys, rows);
+        let usual = self.usual_norms(&stats);
+        self.check_each(keys, &stats, rows, usual, OnConflict::Refuse)
+            .map(|row| row.map(drop))
+            .collect()
+    }
+
+    /// The same, without comparing norms: so a row's verdict depends on no other row, but those that it
+    /// equals and those of the same state. [`RowChecker::norm_outliers`] compares the norms in the end.
+    ///
+    /// # Panics
+    /// If `rows` does not hold `keys.len()` rows.
+    pub fn check_without_norms(
+        &mut self,
+        keys: &[StateKey],
+        rows: &[f32],
+    ) -> Vec<Result<(), BadRow>> {
+        let stats = self.measure(keys, rows);
         self.check_measured(keys, &stats, rows)
     }
 
@@ -176,37 +139,105 @@ impl RowChecker {
         stats: &[RowStats],
         rows: &[f32],
     ) -> Vec<Result<(), BadRow>> {
-        let dim = self.dim;
-        let usual = self.usual_norms(stats);
-        let each = keys.iter().zip(stats).enumerate();
-        each.map(|(i, (key, stats))| {
-            self.check_row(*key, &rows[i * dim..(i + 1) * dim], stats, usual)
-        })
-        .collect()
+        self.check_each(keys, stats, rows, None, OnConflict::Refuse)
+            .map(|row| row.map(drop))
+            .collect()
     }
 
-    /// Forgets the accepted row of a state, so that another may take its place.
+    /// The same, but of two rows of a state that differ the earlier one is forgotten and the later one
+    /// taken.
+    pub(super) fn check_later(&mut self, keys: &[StateKey], rows: &[f32]) -> Vec<Taken> {
+        let stats = self.measure(keys, rows);
+        self.check_each(keys, &stats, rows, None, OnConflict::TakeLater).collect()
+    }
+
+    fn measure(&mut self, keys: &[StateKey], rows: &[f32]) -> Vec<RowStats> {
+        assert_eq!(rows.len(), keys.len() * self.dim, "one row of {} values per key", self.dim);
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        self.sketcher.prepare(self.dim);
+        let (dim, sketcher) = (self.dim, &self.sketcher);
+        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
+        spread(|| (0..keys.len()).into_par_iter().map(|i| sketcher.stats(row(i))).collect())
+    }
+
+    fn check_each(
+        &mut self,
+        keys: &[StateKey],
+        stats: &[RowStats],
+        rows: &[f32],
+        usual: Option<NormRange>,
+        on_conflict: OnConflict,
+    ) -> impl Iterator<Item = Taken> {
+        let dim = self.dim;
+        let each = keys.iter().zip(stats).enumerate();
+        each.map(move |(i, (key, stats))| {
+            let row = self.seen;
+            self.seen += 1;
+            good_by_itself(&rows[i * dim..(i + 1) * dim], stats, usual)?;
+            self.accept(*key, row, stats, on_conflict)
+        })
+    }
+
+    /// Why a row of a state cannot be one beside the accepted row of the same state, if they differ.
+    pub(super) fn conflict(&mut self, key: StateKey, values: &[f32]) -> Option<BadRow> {
+        let index = *self.of_state.get(&key)?;
+        let stats = self.measure(&[key], values).pop()?;
+        let row = self.accepted[index].row;
+        (!self.agrees(index, &stats)).then_some(BadRow::Conflict { row })
+    }
+
+    /// Forgets the accepted rows of a state, so that another may take their place.
     pub fn retract(&mut self, key: StateKey) {
-        let Some(index) = self.of_state.remove(&key) else { return };
-        self.accepted[index].retracted = true;
-        if let Some(indices) = self.cells.get_mut(&cell(&self.accepted[index].sketch)) {
-            indices.retain(|other| *other != index);
+        let mut next = self.of_state.remove(&key);
+        while let Some(index) = next {
+            next = self.accepted[index].earlier;
+            self.forget(index);
         }
     }
 
-    /// Accepted rows whose norm is far outside what proved usual among all of them.
+    /// Forgets the accepted rows of a state but the last.
+    pub(super) fn retract_earlier(&mut self, key: StateKey) {
+        let Some(&last) = self.of_state.get(&key) else { return };
+        let mut next = self.accepted[last].earlier.take();
+        while let Some(index) = next {
+            next = self.accepted[index].earlier;
+            self.forget(index);
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        let accepted = &mut self.accepted[index];
+        accepted.retracted = true;
+        self.equal.remove(index, cell(&accepted.sketch, EQUAL));
+    }
+
+    /// Accepted rows whose norm is far outside what is usual among all others: without these, none is.
     #[must_use]
     pub fn norm_outliers(&self) -> Vec<Outlier> {
-        let Some(usual) = NormRange::of(&self.norms) else { return Vec::new() };
-        let outside = self.norms.iter().zip(&self.accepted);
-        outside
-            .filter(|(norm, accepted)| !accepted.retracted && !usual.contains(**norm))
-            .map(|(&norm, accepted)| Outlier {
-                state: accepted.key,
-                row: accepted.row,
-                reason: BadRow::NormOutlier { norm, median: usual.median },
-            })
-            .collect()
+        let all = 0..self.accepted.len();
+        let mut usual: Vec<usize> = all.filter(|index| !self.accepted[*index].retracted).collect();
+        let mut found = Vec::new();
+        loop {
+            let norms: Vec<f32> = usual.iter().map(|index| self.norms[*index]).collect();
+            let Some(range) = NormRange::of(&norms) else { break };
+            let inside = |index: &usize| range.contains(self.norms[*index]);
+            let (inside, outside): (Vec<usize>, Vec<usize>) = usual.into_iter().partition(inside);
+            if outside.is_empty() {
+                break;
+            }
+            found.extend(outside.into_iter().map(|index| self.outlier(index, range.median)));
+            usual = inside;
+        }
+        found.sort_by_key(|outlier| outlier.row);
+        found
+    }
+
+    fn outlier(&self, index: usize, median: f32) -> Outlier {
+        let Accepted { key, row, .. } = self.accepted[index];
+        let reason = BadRow::NormOutlier { norm: self.norms[index], median };
+        Outlier { state: key, row, reason }
     }
 
     /// Norms of the accepted rows, in order.
@@ -219,65 +250,63 @@ impl RowChecker {
         &self.same_tokens
     }
 
-    fn check_row(
+    /// Accepts a row that is good by itself, unless it equals another state's or, if so wanted, differs
+    /// from another of its state.
+    fn accept(
         &mut self,
         key: StateKey,
-        values: &[f32],
+        row: u64,
         stats: &RowStats,
-        usual: Option<NormRange>,
-    ) -> Result<(), BadRow> {
-        let row = self.seen;
-        self.seen += 1;
-        if !stats.finite {
-            let found = values.iter().enumerate().find(|(_, value)| !value.is_finite());
-            let (column, value) = found.map_or((0, f32::NAN), |(i, value)| (i, *value));
-            return Err(BadRow::NonFinite { column, value });
+        on_conflict: OnConflict,
+    ) -> Taken {
+        let earlier = self.of_state.get(&key).copied();
+        let differs = earlier.is_some_and(|index| !self.agrees(index, stats));
+        if differs && on_conflict == OnConflict::Refuse {
+            let row = earlier.map_or(0, |index| self.accepted[index].row);
+            return Err(BadRow::Conflict { row });
         }
-        let norm = stats.norm;
-        if norm < SMALLEST_NORM {
-            return Err(BadRow::ZeroNorm { norm });
+        let cell = cell(&stats.sketch, EQUAL);
+        let is_twin = |other: usize| {
+            let other = self.accepted[other].key;
+            other == key || self.same_tokens.same(other, key)
+        };
+        if let Some(other) = self.equal.find(cell, is_twin, |other| self.equals(other, stats)) {
+            let Accepted { key: of, row, .. } = self.accepted[other];
+            return Err(BadRow::Duplicate { of, row });
         }
-        if let Some(usual) = usual.filter(|usual| !usual.contains(norm)) {
-            return Err(BadRow::NormOutlier { norm, median: usual.median });
-        }
-        let same_state = self.of_state.get(&key).map(|&index| &self.accepted[index]);
-        if let Some(other) = same_state.filter(|o| distance(&o.sketch, &stats.sketch) > SAME_STATE)
-        {
-            return Err(BadRow::Conflict { row: other.row });
-        }
-        let equal = self.equal_rows(stats);
-        let is_twin = |other: &Accepted| other.key == key || self.same_tokens.same(other.key, key);
-        if let Some(other) = equal.iter().map(|&i| &self.accepted[i]).find(|row| !is_twin(row)) {
-            return Err(BadRow::Duplicate { of: other.key, row: other.row });
-        }
-        let has_twin = !equal.is_empty();
         let index = self.accepted.len();
-        self.of_state.entry(key).or_insert(index);
-        if !has_twin {
-            // One of several rightly equal rows is enough to find what wrongly equals them.
-            self.cells.entry(cell(&stats.sketch)).or_default().push(index);
+        self.equal.insert(index, cell, is_twin);
+        self.of_state.insert(key, index);
+        let sketch = stats.sketch;
+        self.accepted.push(Accepted { key, row, sketch, earlier, retracted: false });
+        self.norms.push(stats.norm);
+        if differs {
+            self.retract_earlier(key);
         }
-        self.accepted.push(Accepted { key, row, sketch: stats.sketch, retracted: false });
-        self.norms.push(norm);
-        Ok(())
+        Ok(differs.then_some(BadRow::Conflict { row }))
     }
 
-    /// The accepted rows that equal this one up to rounding.
-    fn equal_rows(&self, stats: &RowStats) -> Vec<usize> {
-        let [x, y] = cell(&stats.sketch);
-        let around = (-1..=1).flat_map(|dx| (-1..=1).map(move |dy| (dx, dy)));
-        let near = around
-            .filter_map(|(dx, dy)| self.cells.get(&[x.saturating_add(dx), y.saturating_add(dy)]));
-        let equal = near.flatten().copied().filter(|&index| {
-            let ratio = self.norms[index] / stats.norm;
-            (ratio - 1.0).abs() <= EQUAL
-                && distance(&self.accepted[index].sketch, &stats.sketch) <= EQUAL
-        });
-        equal.collect()
+    /// Whether an accepted row equals a new one up to rounding; the same from either side.
+    fn equals(&self, index: usize, stats: &RowStats) -> bool {
+        self.within(index, stats, EQUAL)
+    }
+
+    /// Whether an accepted row may be a row of the same state as a new one.
+    fn agrees(&self, index: usize, stats: &RowStats) -> bool {
+        self.within(index, stats, SAME_STATE)
+    }
+
+    fn within(&self, index: usize, stats: &RowStats, tolerance: f32) -> bool {
+        let (left, right) = (self.norms[index], stats.norm);
+        (left - right).abs() <= tolerance * left.min(right)
+            && distance(&self.accepted[index].sketch, &stats.sketch) <= tolerance
     }
 
     /// The usual norms among accepted and new rows; computed anew when the rows grew by a tenth.
     fn usual_norms(&mut self, new: &[RowStats]) -> Option<NormRange> {
+        if new.is_empty() {
+            return self.usual;
+        }
         let total = self.norms.len() + new.len();
         if self.usual.is_none() || total > self.usual_of + self.usual_of / 10 {
             let good = new.iter().filter(|stats| stats.finite && stats.norm >= SMALLEST_NORM);
@@ -290,9 +319,32 @@ impl RowChecker {
     }
 }
 
+/// What is wrong with a row whatever the others are, but for their usual norms.
+fn good_by_itself(
+    values: &[f32],
+    stats: &RowStats,
+    usual: Option<NormRange>,
+) -> Result<(), BadRow> {
+    if !stats.finite {
+        let found = values.iter().enumerate().find(|(_, value)| !value.is_finite());
+        let (column, value) = found.map_or((0, f32::NAN), |(i, value)| (i, *value));
+        return Err(BadRow::NonFinite { column, value });
+    }
+    let norm = stats.norm;
+    if norm < SMALLEST_NORM {
+        return Err(BadRow::ZeroNorm { norm });
+    }
+    match usual.filter(|usual| !usual.contains(norm)) {
+        Some(usual) => Err(BadRow::NormOutlier { norm, median: usual.median }),
+        None => Ok(()),
+    }
+}
+
 /// Checks the rows of one call (`states.len() x dim`, row-major) among themselves.
 ///
-/// `tokens` are the states' token ids, by which equal rows are told from rightly equal ones.
+/// `tokens` are the states' token ids; states of the same tokens may have equal rows. Norms are not
+/// compared, so that a state's verdict does not depend on what else is in the call: what is usual shows
+/// among the rows of a whole cache, where writer and audit compare them.
 ///
 /// # Panics
 /// If `rows` or `tokens` do not belong to as many states.
@@ -310,18 +362,7 @@ pub fn check_rows(
     for (tokens, key) in tokens.iter().zip(&keys) {
         checker.allow_equal(*first_with.entry(tokens).or_insert(*key), *key);
     }
-    checker.check(&keys, rows)
-}
-
-/// The grid cell of a sketch. Each coordinate is a sum of four of its numbers, so rows that are
-/// [`EQUAL`] differ by at most twice that in it, and lie in the same or a neighbouring cell.
-fn cell(sketch: &[f32; WIDTH]) -> [i32; 2] {
-    const SIDE: f32 = 4.0 * EQUAL;
-    let sum = |half: &[f32]| half.iter().sum::<f32>() / SIDE;
-    let (left, right) = sketch.split_at(WIDTH / 2);
-    #[expect(clippy::cast_possible_truncation, reason = "a float to int cast saturates")]
-    let floor = |value: f32| value.floor() as i32;
-    [floor(sum(left)), floor(sum(right))]
+    checker.check_without_norms(&keys, rows)
 }
 
 fn distance(left: &[f32; WIDTH], right: &[f32; WIDTH]) -> f32 {

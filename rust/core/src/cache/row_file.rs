@@ -8,7 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float16Type, Float32Type, Float64Type};
 use arrow_array::{Array, ListArray, RecordBatch, StringArray};
 use arrow_buffer::NullBuffer;
 use arrow_schema::DataType;
@@ -33,6 +32,7 @@ use super::mapping;
 use super::outside_rows::file_of_rows;
 use super::plain_pages::{self, PlainPage};
 use super::schema::METADATA_KEY;
+use super::sound::{self, Sound};
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
 const BATCH_ROWS: usize = 1024;
@@ -202,21 +202,84 @@ impl RowFile {
         self.group_rows.iter().fold(0, |sum, rows| sum.saturating_add(*rows))
     }
 
+    /// The number of a row group's first row; what a damaged file claims may be any number.
+    fn first_of(&self, group: usize) -> u64 {
+        let before = self.group_rows[..group].iter();
+        before.fold(0, |sum: u64, rows| sum.saturating_add(*rows as u64))
+    }
+
     /// Reads one row group, some rows at a time, in order.
     pub(super) fn for_each_in_group(
         &self,
         group: usize,
         mut visit: impl FnMut(Rows) -> CacheResult<()>,
     ) -> CacheResult<()> {
-        let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
+        let first = self.first_of(group);
         let mut read = 0_usize;
         let located = |error| in_group(group, error);
         for batch in guard(&self.path, || self.reader(&[group], &BOTH, None)).map_err(located)? {
-            let rows = self.decode(&batch.map_err(located)?, first + read as u64)?;
+            let batch = batch.map_err(|error| located(self.naming_row(group, error)))?;
+            let rows = self.decode(&batch, first.saturating_add(read as u64))?;
             read += rows.states.len();
             visit(rows)?;
         }
         self.require_rows(group, read)
+    }
+
+    /// Reads all rows, some at a time, in order, with what is malformed set apart.
+    ///
+    /// # Errors
+    /// That of the first row, if a footer claims another length than any row has: then it is the footer
+    /// that is wrong.
+    pub(super) fn for_each_sound(
+        &self,
+        mut visit: impl FnMut(Sound) -> CacheResult<()>,
+    ) -> CacheResult<()> {
+        let (mut first_error, mut any_sound) = (None, false);
+        for group in 0..self.group_rows.len() {
+            let (first, mut read) = (self.first_of(group), 0);
+            let located = |error| in_group(group, error);
+            for batch in
+                guard(&self.path, || self.reader(&[group], &BOTH, None)).map_err(located)?
+            {
+                let batch = batch.map_err(|error| located(self.naming_row(group, error)))?;
+                let at = first.saturating_add(read as u64);
+                read += batch.num_rows();
+                let sound = match self.decode(&batch, at) {
+                    Ok(rows) if self.dim > 0 => Sound::all(rows, at),
+                    Err(error @ CacheError::Row { .. }) => {
+                        first_error.get_or_insert(error);
+                        sound::sort_out(&batch, at, self.dim)
+                    }
+                    Ok(_) => sound::sort_out(&batch, at, self.dim),
+                    Err(error) => return Err(error),
+                };
+                any_sound |= !sound.numbers.is_empty();
+                visit(sound)?;
+            }
+            self.require_rows(group, read)?;
+        }
+        match first_error {
+            Some(error) if self.footer.is_some() && !any_sound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// An error of decoding a row group; if one of its states is no text, that row's.
+    fn naming_row(&self, group: usize, error: CacheError) -> CacheError {
+        if !matches!(error, CacheError::Format { .. }) {
+            return error;
+        }
+        let found = guard(&self.path, || {
+            sound::first_not_text(&self.input, group).map_err(|error| self.damaged(&error))
+        });
+        match found {
+            Ok(Some(row)) => {
+                let detail = "state is not UTF-8 text";
+                CacheError::row(&self.path, self.first_of(group).saturating_add(row), detail)
+            }
+            _ => error,
+        }
     }
 
     /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
@@ -322,7 +385,9 @@ impl RowFile {
     pub(super) fn plain_pages(&self, group: usize) -> CacheResult<Vec<PlainPage>> {
         let metadata = self.metadata.metadata().row_group(group);
         let pages = match &self.input {
-            Input::Bytes(bytes) => plain_pages::map_group(bytes, metadata, self.dim),
+            Input::Bytes(bytes) => {
+                guard(&self.path, || Ok(plain_pages::map_group(bytes, metadata, self.dim)))?
+            }
             Input::File(..) | Input::Object(_) | Input::Piece(..) => None,
         };
         let wrong = if self.ours { "damaged" } else { "cannot be mapped; open it in memory" };
@@ -334,12 +399,13 @@ impl RowFile {
 
     /// The states of one row group.
     pub(super) fn group_states(&self, group: usize) -> CacheResult<Vec<StringArray>> {
-        let first: u64 = self.group_rows[..group].iter().map(|rows| *rows as u64).sum();
+        let first = self.first_of(group);
         let (mut states, mut read) = (Vec::new(), 0_usize);
         let located = |error| in_group(group, error);
         for batch in guard(&self.path, || self.reader(&[group], &[0], None)).map_err(located)? {
-            let column = batch.map_err(located)?.column(0).as_string::<i32>().clone();
-            self.refuse_null("state", column.nulls(), first + read as u64)?;
+            let batch = batch.map_err(|error| located(self.naming_row(group, error)))?;
+            let column = batch.column(0).as_string::<i32>().clone();
+            self.refuse_null("state", column.nulls(), first.saturating_add(read as u64))?;
             read += column.len();
             states.push(column);
         }
@@ -407,18 +473,23 @@ impl RowFile {
         Ok(Guarded { file: self, reader: Some(reader) })
     }
 
-    /// The footer's dimension, or that of the first row.
+    /// The footer's dimension, or that of the first row with values.
     fn find_dim(&self) -> CacheResult<usize> {
         if let Some(footer) = &self.footer {
             return Ok(footer.dim);
         }
-        let Some(group) = self.group_rows.iter().position(|&rows| rows > 0) else { return Ok(0) };
-        let mut batches = guard(&self.path, || self.reader(&[group], &BOTH, None))?;
-        let Some(batch) = batches.next() else { return Ok(0) };
-        let (_, lists) = self.columns_of(&batch?, 0)?;
-        let dim = lists.value_length(0);
-        usize::try_from(dim)
-            .map_err(|_| CacheError::row(&self.path, 0, "a list of negative length"))
+        let groups = self.group_rows.iter().enumerate().filter(|(_, rows)| **rows > 0);
+        for (group, _) in groups {
+            for batch in guard(&self.path, || self.reader(&[group], &[1], None))? {
+                let lists = batch?.column(0).as_list::<i32>().clone();
+                let mut lengths = (0..lists.len()).filter(|row| lists.is_valid(*row));
+                if let Some(row) = lengths.find(|row| lists.value_length(*row) > 0) {
+                    let wrong = |_| CacheError::row(&self.path, 0, "a list of negative length");
+                    return usize::try_from(lists.value_length(row)).map_err(wrong);
+                }
+            }
+        }
+        Ok(0)
     }
 
     fn decode(&self, batch: &RecordBatch, first: u64) -> CacheResult<Rows> {
@@ -426,24 +497,15 @@ impl RowFile {
         if let Some(row) = lists.offsets().lengths().position(|length| length != self.dim) {
             let (found, dim) = (lists.value_length(row), self.dim);
             let detail = format!("embedding has {found} values, expected {dim}");
-            return Err(CacheError::row(&self.path, first + row as u64, detail));
+            return Err(CacheError::row(&self.path, first.saturating_add(row as u64), detail));
         }
         let child = lists.values();
         if child.null_count() > 0 {
             let null = (0..child.len()).find(|&i| child.is_null(i)).unwrap_or_default();
-            let row = first + (null / self.dim.max(1)) as u64;
+            let row = first.saturating_add((null / self.dim.max(1)) as u64);
             return Err(CacheError::row(&self.path, row, "embedding has a null value"));
         }
-        #[expect(clippy::cast_possible_truncation, reason = "float64 caches are read as float32")]
-        let values = match child.data_type() {
-            DataType::Float16 => {
-                child.as_primitive::<Float16Type>().values().iter().map(|v| v.to_f32()).collect()
-            }
-            DataType::Float64 => {
-                child.as_primitive::<Float64Type>().values().iter().map(|v| *v as f32).collect()
-            }
-            _ => child.as_primitive::<Float32Type>().values().to_vec(),
-        };
+        let values = sound::as_float32(child);
         Ok(Rows { states, values })
     }
 
@@ -460,7 +522,7 @@ impl RowFile {
         match nulls.and_then(|nulls| nulls.iter().position(|valid| !valid)) {
             Some(row) => {
                 let detail = format!("{what} is null");
-                Err(CacheError::row(&self.path, first + row as u64, detail))
+                Err(CacheError::row(&self.path, first.saturating_add(row as u64), detail))
             }
             None => Ok(()),
         }
@@ -470,8 +532,10 @@ impl RowFile {
 /// Refuses a footer whose rows are elsewhere.
 fn no_other_file(path: &Path) -> impl FnOnce(&str) -> CacheResult<Input> {
     move |name| {
-        let detail =
-            format!("holds no rows itself, they are in {name:?} beside it; name that file");
+        let detail = format!(
+            "is a checkpoint of an unfinished run, its rows are in {name:?}\n\
+                 hint: run the same command again to finish the cache, then name the finished cache"
+        );
         Err(CacheError::format(path, detail))
     }
 }
@@ -542,6 +606,11 @@ fn in_group(group: usize, error: CacheError) -> CacheError {
 }
 
 fn not_parquet(path: &Path, input: &Input, error: &ParquetError) -> CacheError {
+    if input.failure().is_none() && error.to_string().contains("invalid utf8") {
+        let detail = "its metadata holds a text that is not UTF-8 (who wrote it, a key or a column)\n\
+                      hint: write the file again, with pyarrow for example";
+        return CacheError::format(path, detail);
+    }
     unreadable(path, input, error, "not a Parquet file, or cut off")
 }
 

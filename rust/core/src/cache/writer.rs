@@ -5,9 +5,12 @@
 //! rows that came since the one before; on this machine into the file that becomes the output, so
 //! that a run that nothing interrupts writes them once.
 
+mod adding;
 mod commit;
 mod finish;
+mod footers;
 mod growing;
+mod left_out;
 mod merge;
 mod opening;
 mod read_back;
@@ -17,19 +20,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow_array::StringArray;
-use serde_json::Value;
 
+use super::bad_row::BadRow;
 use super::error::{CacheError, CacheResult};
 use super::file_writer::FileWriter;
-use super::footer::{Footer, StateKey};
+use super::footer::StateKey;
 use super::identity::Identity;
-use super::parts::{open_files, same_tokens};
-use super::row_check::{BadRow, RowChecker};
+use super::row_check::RowChecker;
 use super::row_file::RowFile;
-use super::schema::{FORMAT_VERSION, ROW_GROUP_ROWS};
+use super::schema::ROW_GROUP_ROWS;
 use super::storage::{self, Version};
 use super::work_folder::WorkFolder;
 use commit::NewPart;
+use footers::{KnownPairs, Origin};
 use growing::Growing;
 
 /// When to checkpoint, and what to do with an output that is already there.
@@ -68,8 +71,16 @@ pub enum Verdict {
 pub struct FinishReport {
     /// Rows in the finished cache.
     pub rows: u64,
-    /// Rows left out because their norm is far from that of all others, with the reason.
+    /// Rows that were stored and proved bad, of states that have no row now, with the reason: rows of
+    /// the former output, of an interrupted run, and rows whose norm is far from that of all others.
+    ///
+    /// Those of the former output are in it still, unless it was written anew; where it is a folder,
+    /// [`compact`](super::compact) takes them out.
     pub left_out: Vec<(String, BadRow)>,
+    /// Likewise, of states that have a good row instead.
+    pub replaced: Vec<(String, BadRow)>,
+    /// Rows in whose place a later one of the same state counts that agrees with them.
+    pub repeats: u64,
     /// Whether the file was written; not if nothing was to be added to it.
     pub written: bool,
 }
@@ -140,6 +151,8 @@ pub struct CacheWriter {
     former: u64,
     /// Files of the former output, which come before all other sources.
     former_sources: usize,
+    /// The Parquet files that a folder had when it was opened.
+    former_files: Vec<String>,
     /// Sources up to and with the last checkpoint of the growing file; those after it are small.
     grown: usize,
     growing: Option<Growing>,
@@ -152,6 +165,17 @@ pub struct CacheWriter {
     /// The row that counts for each state.
     current: HashMap<StateKey, u64>,
     checker: RowChecker,
+    /// Who made the rows, by number, ascending.
+    origins: Vec<Origin>,
+    known_pairs: KnownPairs,
+    /// States of which the caller took back the former output's row.
+    taken_back: Vec<StateKey>,
+    /// Stored rows that are not kept, with the reason.
+    left_out: Vec<(String, BadRow)>,
+    /// States of which such a row stays in the output, for its norm.
+    outliers: HashSet<StateKey>,
+    /// Stored rows in whose place a later one counts that agrees with them.
+    repeats: u64,
     pending_states: Vec<String>,
     pending_values: Vec<f32>,
     last_checkpoint: Instant,
@@ -159,118 +183,6 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Offers rows (`rows` is `states.len() x dim`, row-major); the good ones will be in the cache.
-    ///
-    /// Checkpoints when it is time. Returns one verdict per row.
-    ///
-    /// # Errors
-    /// [`CacheError::Argument`] if the lengths do not fit; [`CacheError::Io`] if a checkpoint cannot
-    /// be written, after which earlier checkpoints still stand.
-    pub fn append(&mut self, states: &[&str], rows: &[f32]) -> CacheResult<Vec<Verdict>> {
-        let dim = self.dim;
-        if rows.len() != states.len() * dim {
-            let (found, states) = (rows.len(), states.len());
-            let message = format!("{states} states of {dim} values each, but {found} values");
-            return Err(CacheError::Argument(message));
-        }
-        self.settle()?;
-        let mut verdicts = vec![Verdict::Present; states.len()];
-        let mut offered = HashSet::new();
-        let mut new = Vec::new();
-        for (i, state) in states.iter().enumerate() {
-            let key = StateKey::of(state);
-            if !self.current.contains_key(&key) && offered.insert(key) {
-                new.push((i, key));
-            }
-        }
-        let row = |i: usize| &rows[i * dim..(i + 1) * dim];
-        let keys: Vec<StateKey> = new.iter().map(|(_, key)| *key).collect();
-        let checked = if new.len() == states.len() {
-            self.checker.check(&keys, rows)
-        } else {
-            let gathered: Vec<f32> = new.iter().flat_map(|(i, _)| row(*i)).copied().collect();
-            self.checker.check(&keys, &gathered)
-        };
-        for ((i, key), checked) in new.into_iter().zip(checked) {
-            verdicts[i] = match checked {
-                Ok(()) => {
-                    self.current.insert(key, self.total);
-                    self.total += 1;
-                    self.pending_states.push(states[i].to_owned());
-                    self.pending_values.extend_from_slice(row(i));
-                    Verdict::Accepted
-                }
-                Err(reason) => Verdict::Bad(reason),
-            };
-        }
-        let overdue = self.last_checkpoint.elapsed() >= self.options.checkpoint_interval;
-        if overdue || self.pending_states.len() >= self.options.checkpoint_rows {
-            self.save(overdue)?;
-        }
-        Ok(verdicts)
-    }
-
-    /// Takes rows of the wanted states from an earlier cache of the same identity.
-    ///
-    /// Returns how many were taken; rows that fail the checks are not, and are encoded anew.
-    ///
-    /// # Errors
-    /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.
-    pub fn adopt(&mut self, cache: impl AsRef<Path>, wanted: &[&str]) -> CacheResult<u64> {
-        let identity = self.identity.clone();
-        self.adopt_from(cache, wanted, &identity)
-    }
-
-    /// Takes rows of the wanted states from a cache whose identity is `made_by`.
-    ///
-    /// For an identity in the form of an earlier version: the caller vouches that the embeddings of these
-    /// states are the same under both.
-    ///
-    /// # Errors
-    /// As of [`CacheWriter::adopt`], with `made_by` for the writer's identity.
-    pub fn adopt_from(
-        &mut self,
-        cache: impl AsRef<Path>,
-        wanted: &[&str],
-        made_by: &Identity,
-    ) -> CacheResult<u64> {
-        let files = open_files(cache.as_ref())?;
-        files.iter().try_for_each(|file| self.require_from(file, made_by))?;
-        for (left, right) in same_tokens(&files)?.key_pairs() {
-            self.checker.allow_equal(left, right);
-        }
-        let wanted: HashSet<&str> = wanted.iter().copied().collect();
-        let mut taken = 0;
-        for file in &files {
-            file.for_each(|rows| {
-                let mut states = Vec::new();
-                let mut values = Vec::new();
-                for (state, row) in rows.states.iter().flatten().zip(rows.values.chunks(self.dim)) {
-                    if wanted.contains(state) {
-                        states.push(state);
-                        values.extend_from_slice(row);
-                    }
-                }
-                let verdicts = self.append(&states, &values)?;
-                taken += verdicts.iter().filter(|v| **v == Verdict::Accepted).count() as u64;
-                Ok(())
-            })?;
-        }
-        Ok(taken)
-    }
-
-    /// Notes that two states have the same tokens, so that their rows are rightly equal.
-    pub fn allow_equal(&mut self, left: &str, right: &str) {
-        self.checker.allow_equal(StateKey::of(left), StateKey::of(right));
-    }
-
-    /// Takes a row back that was accepted earlier; returns whether there was one.
-    pub fn retract(&mut self, state: &str) -> bool {
-        let key = StateKey::of(state);
-        self.checker.retract(key);
-        self.current.remove(&key).is_some()
-    }
-
     /// Whether the cache will have a row of this state.
     #[must_use]
     pub fn contains(&self, state: &str) -> bool {
@@ -312,14 +224,16 @@ impl CacheWriter {
         if rows == 0 {
             return Ok(());
         }
-        let footer = self.footer(rows as u64, Value::Null);
+        let first = self.total - pending as u64;
+        let states = self.pending_states[..rows].iter().map(String::as_str);
+        let footer = self.shard_footer(first..first + rows as u64, states, self.known_pairs.saved);
         let shard = self.folder.write_shard(|sink| {
             let mut file = FileWriter::new(sink, self.dim)?;
             let states = StringArray::from_iter_values(&self.pending_states[..rows]);
             file.append(&states, &self.pending_values[..rows * self.dim])?;
             file.close(&footer)
         })?;
-        let first = self.total - pending as u64;
+        self.known_pairs.saved = self.checker.same_tokens().len();
         let file = RowFile::open_source(&shard).map_err(|error| self.overtaken(error))?;
         self.sources.push(Source { file, first });
         self.forget_pending(rows);
@@ -330,15 +244,6 @@ impl CacheWriter {
     fn forget_pending(&mut self, rows: usize) {
         self.pending_states.drain(..rows);
         self.pending_values.drain(..rows * self.dim);
-    }
-
-    /// Marks the checkpointed rows as wrong: no later run will resume from them.
-    ///
-    /// # Errors
-    /// [`CacheError::Io`].
-    pub fn reject(mut self, reason: &str) -> CacheResult<()> {
-        self.checkpoint()?;
-        self.folder.reject(reason)
     }
 
     /// Rows the cache will have.
@@ -363,16 +268,5 @@ impl CacheWriter {
     #[must_use]
     pub fn work_folder(&self) -> &Path {
         self.folder.path()
-    }
-
-    fn footer(&self, rows: u64, provenance: Value) -> Footer {
-        Footer {
-            format_version: FORMAT_VERSION,
-            dim: self.dim,
-            rows,
-            identity: self.identity.clone(),
-            provenance,
-            same_tokens: self.checker.same_tokens().pairs(),
-        }
     }
 }

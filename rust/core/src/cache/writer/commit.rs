@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::footers::KnownPairs;
 use super::{CacheWriter, Source};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
@@ -27,7 +28,8 @@ impl CacheWriter {
     /// on; the writer goes on. Returns the number of rows that the output has.
     ///
     /// For processes that live long and append a little at a time, a search for example. Many small
-    /// parts are slow to open; `compact` makes one of them.
+    /// parts are slow to open; `compact` makes one of them. Rows that are left out because their norm proved
+    /// far from that of all others are in [`CacheWriter::left_out`] from then on.
     ///
     /// # Errors
     /// [`CacheError::Argument`] if the output is a file; [`CacheError::Conflict`] if another process
@@ -44,15 +46,16 @@ impl CacheWriter {
             return Err(CacheError::Argument(format!("{}: {message}", self.output.display())));
         }
         self.checkpoint()?;
-        for (state, reason) in self.norm_outliers()? {
+        let known = self.left_out.len();
+        self.leave_out_outliers()?;
+        for (state, reason) in &self.left_out[known..] {
             tracing::warn!(%reason, state, "a row was left out");
-            self.retract(&state);
         }
         let rows = self.current.len() as u64;
-        if rows == self.former && self.total == self.former {
+        if !self.has_changed() {
             return Ok(rows);
         }
-        let (part, version) = self.add_part(provenance)?;
+        let (part, version) = self.add_part(&provenance)?;
         self.take_over(part, version);
         Ok(rows)
     }
@@ -87,12 +90,20 @@ impl CacheWriter {
     /// can keep this writer from what is the case by now.
     fn take_over(&mut self, part: NewPart, version: Version) {
         let NewPart { manifest, file, keeps, first, rows } = part;
+        let mut gone = Vec::new();
         for (number, (before, key)) in (first..).zip(&rows) {
             if self.current.get(key) == Some(before) {
                 self.current.insert(*key, number);
-            } // else it was taken back meanwhile, and still is in the part
+            } else {
+                gone.push(*key); // taken back meanwhile, and still in the part
+            }
         }
         self.sources.truncate(if keeps { self.former_sources } else { 0 });
+        self.forget_runs_from(first);
+        self.note_runs(&file, first, false);
+        let pairs = self.checker.same_tokens().len();
+        self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
+        self.taken_back = gone;
         self.sources.push(Source { file, first });
         self.former = first + rows.len() as u64;
         self.former_sources = self.sources.len();

@@ -8,12 +8,15 @@ use super::{CacheWriter, FinishReport};
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::parts;
-use crate::cache::row_check::BadRow;
 use crate::cache::row_file::RowFile;
 use crate::cache::storage::{self, Replaces};
 
 impl CacheWriter {
     /// Merges everything into the output, in one atomic step, and removes the shards.
+    ///
+    /// If no row is new and none was taken back, the output stays as it is, and so do the parts of a
+    /// folder, whatever bad rows are in them: only [`compact`](crate::cache::compact) and `overwrite`
+    /// take those out.
     ///
     /// If another process changed the output meanwhile and it has all of these rows, bit for bit, there is
     /// nothing to write, and that is no error.
@@ -23,8 +26,7 @@ impl CacheWriter {
     /// What stood there then still stands (or, where a store's answer was lost, the new output), and so
     /// do the shards, which the next writer takes up.
     pub fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
-        let mut left_out = Vec::new();
-        let merged = self.merge_into_output(provenance, &mut left_out);
+        let merged = self.merge_into_output(&provenance);
         let written = match merged.map_err(|error| self.overtaken(error)) {
             Err(CacheError::Conflict { .. }) if self.is_all_there() => false,
             written => written?,
@@ -33,30 +35,30 @@ impl CacheWriter {
             // The output is in its place; what is left of the shards says nothing new to the next writer.
             tracing::warn!(%error, "the work folder could not be removed; the next writer does");
         }
-        Ok(FinishReport { rows: self.current.len() as u64, left_out, written })
+        let rows = self.current.len() as u64;
+        let left_out = std::mem::take(&mut self.left_out);
+        let (replaced, left_out) =
+            left_out.into_iter().partition(|(state, _)| self.contains(state));
+        Ok(FinishReport { rows, left_out, replaced, repeats: self.repeats, written })
     }
 
     /// Returns whether the output was written.
-    fn merge_into_output(
-        &mut self,
-        provenance: Value,
-        left_out: &mut Vec<(String, BadRow)>,
-    ) -> CacheResult<bool> {
+    fn merge_into_output(&mut self, provenance: &Value) -> CacheResult<bool> {
         self.settle()?;
         self.checkpoint()?;
-        *left_out = self.norm_outliers()?;
-        for (state, _) in left_out {
-            self.retract(state);
-        }
-        let rows = self.current.len() as u64;
-        let changed = rows != self.former || self.total != self.former;
+        self.leave_out_outliers()?;
         let parts = storage::is_folder_output(&self.output)?;
         let missing = if parts {
             self.former_sources == 0
         } else {
             storage::version(&self.output)?.is_none()
         };
-        let written = changed || self.options.overwrite || self.options.compact || missing;
+        let several = self.former_sources > 1
+            || self.live_from(0) - self.live_from(self.former) != self.former;
+        let written = self.has_changed()
+            || self.options.overwrite
+            || (self.options.compact && several)
+            || missing;
         if written && parts {
             let (part, _) = self.add_part(provenance)?;
             self.tidy_up(&part.manifest);
@@ -67,15 +69,15 @@ impl CacheWriter {
     }
 
     /// Writes all rows that count in the place of the former file.
-    fn replace_file(&mut self, provenance: Value) -> CacheResult<()> {
-        let grown = self.complete(0, &provenance)?;
+    fn replace_file(&mut self, provenance: &Value) -> CacheResult<()> {
+        let grown = self.complete(0, provenance)?;
         let replaces = Replaces::former(self.version.as_ref());
         if let Some((file, path, _)) = grown {
             return storage::put_in_place(file, &path, replaces).map(|_| ());
         }
         let temporary_in = self.folder.path();
         storage::write_large(temporary_in, &self.output, replaces, |sink| {
-            Ok(self.merge(&self.sources, sink, provenance)?.0)
+            Ok(self.merge(&self.sources, sink, 0, provenance)?.0)
         })
         .map(|_| ())
     }

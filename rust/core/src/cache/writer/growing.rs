@@ -57,13 +57,16 @@ impl CacheWriter {
         let (states, values) = self.rows_from(self.grown, from_pending)?;
         growing.writer.append(&states, &values)?;
         let groups = growing.writer.sync()?;
-        let footer = self.footer(rows, Value::Null);
+        let texts = states.iter().flatten();
+        let footer = self.shard_footer(first..first + rows, texts, self.known_pairs.grown);
         let name = growing.path.file_name().unwrap_or_default().to_string_lossy();
         let shard =
             self.folder.write_shard(|sink| outside_rows::write(sink, groups, &name, &footer))?;
         let input = Input::file(Arc::clone(&growing.rows), growing.writer.bytes());
         let file = RowFile::open_checkpoint(&shard, |_| Ok(input))?;
         self.growing = Some(growing);
+        let pairs = self.checker.same_tokens().len();
+        (self.known_pairs.grown, self.known_pairs.saved) = (pairs, pairs);
         let replaced = self.sources.split_off(self.grown);
         self.sources.push(Source { file, first });
         self.grown = self.sources.len();
@@ -93,7 +96,7 @@ impl CacheWriter {
         first: u64,
         provenance: &Value,
     ) -> CacheResult<Option<(Sink, PathBuf, u64)>> {
-        let whole = self.current.len() as u64 == self.total && self.pending_states.is_empty();
+        let whole = self.live_from(first) == self.total - first && self.pending_states.is_empty();
         if !whole || self.growing.as_ref().is_none_or(|growing| growing.first != first) {
             return Ok(None);
         }
@@ -101,7 +104,7 @@ impl CacheWriter {
         let (states, values) = self.rows_from(self.grown, 0)?;
         writer.append(&states, &values)?;
         let rows = writer.rows();
-        Ok(Some((writer.close(&self.footer(rows, provenance.clone()))?, path, rows)))
+        Ok(Some((writer.close(&self.output_footer(rows, first, provenance))?, path, rows)))
     }
 
     /// The rows of the sources from `source` on, and the first `pending` of those pending.

@@ -16,15 +16,17 @@ use crate::cache::footer::StateKey;
 use crate::cache::manifest::{Manifest, Part};
 use crate::cache::parts::PARQUET;
 use crate::cache::row_file::{RowFile, Rows};
-use crate::cache::storage::{self, Replaces, Sink, Version};
+use crate::cache::storage::{self, Kind, Replaces, Sink, Version};
 
 impl CacheWriter {
-    /// Writes the rows that count of some sources as one file; returns how many.
+    /// Writes the rows that count of some sources, the first of which has the number `from`, as one file;
+    /// returns how many.
     pub(super) fn merge(
         &self,
         sources: &[Source],
         sink: Sink,
-        provenance: Value,
+        from: u64,
+        provenance: &Value,
     ) -> CacheResult<(Sink, u64)> {
         let mut merged = FileWriter::new(sink, self.dim)?;
         for Source { file, first } in sources {
@@ -45,7 +47,7 @@ impl CacheWriter {
             }
         }
         let rows = merged.rows();
-        Ok((merged.close(&self.footer(rows, provenance))?, rows))
+        Ok((merged.close(&self.output_footer(rows, from, provenance))?, rows))
     }
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
@@ -55,18 +57,20 @@ impl CacheWriter {
     /// # Errors
     /// [`CacheError::Conflict`] if the manifest is not the one that was opened; [`CacheError::Io`]. If that
     /// was when the manifest was written, [`Self::settle`] finds out whether it was.
-    pub(super) fn add_part(&mut self, provenance: Value) -> CacheResult<(NewPart, Version)> {
+    pub(super) fn add_part(&mut self, provenance: &Value) -> CacheResult<(NewPart, Version)> {
         let folder = &self.output.clone();
         let (former, version) = Manifest::read(folder)?.unzip();
         if version != self.version {
             return Err(CacheError::Conflict { path: folder.clone() });
         }
+        if former.is_none() {
+            self.require_no_other_files()?;
+        }
         let mut manifest = Manifest::new(self.identity.clone(), self.dim);
-        let still = self.current.values().filter(|number| **number < self.former).count() as u64;
-        let keeps = !self.options.compact && !self.options.overwrite && still == self.former;
         if let Some(former) = &former {
             manifest.superseded = former.still_superseded(folder)?;
         }
+        let keeps = self.keeps_parts()?;
         let (new, first) = if keeps {
             let files = self.sources[..self.former_sources].iter().map(|source| &source.file);
             manifest.parts = match &former {
@@ -75,7 +79,10 @@ impl CacheWriter {
             };
             (self.former_sources, self.former)
         } else {
-            manifest.superseded.extend(former_names(folder, former.as_ref())?);
+            manifest.superseded.extend(match &former {
+                Some(former) => former.parts.iter().map(|part| part.file.clone()).collect(),
+                None => self.former_files.clone(),
+            });
             (0, 0)
         };
         // A name that no part has had: the former manifest must stay true until it is replaced.
@@ -99,8 +106,10 @@ impl CacheWriter {
         path: &Path,
         mut manifest: Manifest,
         (new, first): (usize, u64),
-        provenance: Value,
+        provenance: &Value,
     ) -> CacheResult<NewPart> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.former_files.push(name); // should the manifest fail, it is no stranger
         manifest.parts.push(self.write_part(path, new, first, provenance)?);
         // Before the manifest names it: nothing that can fail may come after that. If this fails, the file
         // is left alone: where there was no manifest yet, another writer may have taken it for a part.
@@ -112,15 +121,27 @@ impl CacheWriter {
         Ok(NewPart { manifest, file, keeps: false, first, rows })
     }
 
+    /// Refuses files that came into a folder without a manifest after the writer was opened: the manifest
+    /// would hide them from readers, though nobody has looked at them.
+    fn require_no_other_files(&self) -> CacheResult<()> {
+        let there = parquet_files(&self.output)?;
+        let Some(new) = there.iter().find(|name| !self.former_files.contains(name)) else {
+            return Ok(());
+        };
+        let detail = "came into the folder while it was written to; its rows would be lost\n\
+                      hint: run again, which takes it in; what was encoded is saved";
+        Err(CacheError::format(&self.output.join(new), detail))
+    }
+
     /// Writes the rows of the sources from `new` on, the first of which has the number `first`, as a part.
     fn write_part(
         &mut self,
         path: &Path,
         new: usize,
         first: u64,
-        provenance: Value,
+        provenance: &Value,
     ) -> CacheResult<Part> {
-        if let Some((file, grown, rows)) = self.complete(first, &provenance)?
+        if let Some((file, grown, rows)) = self.complete(first, provenance)?
             && let Some(written) = storage::link(file, &grown, path)?
         {
             return Part::written(path, rows, &written);
@@ -128,7 +149,7 @@ impl CacheWriter {
         let (mut rows, sources) = (0, &self.sources[new..]);
         let temporary_in = self.folder.path();
         let written = storage::write_large(temporary_in, path, Replaces::Nothing, |sink| {
-            let (sink, count) = self.merge(sources, sink.hashing(), provenance)?;
+            let (sink, count) = self.merge(sources, sink.hashing(), first, provenance)?;
             rows = count;
             Ok(sink)
         })?;
@@ -171,10 +192,10 @@ impl CacheWriter {
     }
 }
 
-/// The files that are a folder's cache so far: those of its manifest, or without one all.
-fn former_names(folder: &Path, former: Option<&Manifest>) -> CacheResult<Vec<String>> {
-    if let Some(former) = former {
-        return Ok(former.parts.iter().map(|part| part.file.clone()).collect());
+/// The names of a folder's Parquet files; none where there is no folder.
+pub(super) fn parquet_files(folder: &Path) -> CacheResult<Vec<String>> {
+    if storage::kind(folder)? != Kind::Folder {
+        return Ok(Vec::new());
     }
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
     Ok(storage::list(folder, PARQUET)?.iter().filter_map(name).collect())

@@ -1,10 +1,13 @@
 //! Opening a writer: what an earlier run left is taken up, or refused.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::footers::KnownPairs;
+use super::merge::parquet_files;
 use super::{CacheWriter, OutputLock, Source, WriterOptions};
+use crate::cache::bad_row::BadRow;
 use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::StateKey;
 use crate::cache::identity::{Identity, differences};
@@ -12,8 +15,15 @@ use crate::cache::input::Input;
 use crate::cache::manifest::Manifest;
 use crate::cache::parts::{PARQUET, open_source_files, require_same, same_tokens};
 use crate::cache::row_check::RowChecker;
-use crate::cache::row_file::RowFile;
+use crate::cache::row_file::{RowFile, Rows};
 use crate::cache::storage::{self, Kind};
+
+/// Whose rows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    FormerOutput,
+    Checkpoint,
+}
 
 /// Opens a file with the rows of several checkpoints.
 fn open_once(opened: &mut HashMap<PathBuf, Input>, rows: &Path) -> CacheResult<Input> {
@@ -49,6 +59,7 @@ impl CacheWriter {
             sources: Vec::new(),
             former: 0,
             former_sources: 0,
+            former_files: Vec::new(),
             grown: 0,
             growing: None,
             unsure: None,
@@ -56,11 +67,18 @@ impl CacheWriter {
             total: 0,
             current: HashMap::new(),
             checker: RowChecker::new(dim),
+            origins: Vec::new(),
+            known_pairs: KnownPairs::default(),
+            taken_back: Vec::new(),
+            left_out: Vec::new(),
+            outliers: HashSet::new(),
+            repeats: 0,
             pending_states: Vec::new(),
             pending_values: Vec::new(),
             last_checkpoint: Instant::now(),
             discarded: Vec::new(),
         };
+        writer.begin_own_rows();
         writer.take_up()?;
         Ok(writer)
     }
@@ -71,14 +89,17 @@ impl CacheWriter {
             Kind::Folder => Manifest::read(&self.output)?.map(|(_, version)| version),
             _ => storage::version(&self.output)?,
         };
+        self.former_files = parquet_files(&self.output)?;
         if !self.options.overwrite {
             for file in self.former_files()? {
                 self.require(&file)?;
-                self.add_source(file)?;
+                self.add_source(file, From::FormerOutput)?;
             }
             self.former = self.total;
             self.former_sources = self.sources.len();
         }
+        let pairs = self.checker.same_tokens().len();
+        self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
         let mut opened = HashMap::new();
         for path in self.folder.shards().to_vec() {
             let shard = RowFile::open_checkpoint(&path, |rows| open_once(&mut opened, rows));
@@ -99,6 +120,8 @@ impl CacheWriter {
             }
         }
         self.grown = self.sources.len();
+        let pairs = self.checker.same_tokens().len();
+        (self.known_pairs.grown, self.known_pairs.saved) = (pairs, pairs);
         self.folder.remove_rows_but(|rows| opened.contains_key(rows))
     }
 
@@ -124,11 +147,13 @@ impl CacheWriter {
             return self.folder.remove_shard(file.path());
         }
         self.require(&file)?;
-        if self.add_source(file)? == 0
+        if self.add_source(file, From::Checkpoint)? == 0
             && let Some(source) = self.sources.pop()
         {
             // All its rows are the output's: a run ended after it had shown them.
             self.total = source.first;
+            self.forget_runs_from(self.total);
+            self.begin_own_rows();
             self.folder.remove_shard(source.file.path())?;
         }
         Ok(())
@@ -151,61 +176,61 @@ impl CacheWriter {
     }
 
     /// Checks the rows of a file and makes those part of the output that are good and not part of it
-    /// already; returns how many.
-    fn add_source(&mut self, file: RowFile) -> CacheResult<u64> {
+    /// already; returns how many. Of two good rows of a state the later counts.
+    fn add_source(&mut self, file: RowFile, from: From) -> CacheResult<u64> {
         // Read to the end before anything counts, so that a damaged file leaves no trace.
         file.for_each(|_| Ok(()))?;
         for (left, right) in same_tokens(std::slice::from_ref(&file))?.key_pairs() {
             self.checker.allow_equal(left, right);
         }
         let (first, mut taken) = (self.total, 0);
-        file.for_each(|rows| {
-            let keys: Vec<StateKey> = rows.states.iter().flatten().map(StateKey::of).collect();
-            let known = self.already_there(&keys, &rows.values)?;
-            let new: Vec<usize> = (0..keys.len()).filter(|row| !known.contains(row)).collect();
+        self.note_runs(&file, first, from == From::Checkpoint);
+        if let (From::Checkpoint, Some(footer)) = (from, file.footer()) {
+            let keys = footer.taken_back.iter().filter_map(|key| StateKey::from_hex(key));
+            keys.for_each(|key| self.take_back(key));
+        }
+        file.for_each(|Rows { states, values }| {
+            let keys: Vec<StateKey> = states.iter().flatten().map(StateKey::of).collect();
+            let row = |row: usize| &values[row * self.dim..(row + 1) * self.dim];
+            // What a run saved of a state that the output has got since is not needed.
+            let (there, new): (Vec<usize>, Vec<usize>) = (0..keys.len()).partition(|row| {
+                self.current.get(&keys[*row]).is_some_and(|number| *number < self.former)
+            });
+            let mut left_out: Vec<(usize, BadRow)> = there
+                .iter()
+                .filter_map(|i| Some((*i, self.checker.conflict(keys[*i], row(*i))?)))
+                .collect();
             let checked: Vec<StateKey> = new.iter().map(|row| keys[*row]).collect();
-            for key in &checked {
-                if self.current.remove(key).is_some() {
-                    self.checker.retract(*key); // the later row of a state counts
+            let verdicts = if there.is_empty() {
+                self.checker.check_later(&checked, &values)
+            } else {
+                let values: Vec<f32> = new.iter().flat_map(|i| row(*i)).copied().collect();
+                self.checker.check_later(&checked, &values)
+            };
+            for ((row, key), verdict) in new.into_iter().zip(checked).zip(verdicts) {
+                match verdict {
+                    Ok(conflict) => {
+                        taken += 1;
+                        let repeated = self.current.insert(key, self.total + row as u64).is_some();
+                        if from == From::Checkpoint {
+                            // The run before took the earlier row back before it saved another.
+                            self.checker.retract_earlier(key);
+                        } else if let Some(conflict) = conflict {
+                            left_out.push((row, conflict));
+                        } else {
+                            self.repeats += u64::from(repeated);
+                        }
+                    }
+                    Err(reason) => left_out.push((row, reason)),
                 }
             }
-            let verdicts = if known.is_empty() {
-                self.checker.check(&checked, &rows.values)
-            } else {
-                let row = |row: &usize| &rows.values[row * self.dim..(row + 1) * self.dim];
-                let values: Vec<f32> = new.iter().flat_map(row).copied().collect();
-                self.checker.check(&checked, &values)
-            };
-            for ((row, key), verdict) in new.iter().zip(checked).zip(verdicts) {
-                if verdict.is_ok() {
-                    self.current.insert(key, self.total + *row as u64);
-                    taken += 1;
-                }
+            for (row, reason) in left_out {
+                self.leave_out(states.value(row).to_owned(), reason);
             }
             self.total += keys.len() as u64;
             Ok(())
         })?;
         self.sources.push(Source { file, first });
         Ok(taken)
-    }
-
-    /// Which of some rows the former output has, bit for bit.
-    fn already_there(&self, keys: &[StateKey], values: &[f32]) -> CacheResult<HashSet<usize>> {
-        let there = keys.iter().enumerate().filter_map(|(row, key)| {
-            let number = *self.current.get(key)?;
-            (number < self.former).then_some((number, row))
-        });
-        let there: BTreeMap<u64, usize> = there.collect();
-        if there.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let numbers: Vec<u64> = there.keys().copied().collect();
-        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        let former = self.read(&numbers)?;
-        let pairs = former.iter().zip(there.into_values());
-        let same = pairs.filter(|((_, former), row)| {
-            bits(former) == bits(&values[row * self.dim..(row + 1) * self.dim])
-        });
-        Ok(same.map(|(_, row)| row).collect())
     }
 }

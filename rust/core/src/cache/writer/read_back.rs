@@ -25,11 +25,24 @@ impl CacheWriter {
         rows
     }
 
-    /// Reads rows back by number (ascending, distinct) from where they are stored.
+    /// Reads rows back by number, in the order of `numbers`, from where they are stored.
     ///
     /// # Errors
     /// Whatever keeps a shard from being read; [`CacheError::Argument`] for a number without a row.
     pub fn read(&self, numbers: &[u64]) -> CacheResult<Vec<(String, Vec<f32>)>> {
+        if numbers.is_sorted_by(|left, right| left < right) {
+            return self.read_sorted(numbers);
+        }
+        let mut sorted = numbers.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let found = self.read_sorted(&sorted)?;
+        let place = |number: &u64| sorted.partition_point(|other| other < number);
+        Ok(numbers.iter().map(|number| found[place(number)].clone()).collect())
+    }
+
+    /// The same for numbers that ascend and are distinct.
+    fn read_sorted(&self, numbers: &[u64]) -> CacheResult<Vec<(String, Vec<f32>)>> {
         let pending_from = self.total - self.pending_states.len() as u64;
         let missing = |number: u64| CacheError::Argument(format!("there is no row {number}"));
         let mut found = Vec::with_capacity(numbers.len());

@@ -1,0 +1,76 @@
+"""Equal rows of different texts are kept where a model makes no difference, and only there."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import tiny_model
+from ebm_encode import EmbeddingCache, Encoder
+from ebm_encode.errors import BadRowsError
+
+
+@pytest.fixture(scope="module")
+def no_begin_token(tmp_path_factory):
+    """A model of characters whose tokenizer adds no token."""
+    vocabulary = {character: i for i, character in enumerate("0123456789abcdef ?")}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token=" ")
+    folder = tmp_path_factory.mktemp("no-begin-token")
+    return str(tiny_model.make_model(folder, tokenizer, "llama", seed=0))
+
+
+def run(run_cli, model, texts, tmp_path, *more):
+    inputs = tmp_path / "texts.jsonl"
+    inputs.write_text("".join(json.dumps({"state_pp": text}) + "\n" for text in texts))
+    output = tmp_path / "out.parquet"
+    code, out, err = run_cli(
+        "encode", "--model-path", model, "--trajectories", inputs, "--output", output,
+        "--verify-sample", 4, "--json", *more,
+    )  # fmt: skip
+    return code, json.loads(out) if out else None, err, output
+
+
+CASES = {
+    "one token repeated": (["0", "00", "0000", "1", "01"], ()),
+    "words in another order": (["ab c", "c ba", "abc ", "de"], ("--layer", "0")),
+    "the same last token": (
+        [f"{left}{right}" for left in "0123456" for right in "abc"],
+        ("--layer", "0", "--pooling", "last"),
+    ),
+    "words twice": (["ab", "abab", "ba", "abc"], ("--layer", "0")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_that_are_rightly_equal_are_all_kept(run_cli, no_begin_token, tmp_path, case):
+    texts, options = CASES[case]
+    code, summary, err, output = run(run_cli, no_begin_token, texts, tmp_path, *options)
+    assert code == 0, err
+    assert summary["rows"] == len(texts)
+    cache = EmbeddingCache.open(output)
+    layer = {"layer": 0} if options else {}
+    pooling = {"pooling": "last"} if "last" in options else {}
+    rows = Encoder.load(no_begin_token, **layer, **pooling).encode(texts)
+    assert np.allclose(rows, cache.gather(texts), rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.round(rows, 4), axis=0)) < len(texts), "some are equal"
+
+
+def test_a_copied_row_of_other_tokens_is_refused_also_at_layer_0(no_begin_token, monkeypatch):
+    encoder = Encoder.load(no_begin_token, layer=0, engine="alone")
+    right = encoder.runner.run_alone
+    first = right(encoder.prompts.tokenize(["ab"])[0])
+    monkeypatch.setattr(encoder, "run_alone", lambda _: first.copy())
+    good = encoder.encode_into(["ab", "ba"], np.empty((2, encoder.dim), np.float32))
+    assert [report.status for report in good] == ["ok", "ok"]
+
+    def copies(_, rows):
+        rows.array[rows.places] = first
+        return iter(())
+
+    monkeypatch.setattr(encoder.runner, "run", copies)
+    with pytest.raises(BadRowsError, match="equal, up to rounding"):
+        encoder.encode(["ab", "cd"])
