@@ -89,7 +89,7 @@ impl fmt::Display for BadRow {
 /// Checks rows as they come, against themselves and all rows accepted before.
 ///
 /// Keeps about 150 bytes for each accepted row, whatever the dimension.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RowChecker {
     dim: usize,
     sketcher: Sketcher,
@@ -103,7 +103,7 @@ pub struct RowChecker {
     usual_of: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Accepted {
     key: StateKey,
     row: u64,

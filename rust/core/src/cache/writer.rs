@@ -231,7 +231,16 @@ impl CacheWriter {
 
     /// Notes that two states have the same tokens, so that their rows are rightly equal.
     pub fn allow_equal(&mut self, left: &str, right: &str) {
-        self.checker.allow_equal(StateKey::of(left), StateKey::of(right));
+        self.allow_equal_keys(StateKey::of(left), StateKey::of(right));
+    }
+
+    pub(crate) fn allow_equal_keys(&mut self, left: StateKey, right: StateKey) {
+        self.checker.allow_equal(left, right);
+    }
+
+    /// A copy of what is known of the rows so far: a search checks its rows against it.
+    pub(crate) fn row_checker(&self) -> RowChecker {
+        self.checker.clone()
     }
 
     /// Takes a row back that was accepted earlier; returns whether there was one.

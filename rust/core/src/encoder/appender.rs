@@ -1,0 +1,373 @@
+//! The thread that appends what a search encodes to a cache: it owns the writer, so that neither the
+//! encoder nor its callers wait for a disk or a store.
+
+use std::collections::HashMap;
+use std::io;
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::row::{Encoded, Row, TokenDigest};
+use crate::cache::{CacheError, CacheResult, CacheWriter, FinishReport, StateKey, Verdict};
+
+/// Rows that are not saved yet may take this much memory; a writer that fails for longer loses more
+/// recent ones, which is counted and reported.
+const UNSAVED_BYTES: u64 = 1 << 30;
+/// After a failed checkpoint the next one is tried after this time, then after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a text is waited for that only the writer has; it may be busy with a store.
+const TEXT_WAIT: Duration = Duration::from_secs(5);
+
+/// A row to be appended.
+struct NewRow {
+    state: Arc<str>,
+    row: Row,
+    digest: Option<TokenDigest>,
+}
+
+impl NewRow {
+    fn of(state: &Arc<str>, answer: &Encoded) -> Option<Self> {
+        let (row, digest) = (answer.row.clone()?, answer.report.digest());
+        Some(Self { state: Arc::clone(state), row, digest })
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.state.len() + size_of_val(&*self.row)) as u64
+    }
+}
+
+type Reply<T> = flume::Sender<CacheResult<T>>;
+
+enum Job {
+    Append(Vec<NewRow>),
+    Replace(Arc<str>, Option<NewRow>),
+    Tokens(StateKey, TokenDigest),
+    TextOf(StateKey, flume::Sender<Option<String>>),
+    Checkpoint(Reply<()>),
+    Commit(Value, Reply<u64>),
+    Finish(Value, Reply<FinishReport>),
+}
+
+/// What the thread and those that give it rows count.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Bytes of rows that are not saved yet.
+    unsaved: AtomicU64,
+    /// Rows that were not taken, because too many are not saved yet.
+    dropped: AtomicU64,
+    /// Rows of which the writer said that they must not be in its file.
+    refused: AtomicU64,
+}
+
+/// Takes rows to be appended, without waiting.
+#[derive(Clone)]
+pub(super) struct RowSink {
+    jobs: flume::Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+impl RowSink {
+    pub(super) fn append(&self, states: &[Arc<str>], answers: &[Encoded]) {
+        let rows = states.iter().zip(answers).filter_map(|(s, answer)| NewRow::of(s, answer));
+        let rows: Vec<NewRow> = rows.collect();
+        if rows.is_empty() {
+            return;
+        }
+        let bytes: u64 = rows.iter().map(NewRow::bytes).sum();
+        if self.shared.unsaved.fetch_add(bytes, Ordering::Relaxed) > UNSAVED_BYTES {
+            self.shared.unsaved.fetch_sub(bytes, Ordering::Relaxed);
+            let before = self.shared.dropped.fetch_add(rows.len() as u64, Ordering::Relaxed);
+            if before == 0 {
+                tracing::error!(
+                    "rows are not kept for appending any more: 1 GiB of them could not be saved"
+                );
+            }
+            return;
+        }
+        self.send(Job::Append(rows));
+    }
+
+    pub(super) fn replace(&self, state: &Arc<str>, answer: Option<&Encoded>) {
+        let row = answer.and_then(|answer| NewRow::of(state, answer));
+        let bytes = row.as_ref().map_or(0, NewRow::bytes);
+        self.shared.unsaved.fetch_add(bytes, Ordering::Relaxed);
+        self.send(Job::Replace(Arc::clone(state), row));
+    }
+
+    /// Notes the tokens of a state whose row is in the output already.
+    pub(super) fn note_tokens(&self, key: StateKey, digest: TokenDigest) {
+        self.send(Job::Tokens(key, digest));
+    }
+
+    pub(super) fn text_of(&self, key: StateKey) -> Option<Arc<str>> {
+        let (reply, text) = flume::bounded(1);
+        self.send(Job::TextOf(key, reply));
+        text.recv_timeout(TEXT_WAIT).ok().flatten().map(Arc::from)
+    }
+
+    fn send(&self, job: Job) {
+        if self.jobs.send(job).is_err() {
+            // It ends by a panic of its own only; whoever relies on it gets an error.
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The thread that appends.
+#[derive(Debug)]
+pub(super) struct Appender {
+    jobs: Option<flume::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    output: PathBuf,
+    process: u32,
+}
+
+impl Appender {
+    /// Starts the thread. Rows that were not saved by a full checkpoint are saved after `interval`.
+    pub(super) fn start(
+        writer: CacheWriter,
+        output: &Path,
+        interval: Duration,
+    ) -> CacheResult<Self> {
+        let (jobs, incoming) = flume::unbounded();
+        let shared = Arc::new(Shared::default());
+        let appending = Appending {
+            writer,
+            interval,
+            shared: Arc::clone(&shared),
+            waiting: Vec::new(),
+            taken: 0,
+            since: None,
+            failed: None,
+            first_with: HashMap::new(),
+        };
+        let thread = thread::Builder::new()
+            .name("ebm-encode-append".to_owned())
+            .spawn(move || appending.run(&incoming))
+            .map_err(|error| CacheError::Argument(format!("cannot start a thread: {error}")))?;
+        let (jobs, thread) = (Some(jobs), Some(thread));
+        Ok(Self { jobs, thread, shared, output: output.to_owned(), process: process::id() })
+    }
+
+    pub(super) fn sink(&self) -> Option<RowSink> {
+        let jobs = self.jobs.clone()?;
+        Some(RowSink { jobs, shared: Arc::clone(&self.shared) })
+    }
+
+    /// Rows that were encoded and will not be in the output.
+    pub(super) fn not_appended(&self) -> u64 {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        read(&self.shared.dropped) + read(&self.shared.refused)
+    }
+
+    pub(super) fn checkpoint(&self) -> CacheResult<()> {
+        self.request(Job::Checkpoint)?;
+        match self.shared.dropped.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            dropped => Err(self.failed(format!(
+                "{dropped} rows were not kept while earlier ones could not be saved; what could be \
+                 kept is saved now\nhint: the states without a row are encoded again when they are \
+                 asked for in the next search"
+            ))),
+        }
+    }
+
+    pub(super) fn commit(&self, provenance: Value) -> CacheResult<u64> {
+        self.request(|reply| Job::Commit(provenance, reply))
+    }
+
+    pub(super) fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
+        let report = self.request(|reply| Job::Finish(provenance, reply));
+        self.end();
+        report
+    }
+
+    fn request<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> CacheResult<T> {
+        let ended = || self.failed("the thread that appends has ended".to_owned());
+        if self.process != process::id() {
+            return Err(self.failed(
+                "the thread that appends stayed in the process that this one was forked from"
+                    .to_owned(),
+            ));
+        }
+        let (reply, answer) = flume::bounded(1);
+        let jobs = self.jobs.as_ref().ok_or_else(ended)?;
+        jobs.send(job(reply)).map_err(|_| ended())?;
+        answer.recv().map_err(|_| ended())?
+    }
+
+    fn failed(&self, detail: String) -> CacheError {
+        let source = io::Error::other(detail);
+        CacheError::Io { path: self.output.clone(), action: "append more rows", source }
+    }
+
+    fn end(&mut self) {
+        if self.process != process::id() {
+            // The thread, the file and its lock are the other process's.
+            mem::forget((self.jobs.take(), self.thread.take()));
+            return;
+        }
+        self.jobs = None;
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("the thread that appends rows ended by a panic");
+        }
+    }
+}
+
+impl Drop for Appender {
+    /// Saves what was encoded; the next one that appends to the same output resumes from it.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A checkpoint that failed.
+struct Failed {
+    again: Instant,
+    pause: Duration,
+}
+
+/// What the thread holds.
+struct Appending {
+    writer: CacheWriter,
+    interval: Duration,
+    shared: Arc<Shared>,
+    /// Rows that come while the writer cannot save those that it has.
+    waiting: Vec<NewRow>,
+    /// Bytes of the rows that the writer has not saved yet.
+    taken: u64,
+    /// When the first row came that is not saved yet.
+    since: Option<Instant>,
+    failed: Option<Failed>,
+    /// A state for each token digest, by which equal rows are known to be legitimate.
+    first_with: HashMap<TokenDigest, StateKey>,
+}
+
+impl Appending {
+    fn run(mut self, jobs: &flume::Receiver<Job>) {
+        loop {
+            let job = match self.wakes_at() {
+                Some(time) => jobs.recv_deadline(time),
+                None => jobs.recv().map_err(|_| flume::RecvTimeoutError::Disconnected),
+            };
+            match job {
+                Ok(Job::Finish(provenance, reply)) => {
+                    let finished = self.save().and_then(|()| self.writer.finish(provenance));
+                    let _ = reply.send(finished);
+                    return;
+                }
+                Ok(job) => self.work(job),
+                Err(flume::RecvTimeoutError::Timeout) => {
+                    let _ = self.save(); // which reports a failure, and tries again later
+                }
+                Err(flume::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if let Err(error) = self.save() {
+            tracing::error!(%error, "rows encoded since the last checkpoint are lost");
+        }
+    }
+
+    /// When to look at the rows that are not saved, if nothing comes before.
+    fn wakes_at(&self) -> Option<Instant> {
+        match &self.failed {
+            Some(failed) => Some(failed.again),
+            None => self.since.and_then(|since| since.checked_add(self.interval)),
+        }
+    }
+
+    fn work(&mut self, job: Job) {
+        match job {
+            Job::Append(rows) => {
+                self.since.get_or_insert_with(Instant::now);
+                self.waiting.extend(rows);
+                let paused = self.failed.as_ref().is_some_and(|f| Instant::now() < f.again);
+                if !paused && let Err(error) = self.append_waiting() {
+                    self.note_failure(&error);
+                }
+            }
+            Job::Replace(state, row) => {
+                self.waiting.retain(|waiting| waiting.state != state);
+                self.writer.retract(&state);
+                self.work(Job::Append(row.into_iter().collect()));
+            }
+            Job::Tokens(key, digest) => self.note_tokens(key, digest),
+            Job::TextOf(key, reply) => {
+                let stored = self.writer.stored(key).ok().flatten();
+                let _ = reply.send(stored.map(|(text, _)| text));
+            }
+            Job::Checkpoint(reply) => {
+                let saved = self.save();
+                let _ = reply.send(saved);
+            }
+            Job::Commit(provenance, reply) => {
+                let committed = self.save().and_then(|()| self.writer.commit(provenance));
+                let _ = reply.send(committed);
+            }
+            Job::Finish(..) => {} // ends the thread, so `run` does it
+        }
+    }
+
+    /// Saves all rows that have come. After an error they are kept, and saved by a later try.
+    fn save(&mut self) -> CacheResult<()> {
+        let saved = self.append_waiting().and_then(|()| self.writer.checkpoint());
+        match &saved {
+            Ok(()) => {
+                self.shared.unsaved.fetch_sub(mem::take(&mut self.taken), Ordering::Relaxed);
+                self.since = None;
+                if self.failed.take().is_some() {
+                    tracing::info!("rows are saved again");
+                }
+            }
+            Err(error) => self.note_failure(error),
+        }
+        saved
+    }
+
+    fn note_failure(&mut self, error: &CacheError) {
+        let pause = self.failed.as_ref().map_or(FIRST_PAUSE, |failed| failed.pause * 2);
+        let pause = pause.min(LONGEST_PAUSE);
+        tracing::warn!(%error, again_in = ?pause, "rows could not be saved; they are kept");
+        self.failed = Some(Failed { again: Instant::now() + pause, pause });
+    }
+
+    /// States with the same tokens rightly have equal rows.
+    fn note_tokens(&mut self, key: StateKey, digest: TokenDigest) {
+        let first = *self.first_with.entry(digest).or_insert(key);
+        if first != key {
+            self.writer.allow_equal_keys(first, key);
+        }
+    }
+
+    fn append_waiting(&mut self) -> CacheResult<()> {
+        let rows = mem::take(&mut self.waiting);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in &rows {
+            if let Some(digest) = row.digest {
+                self.note_tokens(StateKey::of(&row.state), digest);
+            }
+        }
+        self.taken += rows.iter().map(NewRow::bytes).sum::<u64>();
+        let texts: Vec<&str> = rows.iter().map(|row| &*row.state).collect();
+        let values: Vec<f32> = rows.iter().flat_map(|row| row.row.iter().copied()).collect();
+        // Where this fails, the writer has the rows all the same: it checkpoints after taking them.
+        for (state, verdict) in texts.iter().zip(self.writer.append(&texts, &values)?) {
+            if let Verdict::Bad(reason) = verdict {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%reason, state, "an embedding was not appended");
+            }
+        }
+        Ok(())
+    }
+}
