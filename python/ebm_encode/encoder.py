@@ -5,13 +5,14 @@ Knows nothing of files other than the model's.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
+from ebm_encode.digests import digest_tokens
 from ebm_encode.engines import Budget, Compile, EngineChoice, EngineName, Pooling, Selection
 from ebm_encode.engines.rows import Rows
 from ebm_encode.errors import (
@@ -66,12 +67,15 @@ class RowReport:
         tokens: Length of its prompt before any cut.
         truncated: Whether the end of the prompt was cut off.
         reason: Why, where the status is not `ok`.
+        token_digest: 64-bit digest of the token ids that went through the model, after any cut;
+            states with equal digests may have equal rows.
     """
 
     status: Status
     tokens: int
     truncated: bool = False
     reason: str = ""
+    token_digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -327,7 +331,9 @@ class Encoder:
                 reports[usable[index]] = _without_row(selected, index, error)
         self._redo_bad_rows(states, tokens, out, reports)
         for i, report in enumerate(reports):
-            if report.status != "ok":
+            if report.status == "ok":
+                reports[i] = replace(report, token_digest=digest_tokens(tokens[i]))
+            else:
                 out[i] = np.nan
         return reports
 

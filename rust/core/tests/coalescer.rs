@@ -179,7 +179,11 @@ fn a_full_queue_is_told_or_waited_for() {
     begun.recv().unwrap();
     pending.push(coalescer.submit(texts(&["1"])).unwrap());
     pending.push(coalescer.submit(texts(&["2"])).unwrap());
-    assert_eq!(coalescer.try_submit(texts(&["3"])).unwrap_err(), EncoderError::Busy(2));
+    for _ in 0..5 {
+        assert_eq!(coalescer.try_submit(texts(&["3"])).unwrap_err(), EncoderError::Busy(2));
+    }
+    let statistics = coalescer.statistics();
+    assert_eq!((statistics.requests, statistics.states), (3, 3), "refused ones do not count");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| coalescer.submit(texts(&["3"])).unwrap().wait().unwrap());
         for _ in 0..4 {

@@ -1,12 +1,12 @@
 //! `CachedEncoder`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use ebm_encode::cache::EmbeddingCache;
 use ebm_encode::encoder::{
-    CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError, Row, RowReport,
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, RowReport,
 };
 use ebm_encode_embed::ObjectEncoder;
 use numpy::PyArray1;
@@ -17,7 +17,15 @@ use pyo3::types::PyDict;
 
 use crate::cache::PyEmbeddingCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
-use crate::{json, views};
+use crate::json;
+use crate::waiting::interruptible;
+
+/// The encoder of an object, until it is finished.
+type Slot = Arc<Mutex<Option<Arc<CachedEncoder>>>>;
+
+/// The encoders of all objects, with the process that made each: those that are still open at its
+/// end are closed then.
+static OPEN: Mutex<Vec<(u32, Weak<Mutex<Option<Arc<CachedEncoder>>>>)>> = Mutex::new(Vec::new());
 
 /// Why there is no row.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
@@ -55,18 +63,9 @@ impl PyNoRow {
     }
 }
 
-/// Keeps a row that was encoded by reference; the base of its array.
-#[pyclass(frozen, name = "_Row", module = "ebm_encode._core")]
-pub(crate) struct PyRow {
-    pub(crate) row: Row,
-}
-
 #[pyclass(frozen, name = "CachedEncoder", module = "ebm_encode._core")]
 pub(crate) struct PyCachedEncoder {
-    /// Until it is finished.
-    encoder: Mutex<Option<Arc<CachedEncoder>>>,
-    /// Owns the memory of stored rows, which arrays refer to also when it is finished.
-    _cache: Option<Arc<EmbeddingCache>>,
+    encoder: Slot,
     dim: usize,
 }
 
@@ -75,7 +74,8 @@ impl PyCachedEncoder {
     #[new]
     #[pyo3(signature = (
         encoder, cache = None, *, max_wait = 0.003, max_states = 256, max_bytes = 65_536,
-        queue = 1024, memory_bytes = 1_073_741_824, append_to = None, allow_other_identity = false
+        queue = 1024, memory_bytes = 1_073_741_824, append_to = None, checkpoint_interval = 60.0,
+        allow_other_identity = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
@@ -87,55 +87,66 @@ impl PyCachedEncoder {
         queue: usize,
         memory_bytes: u64,
         append_to: Option<PathBuf>,
+        checkpoint_interval: f64,
         allow_other_identity: bool,
     ) -> PyResult<Self> {
-        let max_wait = Duration::try_from_secs_f64(max_wait)
-            .map_err(|error| argument_error(format!("max_wait {max_wait}: {error}")))?;
+        let max_wait = seconds("max_wait", max_wait)?;
         let coalescing = CoalescerOptions { max_wait, max_states, max_bytes, queue };
-        let options =
-            CachedEncoderOptions { coalescing, memory_bytes, append_to, allow_other_identity };
+        let options = CachedEncoderOptions {
+            coalescing,
+            memory_bytes,
+            append_to,
+            checkpoint_interval: seconds("checkpoint_interval", checkpoint_interval)?,
+            allow_other_identity,
+        };
         let object = ObjectEncoder::new(encoder)?;
         let cache = cache.map(|cache| Arc::clone(&cache.get().cache));
-        let own = cache.clone();
-        let made = encoder.py().detach(|| CachedEncoder::new(object, own, options));
-        let made = made.map_err(cache_error)?;
+        let made = interruptible(encoder.py(), || CachedEncoder::new(object, cache, options))?;
+        let made = Arc::new(made.map_err(cache_error)?);
         let dim = made.dim();
-        Ok(Self { encoder: Mutex::new(Some(Arc::new(made))), _cache: cache, dim })
+        let encoder = Arc::new(Mutex::new(Some(made)));
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, slot)| slot.strong_count() > 0);
+        open.push((process::id(), Arc::downgrade(&encoder)));
+        Ok(Self { encoder, dim })
     }
 
     #[pyo3(signature = (states, *, timeout = None))]
     fn encode<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         states: Vec<PyBackedStr>,
         timeout: Option<f64>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let py = slf.py();
-        let timeout = timeout.map(Duration::try_from_secs_f64).transpose();
-        let timeout = timeout.map_err(|error| argument_error(format!("timeout: {error}")))?;
-        let encoder = slf.get().open()?;
-        let answers = py.detach(|| {
-            let states: Vec<&str> = states.iter().map(|state| &**state).collect();
-            match timeout {
-                Some(time) => encoder.encode_within(&states, time),
-                None => encoder.encode(&states),
-            }
+        let encoder = self.open()?;
+        let answers = ask(py, &encoder, &states, timeout)?;
+        answers.into_iter().map(|answer| row_or_reason(py, answer)).collect()
+    }
+
+    #[pyo3(signature = (states, *, timeout = None))]
+    fn encode_reported<'py>(
+        &self,
+        py: Python<'py>,
+        states: Vec<PyBackedStr>,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<Reported<'py>>> {
+        let encoder = self.open()?;
+        let answers = ask(py, &encoder, &states, timeout)?;
+        let reported = answers.into_iter().map(|answer| {
+            let row = answer.as_ref().ok();
+            let tokens = row.and_then(|row| row.tokens());
+            let truncated = row.and_then(|row| row.is_truncated());
+            Ok((row_or_reason(py, answer)?, tokens, truncated))
         });
-        let answers = answers.map_err(|error| match error {
-            EncoderError::TimedOut(_) => PyTimeoutError::new_err(error.to_string()),
-            _ => encoding_error(error.to_string()),
-        })?;
-        let to_python = |answer| match answer {
-            Ok(row) => Self::view(slf, row).map(Bound::into_any),
-            Err(report) => Ok(Bound::new(py, PyNoRow { report })?.into_any()),
-        };
-        answers.into_iter().map(to_python).collect()
+        reported.collect()
     }
 
     fn get<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         state: &str,
     ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        slf.get().open()?.get(state).map(|row| Self::view(slf, row)).transpose()
+        Ok(self.open()?.get(state).map(|row| PyArray1::from_slice(py, &row)))
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -149,6 +160,9 @@ impl PyCachedEncoder {
             ("misses", s.misses),
             ("coalesced", s.coalesced),
             ("tokens", s.tokens),
+            ("truncated", s.truncated),
+            ("not_appended", s.not_appended),
+            ("bad", s.encoder.bad),
             ("calls", s.encoder.calls),
             ("encoded", s.encoder.encoded),
             ("shared_batches", s.encoder.shared_batches),
@@ -164,22 +178,22 @@ impl PyCachedEncoder {
 
     fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
         let encoder = self.open()?;
-        py.detach(|| encoder.checkpoint()).map_err(cache_error)
+        interruptible(py, move || encoder.checkpoint())?.map_err(cache_error)
     }
 
     fn commit(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         let provenance = json::from_python(provenance)?;
         let encoder = self.open()?;
-        py.detach(|| encoder.commit(provenance)).map_err(cache_error)
+        interruptible(py, move || encoder.commit(provenance))?.map_err(cache_error)
     }
 
     fn finish(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         let provenance = json::from_python(provenance)?;
-        let encoder = self.take().ok_or_else(finished)?;
+        let encoder = take(&self.encoder).ok_or_else(finished)?;
         match Arc::try_unwrap(encoder) {
             Ok(encoder) => {
-                let report = py.detach(|| encoder.finish(provenance)).map_err(cache_error)?;
-                Ok(report.map(|report| report.rows))
+                let report = interruptible(py, move || encoder.finish(provenance))?;
+                Ok(report.map_err(cache_error)?.map(|report| report.rows))
             }
             Err(encoder) => {
                 *self.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
@@ -197,13 +211,9 @@ impl PyCachedEncoder {
 impl Drop for PyCachedEncoder {
     /// Its thread may be at work in Python, so this one must not wait for it attached.
     fn drop(&mut self) {
-        let encoder = self.take();
+        let encoder = take(&self.encoder);
         let _ = Python::try_attach(|py| py.detach(|| drop(encoder)));
     }
-}
-
-fn finished() -> PyErr {
-    argument_error("the encoder is finished")
 }
 
 impl PyCachedEncoder {
@@ -211,18 +221,81 @@ impl PyCachedEncoder {
         let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         encoder.clone().ok_or_else(finished)
     }
+}
 
-    fn take(&self) -> Option<Arc<CachedEncoder>> {
-        self.encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// A row or a `NoRow`, the length of its prompt, and whether it was cut.
+type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>);
+
+fn take(encoder: &Slot) -> Option<Arc<CachedEncoder>> {
+    encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn finished() -> PyErr {
+    argument_error("the encoder is finished")
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    let wrong = |error| argument_error(format!("{name} {value}: {error}"));
+    Duration::try_from_secs_f64(value).map_err(wrong)
+}
+
+/// Asks an encoder, detached; what a signal handler raises meanwhile ends the wait.
+fn ask<'e>(
+    py: Python<'_>,
+    encoder: &'e CachedEncoder,
+    states: &[PyBackedStr],
+    timeout: Option<f64>,
+) -> PyResult<Vec<CachedAnswer<'e>>> {
+    let timeout = timeout.map(|time| seconds("timeout", time)).transpose()?;
+    let mut raised = None;
+    let answers = py.detach(|| {
+        let states: Vec<&str> = states.iter().map(|state| &**state).collect();
+        let mut stop = || {
+            raised = Python::attach(|py| py.check_signals()).err();
+            raised.is_some()
+        };
+        encoder.encode_unless(&states, timeout, &mut stop)
+    });
+    answers.map_err(|error| match (error, raised) {
+        (EncoderError::Interrupted, Some(raised)) => raised,
+        (error @ EncoderError::TimedOut(_), _) => PyTimeoutError::new_err(error.to_string()),
+        (error, _) => encoding_error(error.to_string()),
+    })
+}
+
+/// A row as an array of the caller's own: what one caller writes into it, no other sees.
+fn row_or_reason<'py>(py: Python<'py>, answer: CachedAnswer<'_>) -> PyResult<Bound<'py, PyAny>> {
+    match answer {
+        Ok(row) => Ok(PyArray1::from_slice(py, &row).into_any()),
+        Err(report) => Ok(Bound::new(py, PyNoRow { report })?.into_any()),
     }
+}
 
-    fn view<'py>(
-        slf: &Bound<'py, Self>,
-        row: CachedRow<'_>,
-    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        match row {
-            CachedRow::Stored(values) => views::stored_view(slf, values),
-            CachedRow::Encoded(row) => views::encoded_view(&Bound::new(slf.py(), PyRow { row })?),
+/// Has the encoders that are open at the end of the interpreter closed while it still runs: their
+/// threads would wait for it without end afterwards.
+pub(crate) fn close_at_exit(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let close = wrap_pyfunction!(close_encoders, module)?;
+    module.py().import("atexit")?.call_method1("register", (close,))?;
+    Ok(())
+}
+
+#[pyfunction(name = "_close_encoders")]
+fn close_encoders(py: Python<'_>) {
+    let slots = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+    let own = slots.iter().filter(|(made_by, _)| *made_by == process::id());
+    py.detach(|| {
+        for encoder in own.filter_map(|(_, slot)| take(&slot.upgrade()?)) {
+            // Also where another thread still holds it, and so goes on to hold it.
+            if let Err(error) = encoder.checkpoint() {
+                let message = format!("rows of a CachedEncoder could not be saved: {error}");
+                Python::attach(|py| warn(py, &message));
+            }
         }
-    }
+    });
+}
+
+fn warn(py: Python<'_>, message: &str) {
+    let logger = py.import("logging").and_then(|l| l.call_method1("getLogger", ("ebm_encode",)));
+    // Nobody may listen at the end, and there is nobody else to be told.
+    let _ = logger.and_then(|logger| logger.call_method1("error", (message,)));
 }

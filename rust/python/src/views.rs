@@ -6,7 +6,6 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::cache::PyEmbeddingCache;
-use crate::cached_encoder::{PyCachedEncoder, PyRow};
 
 /// A read-only view of one row of a cache, float32 `[dim]`.
 pub(crate) fn row_view<'py>(
@@ -18,31 +17,6 @@ pub(crate) fn row_view<'py>(
     // which is frozen: its buffer is never moved, grown or written.
     #[expect(unsafe_code, reason = "the view's lifetime is tied to its base object")]
     let view = unsafe { PyArray1::borrow_from_array(&values, cache.clone().into_any()) };
-    read_only(&view)?;
-    Ok(view)
-}
-
-/// A read-only view of a row of the cache that an encoder has in front of it, float32 `[dim]`.
-pub(crate) fn stored_view<'py>(
-    encoder: &Bound<'py, PyCachedEncoder>,
-    values: &[f32],
-) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let values = ArrayView1::from(values);
-    // SAFETY: the values belong to the encoder's cache, which the encoder object keeps as long as
-    // it lives, and the array keeps the object alive as its base. Nobody writes them.
-    #[expect(unsafe_code, reason = "the view's lifetime is tied to its base object")]
-    let view = unsafe { PyArray1::borrow_from_array(&values, encoder.clone().into_any()) };
-    read_only(&view)?;
-    Ok(view)
-}
-
-/// A read-only view of an encoded row, float32 `[dim]`.
-pub(crate) fn encoded_view<'py>(row: &Bound<'py, PyRow>) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let values = ArrayView1::from(&*row.get().row);
-    // SAFETY: the row object holds the memory of the row's batch, and the array keeps the object
-    // alive as its base. Nobody writes a row once it has been handed out.
-    #[expect(unsafe_code, reason = "the view's lifetime is tied to its base object")]
-    let view = unsafe { PyArray1::borrow_from_array(&values, row.clone().into_any()) };
     read_only(&view)?;
     Ok(view)
 }

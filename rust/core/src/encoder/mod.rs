@@ -6,6 +6,7 @@
 //! into the batch's memory. A [`CachedEncoder`] puts an [`EmbeddingCache`](crate::cache::EmbeddingCache) in front of that.
 
 mod appender;
+mod appending;
 mod cached;
 mod checks;
 mod coalescer;
