@@ -206,14 +206,14 @@ fn layers_without_heads_nodes_or_width_do_not_panic() {
         (2, 1, 3, 2, 0),
     ] {
         let array = |heads, nodes, width| Array3::<f32>::ones((heads, nodes, width));
+        let query = array(heads, nodes, width);
+        let (key, value) = (array(groups, nodes, width), array(groups, nodes, value_width));
+        let (no_key, no_value) = (array(groups, 0, width), array(groups, 0, value_width));
         let layer = Layer {
-            query: array(heads, nodes, width).view(),
-            key: array(groups, nodes, width).view(),
-            value: array(groups, nodes, value_width).view(),
-            before: Before {
-                key: array(groups, 0, width).view(),
-                value: array(groups, 0, value_width).view(),
-            },
+            query: query.view(),
+            key: key.view(),
+            value: value.view(),
+            before: Before { key: no_key.view(), value: no_value.view() },
             scale: 1.0,
             reach: None,
         };
