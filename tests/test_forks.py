@@ -86,7 +86,9 @@ def test_workers_of_a_data_loader_encode(llama):
 def test_a_pool_of_processes_encodes(llama):
     encoder = Encoder.load(llama)
     right = encoder.encode(STATES)
-    with multiprocessing.get_context("fork").Pool(2, initializer=_keep, initargs=(encoder,)) as pool:
+    with multiprocessing.get_context("fork").Pool(
+        2, initializer=_keep, initargs=(encoder,)
+    ) as pool:
         rows = pool.map_async(_encode, [STATES[:16], STATES[16:]]).get(timeout=LIMIT)
     assert near(np.concatenate(rows), right)
 

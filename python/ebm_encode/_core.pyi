@@ -179,7 +179,8 @@ class CachedEncoder:
     the caller may change.
 
     Ctrl-C ends a wait. Encoders that are still open when the interpreter ends are closed then, and
-    what they appended is saved. In a process that was forked since, `encode` raises `EncodingError`.
+    what they appended is saved. In a process that was forked since, `encode` raises an
+    `EncodingError`.
 
     Args:
         encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
@@ -224,7 +225,8 @@ class CachedEncoder:
     ) -> list[tuple[NDArray[np.float32] | NoRow, int | None, bool | None]]:
         """The same, each with the prompt's length in tokens before any cut, and whether it was cut.
 
-        Both are `None` where there is no row, or it comes from the cache, which does not record them.
+        Both are `None` where there is no row, or where it comes from the cache, which does not
+        record them.
         """
     def get(self, state: str) -> NDArray[np.float32] | None:
         """The row of a state that is known already."""
