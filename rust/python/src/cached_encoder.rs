@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::Duration;
 
 use ebm_encode::encoder::{
@@ -26,6 +28,12 @@ type Slot = Arc<Mutex<Option<Arc<CachedEncoder>>>>;
 /// The encoders of all objects, with the process that made each: those that are still open at its
 /// end are closed then.
 static OPEN: Mutex<Vec<(u32, Weak<Mutex<Option<Arc<CachedEncoder>>>>)>> = Mutex::new(Vec::new());
+
+/// Whether the interpreter is about to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// How often the end looks whether callers have left.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Why there is no row.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
@@ -252,7 +260,7 @@ fn ask<'e>(
         let states: Vec<&str> = states.iter().map(|state| &**state).collect();
         let mut stop = || {
             raised = Python::attach(|py| py.check_signals()).err();
-            raised.is_some()
+            raised.is_some() || ENDING.load(Ordering::Relaxed)
         };
         encoder.encode_unless(&states, timeout, &mut stop)
     });
@@ -271,8 +279,8 @@ fn row_or_reason<'py>(py: Python<'py>, answer: CachedAnswer<'_>) -> PyResult<Bou
     }
 }
 
-/// Has the encoders that are open at the end of the interpreter closed while it still runs: their
-/// threads would wait for it without end afterwards.
+/// Has the encoders that are open at the end of the interpreter closed while it still runs. A thread
+/// that asks for it afterwards is ended by it, through frames of Rust, which ends the process.
 pub(crate) fn close_at_exit(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let close = wrap_pyfunction!(close_encoders, module)?;
     module.py().import("atexit")?.call_method1("register", (close,))?;
@@ -282,16 +290,28 @@ pub(crate) fn close_at_exit(module: &Bound<'_, PyModule>) -> PyResult<()> {
 #[pyfunction(name = "_close_encoders")]
 fn close_encoders(py: Python<'_>) {
     let slots = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+    ENDING.store(true, Ordering::Relaxed); // callers stop waiting
     let own = slots.iter().filter(|(made_by, _)| *made_by == process::id());
     py.detach(|| {
         for encoder in own.filter_map(|(_, slot)| take(&slot.upgrade()?)) {
-            // Also where another thread still holds it, and so goes on to hold it.
-            if let Err(error) = encoder.checkpoint() {
-                let message = format!("rows of a CachedEncoder could not be saved: {error}");
-                Python::attach(|py| warn(py, &message));
-            }
+            close(encoder);
         }
     });
+}
+
+/// Saves what was encoded, and ends the encoder's threads once no caller is left in it.
+fn close(mut encoder: Arc<CachedEncoder>) {
+    if let Err(error) = encoder.checkpoint() {
+        let message = format!("rows of a CachedEncoder could not be saved: {error}");
+        Python::attach(|py| warn(py, &message));
+    }
+    loop {
+        match Arc::try_unwrap(encoder) {
+            Ok(last) => return drop(last),
+            Err(shared) => encoder = shared,
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 fn warn(py: Python<'_>, message: &str) {
