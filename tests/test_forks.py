@@ -3,9 +3,7 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -102,36 +100,3 @@ def _keep(encoder):
 
 def _encode(states):
     return _kept[-1].encode(states)
-
-
-def test_a_fork_in_the_middle_of_a_pass_does_not_hang(llama):
-    """Locks that another thread held then are held for ever in the forked process."""
-    code = f"""
-    import os, sys, threading
-    from ebm_encode import Encoder
-    encoder = Encoder.load({str(llama)!r})
-    states = [f"h{{i}} : n = {{i}}" for i in range(400)]
-    stop = False
-    def work():
-        while not stop:
-            encoder.encode(states)
-    thread = threading.Thread(target=work)
-    thread.start()
-    codes = []
-    for _ in range(5):
-        child = os.fork()
-        if child == 0:
-            import signal
-            signal.alarm({LIMIT})
-            encoder.encode(states[:3])
-            os._exit(0)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    stop = True
-    thread.join()
-    sys.exit(str(codes) if any(codes) else 0)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, check=False, timeout=8 * LIMIT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
