@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,7 +131,7 @@ impl Appender {
     /// Starts the thread. Rows that were not saved by a full checkpoint are saved after `interval`.
     pub(super) fn start(
         writer: CacheWriter,
-        output: &Path,
+        output: PathBuf,
         interval: Duration,
     ) -> CacheResult<Self> {
         let (jobs, incoming) = flume::unbounded();
@@ -142,7 +142,7 @@ impl Appender {
             .spawn(move || appending.run(&incoming))
             .map_err(|error| CacheError::Argument(format!("cannot start a thread: {error}")))?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        Ok(Self { jobs, thread, shared, output: output.to_owned(), process: process::id() })
+        Ok(Self { jobs, thread, shared, output, process: process::id() })
     }
 
     pub(super) fn sink(&self) -> Option<RowSink> {

@@ -153,31 +153,37 @@ impl CachedEncoder {
         cache: Option<Arc<EmbeddingCache>>,
         options: CachedEncoderOptions,
     ) -> CacheResult<Self> {
+        let CachedEncoderOptions {
+            coalescing,
+            memory_bytes,
+            append_to,
+            checkpoint_interval,
+            allow_other_identity,
+        } = options;
         let argument = |error: String| CacheError::Argument(error);
         let mut front = None;
         if let Some(cache) = &cache {
-            require_same_encoder(cache, &encoder, options.allow_other_identity)?;
+            require_same_encoder(cache, &encoder, allow_other_identity)?;
             // Rows of a different encoder are served, as asked; they say nothing about this one's.
             front = (cache.identity() == Some(encoder.identity())).then(|| Arc::clone(cache));
         }
         let dim = encoder.dim();
         let (mut known, mut appender) = (None, None);
-        if let Some(output) = &options.append_to {
-            let writer = open_writer(output, &encoder, options.checkpoint_interval)?;
+        if let Some(output) = append_to {
+            let writer = open_writer(&output, &encoder, checkpoint_interval)?;
             known = Some(writer.row_checker());
-            appender = Some(Appender::start(writer, output, options.checkpoint_interval)?);
+            appender = Some(Appender::start(writer, output, checkpoint_interval)?);
         }
         let checks = SearchChecks::beside(dim, front, known);
-        let memory = Memory::new(options.memory_bytes);
+        let memory = Memory::new(memory_bytes);
         let encodings = Arc::new(Encodings::default());
         let keep = Keep {
             memory: memory.clone(),
             appended: appender.as_ref().and_then(Appender::sink),
             encodings: Arc::clone(&encodings),
         };
-        let coalescer =
-            Coalescer::start_with(Arc::new(encoder), options.coalescing, checks, Some(keep))
-                .map_err(|error| argument(error.to_string()))?;
+        let coalescer = Coalescer::start_with(Arc::new(encoder), coalescing, checks, Some(keep))
+            .map_err(|error| argument(error.to_string()))?;
         let requests = Requests::new().map_err(|error| argument(error.to_string()))?;
         let coalescer = Some(coalescer);
         Ok(Self { cache, coalescer, appender, dim, memory, requests, encodings })
@@ -272,7 +278,7 @@ impl CachedEncoder {
     }
 
     fn look_up(&self, states: &[&str]) -> Vec<Option<CachedAnswer<'_>>> {
-        self.requests.requests.fetch_add(1, Ordering::Relaxed);
+        self.requests.count.fetch_add(1, Ordering::Relaxed);
         self.requests.states.fetch_add(states.len() as u64, Ordering::Relaxed);
         let found: Vec<_> = states.iter().map(|state| self.get(state).map(Ok)).collect();
         let misses = found.iter().filter(|row| row.is_none()).count() as u64;
@@ -287,7 +293,7 @@ impl CachedEncoder {
         let [p50, p95, p99] = self.requests.latency();
         let misses = read(&self.requests.misses);
         CachedEncoderStatistics {
-            requests: read(&self.requests.requests),
+            requests: read(&self.requests.count),
             states: read(&self.requests.states),
             cache_hits: read(&self.requests.cache_hits),
             memory_hits: read(&self.requests.memory_hits),

@@ -46,7 +46,7 @@ pub struct CachedEncoderStatistics {
 /// Counts requests and what was found for them.
 #[derive(Debug)]
 pub(super) struct Requests {
-    pub(super) requests: AtomicU64,
+    pub(super) count: AtomicU64,
     pub(super) states: AtomicU64,
     pub(super) cache_hits: AtomicU64,
     pub(super) memory_hits: AtomicU64,
@@ -59,9 +59,9 @@ impl Requests {
         let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
         let latencies = Mutex::new(Histogram::new_with_max(longest, 3)?);
         let zero = || AtomicU64::new(0);
-        let (requests, states, misses) = (zero(), zero(), zero());
+        let (count, states, misses) = (zero(), zero(), zero());
         let (cache_hits, memory_hits) = (zero(), zero());
-        Ok(Self { requests, states, cache_hits, memory_hits, misses, latencies })
+        Ok(Self { count, states, cache_hits, memory_hits, misses, latencies })
     }
 
     pub(super) fn took(&self, start: Instant) {
