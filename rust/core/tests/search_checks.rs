@@ -55,6 +55,7 @@ impl Encoder for Careless {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as an encoder's digest is")]
 fn digest_of_text(state: &str) -> Option<TokenDigest> {
     Some(TokenDigest::of(&state.bytes().map(u32::from).collect::<Vec<_>>()))
 }
@@ -93,7 +94,9 @@ fn a_bad_row_is_answered_as_bad_each_time_and_lands_nowhere() {
         let encoder = Careless::new(move |_, states, rows| {
             write_right(states, rows);
             let at = states.iter().position(|state| *state == "spoilt");
-            at.into_iter().for_each(|at| spoil(&mut rows[at * DIM..(at + 1) * DIM]));
+            if let Some(at) = at {
+                spoil(&mut rows[at * DIM..(at + 1) * DIM]);
+            }
         });
         let encoder = cached(encoder, appending(&path));
         for _ in 0..2 {
@@ -178,9 +181,9 @@ fn rows_of_the_cache_in_front_and_of_the_output_take_part() {
         let mut encoder = Careless::new(|_, states, rows| {
             write_right(states, rows);
             let copied = states.iter().position(|state| *state == "copy");
-            copied.into_iter().for_each(|at| {
+            if let Some(at) = copied {
                 rows[at * DIM..(at + 1) * DIM].copy_from_slice(&fake().row("stored"));
-            });
+            }
         });
         encoder.digest = digest_of_text;
         encoder
