@@ -1,12 +1,13 @@
 """`CachedEncoder` in a Python host: rows by reference, callers together, failures by row."""
 
 import gc
-import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -47,16 +48,19 @@ def stand(identity):
     return Stand(identity())
 
 
-def test_rows_are_copies_of_what_python_wrote(stand):
+def test_rows_are_the_callers_own(stand):
     encoder = CachedEncoder(stand)
     rows = encoder.encode(["a", "b", "a"])
     assert [row.tolist() for row in rows] == [
         pytest.approx(stand.row(state), rel=1e-6) for state in ("a", "b", "a")
     ]
     assert stand.calls == [["a", "b"]], "equal states are encoded once"
-    assert all(row.flags.owndata and row.flags.writeable for row in rows)
-    rows[0][:] = 0
-    assert encoder.get("a").tolist() == rows[2].tolist()
+    # What one caller does with its rows, no other sees.
+    rows[0] /= 2
+    torch.from_numpy(rows[1]).zero_()
+    for state, row in zip(("a", "b"), encoder.encode(["a", "b"]), strict=True):
+        assert row.tolist() == pytest.approx(stand.row(state), rel=1e-6)
+    assert encoder.get("b").tolist() == pytest.approx(stand.row("b"), rel=1e-6)
     del encoder
     gc.collect()
     assert rows[2].tolist() == pytest.approx(stand.row("a"), rel=1e-6)
@@ -75,7 +79,7 @@ def test_known_states_are_not_encoded_again_and_counted(stand):
     assert 0 < statistics["p50"] <= statistics["p99"] < 10
 
 
-def test_rows_of_a_cache_are_copies_that_outlive_it(stand, tmp_path, identity):
+def test_rows_of_a_cache_are_the_callers_own(stand, tmp_path, identity):
     writer = CacheWriter(tmp_path / "c.parquet")
     writer.open(identity(), 8)
     writer.append(["a"], np.arange(8, dtype=np.float32)[None, :])
@@ -83,13 +87,14 @@ def test_rows_of_a_cache_are_copies_that_outlive_it(stand, tmp_path, identity):
     cache = EmbeddingCache.open(tmp_path / "c.parquet")
     encoder = CachedEncoder(stand, cache)
     row = encoder.encode(["a"])[0]
-    assert row.flags.owndata
-    assert row.ctypes.data != cache["a"].ctypes.data
+    torch.from_numpy(row).zero_()
+    assert encoder.get("a").tolist() == list(range(8))
+    row = encoder.encode(["a"])[0]
     assert stand.calls == []
     encoder.finish({})
     del encoder, cache
     gc.collect()
-    assert row.tolist() == list(range(8)), "the array keeps the cache"
+    assert row.tolist() == list(range(8))
 
 
 def test_a_cache_of_another_encoder_is_refused(tmp_path, identity, rows):
@@ -155,25 +160,211 @@ def test_it_can_be_let_go_while_it_is_at_work(stand):
     assert time.monotonic() - began < 60, "its thread could go on in the meantime"
 
 
-def test_an_encoder_that_keeps_the_array_ends_the_process(identity):
-    """Anything else could write into memory that is used for other things by then."""
-    code = f"""
-import numpy as np
-from ebm_encode._core import CachedEncoder, Identity
-from ebm_encode.encoder import RowReport
-class Keeping:
-    dim, identity = 8, Identity.from_json({identity().to_json()!r})
+class Keeping(Stand):
+    """Keeps the array, as a traceback in a variable does, and writes to it in the next call."""
+
     def encode_into(self, states, out):
-        out[:] = 1
-        self.kept = out[1:]
-        return [RowReport("ok", 1)] * len(states)
-CachedEncoder(Keeping()).encode(["a", "b"])
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        for array in self.kept:
+            array[:] = -1
+        reports = super().encode_into(states, out)
+        try:
+            {}["a variable holds the frame, and the frame the array"]
+        except KeyError as error:
+            self.last = error
+        self.kept.append(out)
+        return reports
+
+    kept: ClassVar = []
+
+
+def test_an_encoder_may_keep_the_array_it_is_given(identity):
+    stand = Keeping(identity())
+    encoder = CachedEncoder(stand)
+    rows = encoder.encode(["a", "b"])
+    encoder.encode(["c"])
+    for states, found in ((["a", "b"], rows), (["a", "b", "c"], encoder.encode(["a", "b", "c"]))):
+        for state, row in zip(states, found, strict=True):
+            assert row.tolist() == pytest.approx(stand.row(state), rel=1e-6)
+    assert len(stand.calls) == 2
+
+
+def test_an_array_of_another_shape_afterwards_is_an_error(identity):
+    class Reshaping(Stand):
+        def encode_into(self, states, out):
+            reports = super().encode_into(states, out)
+            out.resize((1, 3), refcheck=False)
+            return reports
+
+    (answer,) = CachedEncoder(Reshaping(identity())).encode(["a"])
+    assert answer.kind == "error"
+    assert "shape [1, 8]" in answer.reason
+
+
+def test_a_row_that_is_bad_or_not_written_is_no_row(identity):
+    class Careless(Stand):
+        def encode_into(self, states, out):
+            reports = super().encode_into(states, out)
+            for row, state in zip(out, states, strict=True):
+                match state:
+                    case "zero":
+                        row[:] = 0
+                    case "nan":
+                        row[5] = np.nan
+                    case "copied":
+                        row[:] = self.row("a")
+            return reports
+
+    encoder = CachedEncoder(Careless(identity()))
+    assert encoder.encode(["a"])[0].shape == (8,)
+    for _ in range(2):
+        zero, nan, copied, fine = encoder.encode(["zero", "nan", "copied", "b"])
+        assert fine.shape == (8,)
+        assert [answer.kind for answer in (zero, nan, copied)] == ["bad"] * 3
+        assert "column 5" in nan.reason
+        assert "another state" in copied.reason
+        assert encoder.get("copied") is None
+    assert encoder.statistics()["bad"] >= 3
+
+
+def test_that_a_prompt_was_cut_is_reported(llama):
+    encoder = CachedEncoder(Encoder.load(llama, max_length=8, overlong="truncate"))
+    long = ["n m k : ℕ\nh : n < m\n⊢ n < m + 1", "n m k : ℕ\nh : n < m\n⊢ n < m + 2"]
+    reported = encoder.encode_reported(["⊢ a", *long])
+    assert [(row.shape, truncated) for row, _, truncated in reported] == [
+        ((encoder.dim,), False), ((encoder.dim,), True), ((encoder.dim,), True),
+    ]  # fmt: skip
+    assert all(tokens > 8 for _, tokens, _ in reported[1:])
+    assert (reported[1][0] == reported[2][0]).all(), "the same tokens are left of both"
+    assert encoder.statistics()["truncated"] == 2
+
+
+def test_prompts_cut_to_the_same_tokens_are_appended(llama, tmp_path):
+    path = tmp_path / "new.parquet"
+    encoder = CachedEncoder(Encoder.load(llama, max_length=8, overlong="truncate"), append_to=path)
+    encoder.encode([f"n m k : ℕ\nh : n < m\n⊢ n < m + {i}" for i in range(5)])
+    assert encoder.finish({}) == 5
+    assert len(EmbeddingCache.open(path)) == 5
+
+
+# A host process: interrupts, its end, forks.
+
+
+def run_host(code, *arguments, **options):
+    """Runs a host in a process of its own; `Slow` encodes for as long as it is told to."""
+    prelude = """
+        import os, signal, sys, threading, time
+        import numpy as np
+        from ebm_encode._core import CachedEncoder, EmbeddingCache, Identity
+        from ebm_encode.encoder import RowReport
+        class Slow:
+            dim, seconds, begun = 8, 0.0, threading.Event()
+            identity = Identity.from_json(sys.argv[1])
+            def encode_into(self, states, out):
+                self.begun.set()
+                time.sleep(self.seconds)
+                for row, state in zip(out, states, strict=True):
+                    row[:] = np.frombuffer(state.encode().ljust(8, b"~")[:8], np.uint8)
+                return [RowReport("ok", len(state)) for state in states]
+        slow = Slow()
+    """
+    program = textwrap.dedent(prelude) + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=240, **options,
+    )  # fmt: skip
+
+
+def test_ctrl_c_ends_the_wait_for_a_batch(identity):
+    done = run_host(
+        """
+        encoder = CachedEncoder(slow)
+        slow.seconds = 20
+        def interrupt():
+            slow.begun.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        began = time.monotonic()
+        try:
+            encoder.encode(["a"])
+        except KeyboardInterrupt:
+            print("interrupted", time.monotonic() - began < 10, flush=True)
+            os._exit(0)
+        """,
+        identity().to_json(),
     )
-    assert result.returncode == -signal.SIGABRT
-    assert "encode_into kept the array it was given" in result.stderr
+    assert done.stdout == "interrupted True\n", done.stderr
+
+
+def test_ctrl_c_ends_the_opening_of_a_cache_in_a_store_that_does_not_answer(identity):
+    done = run_host(
+        """
+        import socket
+        silent = socket.create_server(("127.0.0.1", 0))
+        os.environ |= {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_REGION": "x",
+            "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+        }
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        try:
+            EmbeddingCache.open("s3://bucket/states.parquet")
+        except KeyboardInterrupt:
+            print("interrupted", time.monotonic() - began < 10, flush=True)
+            os._exit(0)
+        """,
+        identity().to_json(),
+    )
+    assert done.stdout == "interrupted True\n", done.stderr
+
+
+@pytest.mark.parametrize("how", ["", "del encoder", "sys.exit(3)", "raise SystemExit(3)"])
+def test_a_host_may_end_while_the_encoder_is_at_work(identity, tmp_path, how):
+    path = tmp_path / "new.parquet"
+    done = run_host(
+        f"""
+        encoder = CachedEncoder(slow, append_to={str(path)!r})
+        encoder.encode(["a", "b"])
+        slow.seconds, slow.begun = 1, threading.Event()
+        threading.Thread(target=lambda: encoder.encode(["c"]), daemon=True).start()
+        slow.begun.wait()
+        {how}
+        """,
+        identity().to_json(),
+    )
+    assert done.returncode == (3 if "3" in how else 0), done.stderr
+    assert "Fatal" not in done.stderr
+    writer = CacheWriter(path)
+    writer.open(identity(), 8)
+    assert len(writer) >= 2, "what was encoded is saved"
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)"])
+def test_a_forked_process_is_refused_at_once(identity, tmp_path, end):
+    path = tmp_path / "new.parquet"
+    done = run_host(
+        f"""
+        encoder = CachedEncoder(slow, append_to={str(path)!r})
+        first = encoder.encode(["a"])[0]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            assert (encoder.get("a") == first).all(), "what is known needs no thread"
+            try:
+                encoder.encode(["b"])
+            except Exception as error:
+                assert "hint: make the encoder in the forked process" in str(error), error
+                own = CachedEncoder(slow)
+                assert own.encode(["b"])[0].shape == (8,)
+                del encoder, own
+                {end}
+            os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert encoder.encode(["b"])[0].shape == (8,)
+        print(code, encoder.finish({{}}))
+        """,
+        identity().to_json(),
+    )
+    assert done.stdout == "0 2\n", done.stderr
 
 
 def test_what_is_encoded_is_appended(stand, tmp_path):

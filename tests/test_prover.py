@@ -89,6 +89,114 @@ def test_encode_names_what_has_no_row(llama, tmp_path):
     assert "0 of 1 states encoded" in result.stdout
 
 
+TEXTS = ["n : ℕ\n⊢ n = n", "⊢ True", "p : Prop\n⊢ p → p"]
+
+
+def columns_of_texts():
+    plain = pa.array(TEXTS)
+    return {
+        "string": plain,
+        "large": plain.cast(pa.large_string()),
+        "view": plain.cast(pa.string_view()),
+        "dictionary": plain.dictionary_encode(),
+        "large-dictionary": plain.cast(pa.large_string()).dictionary_encode(),
+        "with-nulls": pa.array([TEXTS[0], None, *TEXTS[1:], ""]),
+        "json": pa.ExtensionArray.from_storage(pa.json_(pa.utf8()), plain),
+    }
+
+
+@pytest.mark.parametrize("kind", columns_of_texts())
+def test_encode_and_replay_read_texts_of_all_types(llama, tmp_path, kind):
+    texts = columns_of_texts()[kind]
+    file = tmp_path / "t.parquet"
+    count = len(texts)
+    theorems = pa.array(["t"] * count).dictionary_encode()
+    columns = {"theorem_name": theorems, "state_pp": texts}
+    columns["parent_state_id"] = pa.array([None] + [0] * (count - 1), pa.uint64())
+    pq.write_table(pa.table(columns), file, row_group_size=2)
+    result = prover("encode", "--model-path", llama, "--states", file, "--json")
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["state_pp"] for line in result.stdout.splitlines()] == TEXTS
+    assert ("2 rows without a state" in result.stderr) == (kind == "with-nulls")
+    result = prover("replay", "--model-path", llama, "--trajectories", file, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["states"] == 3
+
+
+def test_encode_reads_lines_with_a_byte_order_mark_and_nulls(llama, tmp_path):
+    lines = [json.dumps({"state_pp": text}) for text in TEXTS]
+    file = tmp_path / "t.jsonl"
+    content = "\r\n".join([lines[0], "", '{"state_pp": null}', *lines[1:]])
+    file.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    result = prover("encode", "--model-path", llama, "--states", file, "--json")
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["state_pp"] for line in result.stdout.splitlines()] == TEXTS
+
+
+def not_utf8():
+    values = pa.array([b"fine", b"\xff\xfe", b"fine"])
+    return pa.Array.from_buffers(pa.utf8(), 3, values.buffers())
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "message"),
+    [
+        (["state_pp"] * 2, [pa.array(TEXTS)] * 2, 'has 2 columns "state_pp"\nhint: '),
+        (["state_pp"], [not_utf8()], 'row 1: column "state_pp" is not UTF-8 text\nhint: '),
+        (["state_pp"], [pa.array([1, 2])], 'column "state_pp" is Int64, expected text'),
+        (["state_pp"], [pa.array([["a"]])], 'column "state_pp" is List'),
+        (["state_pp"], [pa.array([{"a": "b"}])], 'column "state_pp" is Struct'),
+        (["text"], [pa.array(TEXTS)], 'has no column "state_pp"; it has text'),
+    ],
+)
+def test_a_column_that_cannot_be_read_is_named(llama, tmp_path, names, columns, message):
+    file = tmp_path / "t.parquet"
+    count = len(columns[0])
+    theorem, parent = pa.array(["t"] * count), pa.array([0] * count, pa.uint64())
+    table = pa.table([*columns, theorem, parent], [*names, "theorem_name", "parent_state_id"])
+    pq.write_table(table, file)
+    for command in (["encode", "--states"], ["replay", "--trajectories"]):
+        result = prover(command[0], "--model-path", llama, command[1], file)
+        assert result.returncode == 2
+        assert message.replace("; it has text", "") in result.stderr
+        assert str(file) in result.stderr
+        assert "panicked" not in result.stderr
+
+
+def test_lines_that_are_not_utf8_are_named(llama, tmp_path):
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(b'{"state_pp": "a"}\n{"state_pp": "\xe9"}\n')
+    result = prover("encode", "--model-path", llama, "--states", file)
+    assert result.returncode == 2
+    assert f"{file}: line 2: is not UTF-8 text\nhint: " in result.stderr
+
+
+def test_a_damaged_trajectory_is_an_error_and_no_panic(tmp_path):
+    whole = SEARCHES.read_bytes()
+    file = tmp_path / "t.parquet"
+    for place in range(4, len(whole) - 8, len(whole) // 12):
+        file.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])
+        result = prover("replay", "--model-path", "/no/such/model", "--trajectories", file)
+        assert result.returncode == 2
+        assert "panicked" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "encode", "replay"])
+def test_a_reader_that_goes_away_is_141(llama, cache, states, tmp_path, command):
+    file = tmp_path / "states.jsonl"
+    file.write_text("\n".join(json.dumps(state) for state in states[:50]))
+    arguments = {
+        "inspect": [cache],
+        "encode": ["--model-path", llama, "--states", file, "--json"],
+        "replay": ["--model-path", llama, "--trajectories", SEARCHES, "--theorems", "1"],
+    }[command]
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = prover(command, *arguments, stdout=writing)
+    os.close(writing)
+    assert result.returncode == 141, result.stderr
+
+
 def test_replay_walks_recorded_searches(llama, cache):
     arguments = ["replay", "--trajectories", SEARCHES, "--model-path", llama, "--json"]
     cold = prover(*arguments, "--threads", "4")
@@ -297,7 +405,7 @@ def test_ctrl_c_in_a_long_batch_ends_the_process_at_once(slow, tmp_path, number)
         code = process.wait(timeout=30)
         took = time.monotonic() - began
         errors = process.stderr.read().decode()
-    assert code == 130, errors
+    assert code == 128 + number, errors
     assert "interrupted" in errors
     assert took < 10, "at once; the long wait is for a busy machine"
 

@@ -193,11 +193,18 @@ class CachedEncoder:
     """A cache in front of an encoder, for many threads.
 
     Known states cost a lookup; others are encoded once, on one thread, in batches that serve many
-    callers. Rows are the caller's own: nothing that is done to them reaches another caller.
+    callers. Every encoded row passes the row checks before anyone gets it. Rows are copies, which
+    the caller may change.
+
+    Ctrl-C ends a wait. Encoders that are still open when the interpreter ends are closed then, and
+    what they appended is saved. In a process that was forked since, `encode` raises an
+    `EncodingError`.
 
     Args:
         encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
-            `encode_into`. It must not keep the array it is given: that ends the process.
+            `encode_into`. Rows are copied from the array that it is given. A report may have a
+            `token_digest`, a 64-bit number by which prompts with the same tokens are known: only
+            they may have equal rows.
         cache: A cache of the same encoder; `IdentityMismatchError` names what differs.
         max_wait: Seconds that a batch waits for other callers, where there were several of late.
         max_states: Most states of a batch.
@@ -206,6 +213,7 @@ class CachedEncoder:
         memory_bytes: Most bytes of encoded rows that are kept.
         append_to: A cache, a file or a folder of parts, to which encoded rows are appended,
             crash-safe.
+        checkpoint_interval: No appended row stays unsaved for longer than this, in seconds.
         allow_other_identity: Go on though the cache was made by another encoder.
     """
 
@@ -220,6 +228,7 @@ class CachedEncoder:
         queue: int = 1024,
         memory_bytes: int = 1073741824,
         append_to: str | PathLike[str] | None = None,
+        checkpoint_interval: float = 60.0,
         allow_other_identity: bool = False,
     ) -> Self: ...
     def encode(
@@ -230,6 +239,14 @@ class CachedEncoder:
         A state that is not text has none, and harms no other.
 
         Raises `TimeoutError` if it takes longer than `timeout` seconds.
+        """
+    def encode_reported(
+        self, states: list[str], *, timeout: float | None = None
+    ) -> list[tuple[NDArray[np.float32] | NoRow, int | None, bool | None]]:
+        """The same, each with the prompt's length in tokens before any cut, and whether it was cut.
+
+        Both are `None` where there is no row, or where it comes from the cache, which does not
+        record them.
         """
     def get(self, state: str) -> NDArray[np.float32] | None:
         """The row of a state that is known already."""

@@ -10,7 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode.encoder import Encoder
+from ebm_encode.errors import EncodingError
 from ebm_encode.provenance import describe_encoder
+
+Prompt = tuple[int, int | None]
+"""Length of a state's prompt in tokens, and a 64-bit digest of its token ids, if there is one."""
 
 Outcome = tuple[int, str, bool, str]
 """Index of a state, its status, whether it was cut, and why there is no row."""
@@ -42,25 +46,31 @@ def describe(encoder: Encoder) -> str:
 
 def encode(
     encoder: Any, states: Sequence[str], out: NDArray[np.float32]
-) -> tuple[list[int], list[Outcome]]:
-    """Writes rows into the host's memory.
+) -> tuple[list[Prompt], list[Outcome]]:
+    """Writes rows for the host, which copies them.
 
     Args:
         encoder: An `Encoder`, or whatever has its `encode_into`.
         states: The states.
-        out: float32 `[len(states), dim]`, of the host; nothing keeps it after the call.
+        out: float32 `[len(states), dim]`, full of NaN.
 
     Returns:
-        The length of each prompt in tokens, and the outcome of every state that is not simply `ok`.
+        Each prompt's length and digest, and the outcome of every state that is not simply `ok`.
+
+    Raises:
+        EncodingError: If the encoder does not return one report per state.
     """
     reports = encoder.encode_into(states, out)
-    lengths = [report.tokens for report in reports]
+    if len(reports) != len(states):
+        raise EncodingError(f"encode_into returned {len(reports)} reports for {len(states)} states")
+    # Encoders other than ours may not have a digest.
+    prompts = [(report.tokens, getattr(report, "token_digest", None)) for report in reports]
     special = [
         (i, report.status, report.truncated, report.reason)
         for i, report in enumerate(reports)
         if report.truncated or report.status != "ok"
     ]
-    return lengths, special
+    return prompts, special
 
 
 class _Handler(logging.Handler):

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import blake3
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 
 def digest_json(value: Any) -> str:
     """Digest of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return f"blake3:{blake3.blake3(text.encode()).hexdigest()}"
+
+
+def digest_tokens(ids: NDArray[np.uint32]) -> int:
+    """64-bit digest of a token sequence, to be compared within one encoder."""
+    return int.from_bytes(blake3.blake3(ids.tobytes()).digest(length=8), "little")
 
 
 def digest_files(files: list[Path]) -> str:

@@ -15,6 +15,7 @@ from ebm_encode import _core
 from ebm_encode._core import BadRow
 from ebm_encode.control_tokens import NOT_PLAIN
 from ebm_encode.cutting import Overlong, cut_for
+from ebm_encode.digests import digest_tokens
 from ebm_encode.engines import (
     Budget,
     Compile,
@@ -85,6 +86,8 @@ class RowReport:
         reason: Why, where the status is not `ok`.
         same_as: Index of another state of the call with the same tokens, where it has them only
             because a prompt was cut.
+        token_digest: 64-bit digest of the token ids that went through the model, after any cut;
+            states with equal digests may have equal rows.
     """
 
     status: Status
@@ -92,6 +95,7 @@ class RowReport:
     truncated: bool = False
     reason: str = ""
     same_as: int | None = None
+    token_digest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -401,7 +405,9 @@ class Encoder:
                 reports[usable[index]] = _without_row(selected, index, error)
         self._redo_bad_rows(texts, tokens, out, reports)
         for i, report in enumerate(reports):
-            if report.status != "ok":
+            if report.status == "ok":
+                reports[i] = replace(report, token_digest=digest_tokens(tokens[i]))
+            else:
                 out[i] = np.nan
         return reports
 

@@ -5,8 +5,11 @@ TF32 or bfloat16, or whole layers by `autocast`; for convolutions and recurrent 
 that is torch's own default. Rows would then be float32 by name only, and so would those of each
 state alone that they are compared with. And cuDNN's attention, where torch
 prefers it, makes a plan for every new shape; lengths of states differ all the time.
+
+A forked process computes with one thread of torch: it has no others.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,9 +38,23 @@ class _Changed:
         self._lock = threading.Lock()
         self._passes = 0
         self._put_back = ExitStack()
+        self._forked = False
+
+    def after_fork(self) -> None:
+        """In the forked process: passes of other threads are not under way here."""
+        self._lock = threading.Lock()  # another thread may have held the one of before
+        self._passes = 0
+        self._put_back.close()
+        self._forked = True
 
     def enter(self) -> None:
         with self._lock:
+            if self._forked:
+                # The threads of torch and of OpenMP did not come along in the fork, and work given
+                # to them would be waited for without end. So one thread does all the work here, as
+                # in torch's own `DataLoader` workers.
+                torch.set_num_threads(1)
+                self._forked = False
             if self._passes == 0:
                 self._put_back.callback(_exact_products())
                 self._put_back.callback(_exact_layers())
@@ -52,6 +69,7 @@ class _Changed:
 
 
 _changed = _Changed()
+os.register_at_fork(after_in_child=_changed.after_fork)
 
 
 @contextmanager

@@ -15,6 +15,15 @@
 //! # Ok::<(), ebm_encode::cache::CacheError>(())
 //! ```
 
+// Without unwinding, the Parquet decoder's panics on damaged files and an encoder's panics would end
+// the process, where errors are promised.
+#[cfg(all(panic = "abort", not(feature = "panic-abort")))]
+compile_error!(
+    "ebm-encode turns panics of the Parquet decoder and of encoders into errors, which `panic = \
+     \"abort\"` makes impossible\nhint: remove it from the profile, or enable the feature \
+     `panic-abort` of ebm-encode to accept that such a panic ends the process"
+);
+
 pub mod attention;
 pub mod cache;
 pub mod encoder;

@@ -1,12 +1,15 @@
 //! Work that is spread over the cores, in a process that may have been forked.
 //!
 //! A fork takes one thread along. Work given to the others would be waited for without end, so a
-//! forked process, a worker of a `DataLoader` for example, gets threads of its own.
+//! forked process, a worker of a `DataLoader` for example, gets threads of its own. Whatever has
+//! threads in this crate has them from here.
 
+use std::mem;
+use std::num::NonZero;
 use std::process;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 static FIRST: OnceLock<u32> = OnceLock::new();
 
@@ -31,18 +34,97 @@ pub(crate) fn spread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// The threads of a forked process; `None` if the system gives not even one.
 fn pool_of_fork() -> Option<Arc<ThreadPool>> {
-    static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
-    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*pool {
-        Some((process, pool)) if *process == process::id() => Some(Arc::clone(pool)),
-        _ => {
-            let name = |i| format!("ebm-encode-{i}");
-            let new = Arc::new(ThreadPoolBuilder::new().thread_name(name).build().ok()?);
-            // A pool of the process before is forgotten, not ended: it has no threads here.
-            if let Some(former) = pool.replace((process::id(), Arc::clone(&new))) {
-                std::mem::forget(former);
-            }
-            Some(new)
+    static POOL: ForkedPool = ForkedPool::new();
+    POOL.get(|| build("ebm-encode", None)).ok()
+}
+
+/// Threads for one kind of work, in whichever process asks.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    name: &'static str,
+    count: NonZero<usize>,
+    /// Of the process that made this; no lock is needed to use them.
+    first: Option<ThreadPool>,
+    process: u32,
+    forked: ForkedPool,
+}
+
+impl Threads {
+    /// Starts the threads.
+    pub(crate) fn new(
+        name: &'static str,
+        count: NonZero<usize>,
+    ) -> Result<Self, ThreadPoolBuildError> {
+        let (first, process) = (Some(build(name, Some(count))?), process::id());
+        Ok(Self { name, count, first, process, forked: ForkedPool::new() })
+    }
+
+    /// How many there are.
+    pub(crate) const fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Runs work on them; in a forked process on new ones.
+    pub(crate) fn install<T: Send>(
+        &self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, ThreadPoolBuildError> {
+        match &self.first {
+            Some(pool) if self.process == process::id() => Ok(pool.install(work)),
+            _ => Ok(self.forked.get(|| build(self.name, Some(self.count)))?.install(work)),
         }
     }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if self.process != process::id() {
+            mem::forget(self.first.take()); // its threads are not here to be ended
+        }
+    }
+}
+
+/// The threads of a forked process, and of one that is forked from that.
+#[derive(Debug)]
+struct ForkedPool(Mutex<Option<(u32, Arc<ThreadPool>)>>);
+
+impl ForkedPool {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn get(
+        &self,
+        build: impl FnOnce() -> Result<ThreadPool, ThreadPoolBuildError>,
+    ) -> Result<Arc<ThreadPool>, ThreadPoolBuildError> {
+        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*pool {
+            Some((process, pool)) if *process == process::id() => Ok(Arc::clone(pool)),
+            _ => {
+                let new = Arc::new(build()?);
+                // A pool of the process before is forgotten, not ended: it has no threads here.
+                if let Some(former) = pool.replace((process::id(), Arc::clone(&new))) {
+                    mem::forget(former);
+                }
+                Ok(new)
+            }
+        }
+    }
+}
+
+impl Drop for ForkedPool {
+    fn drop(&mut self) {
+        let pool = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((_, pool)) = pool.filter(|(process, _)| *process != process::id()) {
+            mem::forget(pool);
+        }
+    }
+}
+
+fn build(
+    name: &'static str,
+    count: Option<NonZero<usize>>,
+) -> Result<ThreadPool, ThreadPoolBuildError> {
+    let count = count.map_or(0, NonZero::get); // 0: one for each core
+    ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}")).build()
 }

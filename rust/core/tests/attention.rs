@@ -193,3 +193,39 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(refused, Err(AttentionError::Run { .. })), "{starts:?} {kept:?}");
     }
 }
+
+#[test]
+fn layers_without_heads_nodes_or_width_do_not_panic() {
+    let attention = PathAttention::new(NonZero::new(2).unwrap()).unwrap();
+    for (heads, groups, nodes, width, value_width) in [
+        (0, 1, 3, 2, 2),
+        (0, 0, 3, 2, 2),
+        (2, 0, 3, 2, 2),
+        (2, 1, 0, 2, 2),
+        (2, 1, 3, 0, 2),
+        (2, 1, 3, 2, 0),
+    ] {
+        let array = |heads, nodes, width| Array3::<f32>::ones((heads, nodes, width));
+        let query = array(heads, nodes, width);
+        let (key, value) = (array(groups, nodes, width), array(groups, nodes, value_width));
+        let (no_key, no_value) = (array(groups, 0, width), array(groups, 0, value_width));
+        let layer = Layer {
+            query: query.view(),
+            key: key.view(),
+            value: value.view(),
+            before: Before { key: no_key.view(), value: no_value.view() },
+            scale: 1.0,
+            reach: None,
+        };
+        let (starts, kept) = if nodes == 0 { (vec![0], vec![]) } else { (vec![0, 3], vec![0]) };
+        let mut output = Array3::zeros((nodes, heads, value_width));
+        let done =
+            attention.attend(&layer, Runs { starts: &starts, kept: &kept }, output.view_mut());
+        let refused = heads == 0 || groups == 0;
+        assert_eq!(
+            matches!(done, Err(AttentionError::Shape(_))),
+            refused,
+            "{heads} {groups} {nodes} {width} {value_width}: {done:?}"
+        );
+    }
+}

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ebm_encode::cache::{CacheError, EmbeddingCache, Identity, OutputLock, WriterOptions};
 use ebm_encode::encoder::{
-    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, EncoderError, FakeEncoder,
-    RowReport,
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError,
+    FakeEncoder, RowReport,
 };
 use serde_json::json;
 use support::{DIM, block_on, fake, held, identity, identity_with};
@@ -143,6 +143,44 @@ fn what_is_encoded_is_appended_and_outlives_the_process() {
     let other = FakeEncoder::new(DIM, identity_with("float16")).unwrap();
     let error = CachedEncoder::new(other, None, options()).unwrap_err();
     assert!(error.to_string().contains("dtype"), "{error}");
+}
+
+#[test]
+fn waiting_for_room_in_the_queue_has_an_end_too() {
+    let (held, begun, go_on) = held();
+    let coalescing = CoalescerOptions { queue: 1, ..CoalescerOptions::default() };
+    let options = CachedEncoderOptions { coalescing, ..CachedEncoderOptions::default() };
+    let encoder = CachedEncoder::new(held, None, options).unwrap();
+    let time = Duration::from_millis(20);
+    thread::scope(|scope| {
+        scope.spawn(|| encoder.encode(&["first"]).unwrap());
+        begun.recv().unwrap();
+        scope.spawn(|| encoder.encode(&["second"]).unwrap());
+        while encoder.statistics().encoder.requests < 2 {
+            thread::yield_now();
+        }
+        let error = encoder.encode_within(&["third"], time).unwrap_err();
+        assert_eq!(error, EncoderError::TimedOut(time));
+        go_on.send(()).unwrap();
+        go_on.send(()).unwrap();
+    });
+    assert_eq!(encoder.statistics().encoder.requests, 2, "what was given up was never accepted");
+}
+
+#[test]
+fn a_caller_can_be_told_to_stop_waiting() {
+    let (held, begun, go_on) = held();
+    let encoder = CachedEncoder::new(held, None, CachedEncoderOptions::default()).unwrap();
+    let mut looks = 0;
+    let mut stop = || {
+        looks += 1;
+        looks == 2
+    };
+    let error = encoder.encode_unless(&["slow"], None, &mut stop).unwrap_err();
+    assert_eq!((error, looks), (EncoderError::Interrupted, 2));
+    begun.recv().unwrap();
+    go_on.send(()).unwrap();
+    assert_right(&["slow"], &encoder.encode_unless(&["slow"], None, &mut || true).unwrap());
 }
 
 #[test]

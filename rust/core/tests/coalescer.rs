@@ -179,7 +179,11 @@ fn a_full_queue_is_told_or_waited_for() {
     begun.recv().unwrap();
     pending.push(coalescer.submit(texts(&["1"])).unwrap());
     pending.push(coalescer.submit(texts(&["2"])).unwrap());
-    assert_eq!(coalescer.try_submit(texts(&["3"])).unwrap_err(), EncoderError::Busy(2));
+    for _ in 0..5 {
+        assert_eq!(coalescer.try_submit(texts(&["3"])).unwrap_err(), EncoderError::Busy(2));
+    }
+    let statistics = coalescer.statistics();
+    assert_eq!((statistics.requests, statistics.states), (3, 3), "refused ones do not count");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| coalescer.submit(texts(&["3"])).unwrap().wait().unwrap());
         for _ in 0..4 {
@@ -229,8 +233,10 @@ impl Encoder for Forgetful {
     }
 
     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
-        rows.chunks_mut(DIM).step_by(2).for_each(|row| row.fill(1.0));
-        Ok(vec![RowReport::Ok { tokens: 1, truncated: false }; states.len()])
+        for (state, row) in states.iter().zip(rows.chunks_mut(DIM)).step_by(2) {
+            row.copy_from_slice(&fake().row(state));
+        }
+        Ok(vec![RowReport::Ok { tokens: 1, truncated: false, digest: None }; states.len()])
     }
 }
 

@@ -1,6 +1,8 @@
 //! The Python encoder on a thread of its own.
 
 use std::hint;
+use std::mem;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -11,6 +13,7 @@ use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::attached::detached;
 use crate::error::EmbedError;
 use crate::interpreter::{Interpreter, attach};
 use crate::log;
@@ -29,6 +32,9 @@ const STACK: usize = 8 << 20;
 /// a caller that has given up. Calls of several threads wait for each other; put a
 /// [`Coalescer`](ebm_encode::encoder::Coalescer) or a
 /// [`CachedEncoder`](ebm_encode::encoder::CachedEncoder) in front to merge them.
+///
+/// A thread that is attached to Python may load, call and drop it, too: it is detached while it waits.
+/// In a process that was forked since, calls are refused.
 #[derive(Debug)]
 pub struct PythonEncoder {
     thread: PythonThread,
@@ -43,8 +49,10 @@ pub struct PythonEncoder {
 /// the process ends, libraries would clean up under its hands.
 #[derive(Debug)]
 struct PythonThread {
-    pool: ThreadPool, // dropped first, which tells the thread to end
-    _end: Join,
+    pool: Option<ThreadPool>,
+    handle: Option<JoinHandle<()>>,
+    /// The process in which the thread runs.
+    process: u32,
 }
 
 impl PythonThread {
@@ -62,20 +70,38 @@ impl PythonThread {
             })
             .build()
             .map_err(|error| EmbedError::Thread(error.to_string()))?;
-        Ok(Self { pool, _end: Join(handle) })
+        Ok(Self { pool: Some(pool), handle, process: process::id() })
+    }
+
+    /// The thread, if it runs in this process.
+    fn pool(&self) -> EncoderResult<&ThreadPool> {
+        if self.process != process::id() {
+            return Err(EncoderError::Forked);
+        }
+        self.pool.as_ref().ok_or(EncoderError::Closed)
+    }
+
+    /// Runs something there, and waits for it without the interpreter.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> EncoderResult<T> {
+        let pool = self.pool()?;
+        Ok(detached(|| pool.install(work)))
     }
 }
 
-/// Waits for a thread's end when dropped.
-#[derive(Debug)]
-struct Join(Option<JoinHandle<()>>);
-
-impl Drop for Join {
+impl Drop for PythonThread {
     fn drop(&mut self) {
-        // A panic there has been reported by then.
-        if let Some(Err(_)) = self.0.take().map(JoinHandle::join) {
-            tracing::warn!("the thread of Python ended by a panic");
+        let (pool, handle) = (self.pool.take(), self.handle.take());
+        if self.process != process::id() {
+            mem::forget((pool, handle)); // the thread is not here to be ended
+            return;
         }
+        detached(|| {
+            drop(pool); // which tells the thread to end
+            // A panic there has been reported by then.
+            if let Some(Err(_)) = handle.map(JoinHandle::join) {
+                tracing::warn!("the thread of Python ended by a panic");
+            }
+        });
     }
 }
 
@@ -105,13 +131,15 @@ impl PythonEncoder {
         python: &'static Interpreter,
         options: &PythonEncoderOptions,
     ) -> Result<Self, EmbedError> {
-        let thread = PythonThread::start()?;
-        let encoder = thread.pool.install(|| {
+        // Also the start of the thread attaches it.
+        let thread = detached(PythonThread::start)?;
+        let loaded = thread.run(|| {
             make(|py| {
                 let arguments = (log::forward(py)?, options.threads, options.arguments(py)?);
                 py.import("ebm_encode.bridge")?.call_method1("load", arguments)
             })
-        })?;
+        });
+        let encoder = loaded.map_err(no_thread)??;
         Ok(Self { thread, encoder, python, time: PythonTime::default() })
     }
 
@@ -127,7 +155,8 @@ impl PythonEncoder {
     /// # Errors
     /// What Python raises.
     pub fn describe(&self) -> Result<serde_json::Value, EmbedError> {
-        let described = self.thread.pool.install(|| attach(|py| self.encoder.describe(py)))?;
+        let described = self.thread.run(|| attach(|py| self.encoder.describe(py)));
+        let described = described.map_err(no_thread)??;
         serde_json::from_str(&described).map_err(|error| EmbedError::Unexpected(error.to_string()))
     }
 
@@ -148,19 +177,30 @@ impl Encoder for PythonEncoder {
     }
 
     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+        let pool = self.thread.pool()?;
         let mut result = Err(EncoderError::Closed);
-        let done = AtomicBool::new(false);
-        self.thread.pool.in_place_scope(|scope| {
-            scope.spawn(|_| {
-                let start = Instant::now();
-                result = self.encoder.encode_into(states, rows);
-                self.time.add(start.elapsed());
-                done.store(true, Ordering::Release);
-            });
-            spin_until(&done);
-        }); // which waits for what is not done yet
+        detached(|| {
+            let done = AtomicBool::new(false);
+            pool.in_place_scope(|scope| {
+                scope.spawn(|_| {
+                    let start = Instant::now();
+                    result = self.encoder.encode_into(states, rows);
+                    self.time.add(start.elapsed());
+                    done.store(true, Ordering::Release);
+                });
+                spin_until(&done);
+            }); // which waits for what is not done yet
+        });
         result
     }
+
+    fn block_on(&self, wait: &mut (dyn FnMut() + Send)) {
+        detached(wait);
+    }
+}
+
+fn no_thread(error: EncoderError) -> EmbedError {
+    EmbedError::Thread(error.to_string())
 }
 
 /// Looks again and again for a short while: to sleep and be woken takes longer than a short call.
@@ -173,7 +213,11 @@ fn spin_until(done: &AtomicBool) {
 
 impl Drop for PythonEncoder {
     fn drop(&mut self) {
-        self.thread.pool.install(|| self.encoder.release());
+        // In a forked process the model stays: its memory is shared, and its locks may be held.
+        if self.thread.run(|| self.encoder.release()).is_err() {
+            self.encoder.forget();
+            return;
+        }
         if let Err(error) = self.python.flush() {
             tracing::warn!(%error, "what Python has buffered may be lost");
         }

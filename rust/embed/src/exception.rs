@@ -24,7 +24,7 @@ impl PythonException {
         let message = error
             .value(py)
             .str()
-            .map_or_else(|_| "its text cannot be told".to_owned(), |text| text.to_string());
+            .map_or_else(|_| "<unprintable>".to_owned(), |text| text.to_string());
         let traceback = error.traceback(py).and_then(|traceback| traceback.format().ok());
         Self { kind, message, traceback }
     }

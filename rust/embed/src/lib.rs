@@ -1,8 +1,7 @@
 //! The Python encoder inside a Rust process.
 //!
 //! [`PythonEncoder`] is an [`Encoder`](ebm_encode::encoder::Encoder) that runs a Hugging Face model
-//! through the Python package `ebm_encode`, in this process: no server, no serialisation, and rows
-//! that Python writes straight into Rust's memory.
+//! through the Python package `ebm_encode`, in this process: no server, and no serialisation.
 //!
 //! ```no_run
 //! use ebm_encode::encoder::{CachedEncoder, CachedEncoderOptions};
@@ -20,6 +19,7 @@
 //! ```
 
 mod array;
+mod attached;
 mod encoder;
 mod environment;
 mod error;

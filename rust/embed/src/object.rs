@@ -1,21 +1,28 @@
 //! A Python object as an encoder.
 
 use ebm_encode::cache::Identity;
-use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport, require_room};
+use ebm_encode::encoder::{
+    Encoder, EncoderError, EncoderResult, RowReport, TokenDigest, require_room,
+};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::array::with_array;
+use crate::attached::detached;
 use crate::exception::PythonException;
 use crate::interpreter::attach;
+
+/// Length of a state's prompt in tokens, and a digest of its token ids, where the encoder has one.
+type Prompt = (usize, Option<u64>);
 
 /// Index of a state, its status, whether it was cut, and why there is no row.
 type Outcome = (usize, String, bool, String);
 
 /// Any Python object with the `dim`, `identity` and `encode_into` of `ebm_encode.Encoder`.
 ///
-/// Each call attaches the calling thread to the interpreter for as long as Python works.
+/// Each call attaches the calling thread to the interpreter for as long as Python works. Python writes
+/// into memory of its own, from which rows are copied.
 #[derive(Debug)]
 pub struct ObjectEncoder {
     /// The object, and the function that calls it, until they are let go.
@@ -53,13 +60,18 @@ impl ObjectEncoder {
         }
     }
 
+    /// Leaves the model where it is.
+    pub(crate) fn forget(&mut self) {
+        std::mem::forget(self.python.take());
+    }
+
     fn call(
         &self,
         py: Python<'_>,
         (object, encode): &(Py<PyAny>, Py<PyAny>),
         states: &[&str],
         rows: &mut [f32],
-    ) -> Result<(Vec<usize>, Vec<Outcome>), PythonException> {
+    ) -> Result<(Vec<Prompt>, Vec<Outcome>), PythonException> {
         let plain = |error: PyErr| PythonException::of(py, &error);
         let states = PyList::new(py, states).map_err(plain)?;
         with_array(py, rows, self.dim, |out| {
@@ -83,15 +95,26 @@ impl Encoder for ObjectEncoder {
             return Ok(Vec::new());
         }
         let python = self.python.as_ref().ok_or(EncoderError::Closed)?;
-        let (lengths, special) = Python::attach(|py| self.call(py, python, states, rows))?;
-        let fine = |tokens| RowReport::Ok { tokens, truncated: false };
-        let mut reports: Vec<RowReport> = lengths.into_iter().map(fine).collect();
+        // Not where the interpreter is ending: attaching would not return.
+        let called = Python::try_attach(|py| self.call(py, python, states, rows));
+        let (prompts, special) = called.ok_or(EncoderError::Closed)??;
+        let fine = |(tokens, digest): Prompt| RowReport::Ok {
+            tokens,
+            truncated: false,
+            digest: digest.map(TokenDigest::new),
+        };
+        let mut reports: Vec<RowReport> = prompts.into_iter().map(fine).collect();
         for (index, status, truncated, reason) in special {
             if let Some(report) = reports.get_mut(index) {
                 *report = row_report(report, &status, truncated, reason);
             }
         }
         Ok(reports)
+    }
+
+    /// Without the interpreter, which the encoder needs.
+    fn block_on(&self, wait: &mut (dyn FnMut() + Send)) {
+        detached(wait);
     }
 }
 
@@ -102,12 +125,12 @@ impl Drop for ObjectEncoder {
 }
 
 fn row_report(fine: &RowReport, status: &str, truncated: bool, reason: String) -> RowReport {
-    let tokens = match fine {
-        RowReport::Ok { tokens, .. } => *tokens,
-        _ => 0,
+    let (tokens, digest) = match fine {
+        RowReport::Ok { tokens, digest, .. } => (*tokens, *digest),
+        _ => (0, None),
     };
     match status {
-        "ok" => RowReport::Ok { tokens, truncated },
+        "ok" => RowReport::Ok { tokens, truncated, digest },
         "bad" => RowReport::Bad { reason },
         "overlong" => RowReport::TooLong { tokens },
         _ => RowReport::Failed { reason },

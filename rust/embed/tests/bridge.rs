@@ -30,7 +30,10 @@ fn rows_equal_those_of_each_state_alone() {
     let states = ["n : ℕ\n⊢ n + 0 = n", "⊢ True", "n : ℕ\n⊢ n = n", "⊢ True ∧ True", "p : Prop"];
     let (reports, together) = rows(&encoder, &states);
     for ((state, report), row) in states.iter().zip(reports).zip(together.chunks(encoder.dim())) {
-        assert!(matches!(report, RowReport::Ok { tokens: 1.., truncated: false }), "{report:?}");
+        assert!(
+            matches!(report, RowReport::Ok { tokens: 1.., truncated: false, .. }),
+            "{report:?}"
+        );
         let (_, alone) = rows(&encoder, &[state]);
         assert!(difference(row, &alone) <= 1e-5);
     }
@@ -56,6 +59,16 @@ fn an_exception_comes_with_type_message_and_traceback_and_the_next_call_works() 
     assert_eq!((kind.as_str(), message.as_str()), ("ValueError", "a state is poisoned"));
     assert!(trace.unwrap().contains("in encode_into"));
     assert!(rows(&encoder, &["⊢ True", "⊢ False"]).0.iter().all(RowReport::is_ok));
+}
+
+#[test]
+fn an_array_that_python_keeps_is_not_the_callers_memory() {
+    let encoder = encoder();
+    let (_, first) = rows(&encoder, &["⊢ KEEP", "⊢ True"]);
+    let expected = first.clone();
+    let (_, second) = rows(&encoder, &["⊢ True"]); // in which Python writes into what it kept
+    assert_eq!(first, expected);
+    assert!(difference(&second, &expected[encoder.dim()..]) <= 1e-5);
 }
 
 #[test]

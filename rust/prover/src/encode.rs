@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
-use crate::states::read_states;
-use crate::text::one_line;
+use crate::states::{States, read_states};
+use crate::text::{one_line, warn};
 
 /// Encode states in one call through the bridge, to check a set-up.
 #[derive(Debug, Args)]
@@ -34,7 +34,10 @@ pub(crate) struct Encode {
 
 impl Encode {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
-        let texts = read_states(&self.states)?;
+        let States { texts, without_text } = read_states(&self.states)?;
+        if without_text > 0 {
+            warn(&format!("{without_text} rows without a state are skipped"));
+        }
         let states: Vec<&str> = texts.iter().map(String::as_str).collect();
         let encoder = self.model.load(self.python.start()?, &self.model_path)?;
         let dim = encoder.dim();
@@ -71,7 +74,7 @@ fn as_text(report: &RowReport, row: &[f32]) -> String {
 
 fn as_json(state: &str, report: &RowReport, row: &[f32]) -> serde_json::Value {
     match report {
-        RowReport::Ok { tokens, truncated } => {
+        RowReport::Ok { tokens, truncated, .. } => {
             json!({"state_pp": state, "tokens": tokens, "truncated": truncated, "embedding": row})
         }
         other => json!({"state_pp": state, "error": other.to_string()}),

@@ -10,7 +10,8 @@ use signal_hook::iterator::Signals;
 
 use crate::end;
 
-const INTERRUPTED: u8 = 130;
+/// The code of a process that a signal ends is this and the signal's number.
+const SIGNALLED: u8 = 128;
 
 /// What is to be saved when the process is interrupted.
 #[derive(Debug, Clone, Default)]
@@ -32,17 +33,30 @@ impl Saved {
 }
 
 /// Handles Ctrl-C and polite requests to end from here on, on a thread of its own: Python's is busy
-/// for as long as a batch takes.
+/// for as long as a batch takes. A second signal ends the process though rows are still being saved.
 pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle Ctrl-C")?;
     thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
-        if signals.forever().next().is_some() {
+        let mut signals = signals.forever();
+        let Some(first) = signals.next() else { return };
+        let saving = thread::Builder::new().name("saving".to_owned()).spawn(move || {
             saved.save();
             report("interrupted");
-            end::at_once(INTERRUPTED);
+            end::at_once(code(first));
+        });
+        if let Ok(_saving) = saving
+            && let Some(second) = signals.next()
+        {
+            report("interrupted again; rows encoded since the last checkpoint may be lost");
+            end::at_once(code(second));
         }
+        end::at_once(code(first));
     })?;
     Ok(())
+}
+
+fn code(signal: i32) -> u8 {
+    SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
 }
 
 fn report(message: &str) {

@@ -19,14 +19,15 @@ use ebm_encode_embed::{EmbedError, Interpreter};
 use tracing_subscriber::EnvFilter;
 
 use crate::interrupt::Saved;
-use crate::outcome::{Outcome, exit_code, is_closed_pipe};
+use crate::outcome::{CLOSED_PIPE, Outcome, exit_code, is_closed_pipe};
 
 /// Work with embeddings of proof states: read caches, encode in this process, replay searches.
 #[derive(Debug, Parser)]
 #[command(
     name = "ebm-prover",
     version,
-    after_help = "Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted."
+    after_help = "Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted \
+                  (143 by SIGTERM), 141 when whoever read the output went away."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     log_to_stderr();
     let code = match run(arguments.command) {
         Ok(outcome) => outcome.code(),
-        Err(error) if is_closed_pipe(&error) => Outcome::Good.code(),
+        Err(error) if is_closed_pipe(&error) => CLOSED_PIPE,
         Err(error) => {
             report(&error);
             exit_code(&error)

@@ -21,6 +21,9 @@ impl Outcome {
     }
 }
 
+/// Whoever read the output went away (`| head`): as a tool that SIGPIPE ends.
+pub(crate) const CLOSED_PIPE: u8 = 141;
+
 /// 2 where the input cannot be used, 1 where rows fail the checks.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<CacheError>() {

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::interrupt::Saved;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
-use crate::text::one_line;
+use crate::text::{one_line, warn};
 
 /// States without a row that are shown.
 const SHOWN: usize = 5;
@@ -114,7 +114,8 @@ impl Replay {
         } else {
             result.print(self, out)?;
         }
-        let all = result.tally.without_row.load(Ordering::Relaxed) == 0;
+        let all = result.tally.without_row.load(Ordering::Relaxed) == 0
+            && result.statistics.not_appended == 0;
         Ok(if all { Outcome::Good } else { Outcome::CheckFailed })
     }
 
@@ -140,6 +141,7 @@ impl Replay {
             memory_bytes: self.memory.saturating_mul(1 << 20),
             append_to: self.append_to.clone(),
             allow_other_identity: self.allow_other_identity,
+            ..CachedEncoderOptions::default()
         }
     }
 
@@ -190,13 +192,6 @@ fn walk_one(
     }
     tally.searches.fetch_add(1, Ordering::Relaxed);
     Ok(())
-}
-
-fn warn(line: &str) {
-    #[expect(clippy::print_stderr, reason = "beside the progress bar")]
-    {
-        eprintln!("ebm-prover: {line}");
-    }
 }
 
 fn bar(searches: &[RecordedSearch]) -> ProgressBar {
@@ -271,6 +266,12 @@ impl Result {
         if without > 0 {
             writeln!(out, "no row     {without} states")?;
         }
+        if s.truncated > 0 {
+            writeln!(out, "cut        {} prompts were longer than the model's limit", s.truncated)?;
+        }
+        if s.not_appended > 0 {
+            writeln!(out, "not saved  {} embeddings are not in the output", s.not_appended)?;
+        }
         Ok(())
     }
 
@@ -287,6 +288,9 @@ impl Result {
             "tokens": s.tokens,
             "calls": s.encoder.calls,
             "shared_batches": s.encoder.shared_batches,
+            "bad": s.encoder.bad,
+            "truncated": s.truncated,
+            "not_appended": s.not_appended,
             "without_row": self.tally.without_row.load(Ordering::Relaxed),
             "seconds": self.wall.as_secs_f64(),
             "states_per_second": s.states as f64 / self.wall.as_secs_f64(),

@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
 use crate::texts::Texts;
+use crate::waiting::interruptible;
 use crate::{json, views};
 
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
@@ -27,8 +28,8 @@ impl PyEmbeddingCache {
     #[pyo3(signature = (path, *, strict = true, verify_checksums = true))]
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
-        let cache = py.detach(|| EmbeddingCache::open_with(path, options)).map_err(cache_error)?;
-        Ok(Self { cache: Arc::new(cache), options })
+        let cache = interruptible(py, move || EmbeddingCache::open_with(path, options))?;
+        Ok(Self { cache: Arc::new(cache.map_err(cache_error)?), options })
     }
 
     fn __len__(&self) -> usize {

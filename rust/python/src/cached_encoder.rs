@@ -1,11 +1,14 @@
 //! `CachedEncoder`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 use std::time::Duration;
 
 use ebm_encode::encoder::{
-    CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError, RowReport,
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, RowReport,
 };
 use ebm_encode_embed::ObjectEncoder;
 use numpy::PyArray1;
@@ -17,6 +20,20 @@ use crate::cache::PyEmbeddingCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
 use crate::json;
 use crate::texts::SomeTexts;
+use crate::waiting::interruptible;
+
+/// The encoder of an object, until it is finished.
+type Slot = Arc<Mutex<Option<Arc<CachedEncoder>>>>;
+
+/// The encoders of all objects, with the process that made each: those that are still open at its
+/// end are closed then.
+static OPEN: Mutex<Vec<(u32, Weak<Mutex<Option<Arc<CachedEncoder>>>>)>> = Mutex::new(Vec::new());
+
+/// Whether the interpreter is about to end.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// How often the end looks whether callers have left.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Why there is no row.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
@@ -67,8 +84,7 @@ impl PyNoRow {
 
 #[pyclass(frozen, name = "CachedEncoder", module = "ebm_encode._core")]
 pub(crate) struct PyCachedEncoder {
-    /// Until it is finished.
-    encoder: Mutex<Option<Arc<CachedEncoder>>>,
+    encoder: Slot,
     dim: usize,
 }
 
@@ -77,7 +93,8 @@ impl PyCachedEncoder {
     #[new]
     #[pyo3(signature = (
         encoder, cache = None, *, max_wait = 0.003, max_states = 256, max_bytes = 65_536,
-        queue = 1024, memory_bytes = 1_073_741_824, append_to = None, allow_other_identity = false
+        queue = 1024, memory_bytes = 1_073_741_824, append_to = None, checkpoint_interval = 60.0,
+        allow_other_identity = false
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
@@ -89,66 +106,57 @@ impl PyCachedEncoder {
         queue: usize,
         memory_bytes: u64,
         append_to: Option<PathBuf>,
+        checkpoint_interval: f64,
         allow_other_identity: bool,
     ) -> PyResult<Self> {
-        let max_wait = Duration::try_from_secs_f64(max_wait)
-            .map_err(|error| argument_error(format!("max_wait {max_wait}: {error}")))?;
+        let max_wait = seconds("max_wait", max_wait)?;
         let coalescing = CoalescerOptions { max_wait, max_states, max_bytes, queue };
-        let options =
-            CachedEncoderOptions { coalescing, memory_bytes, append_to, allow_other_identity };
+        let options = CachedEncoderOptions {
+            coalescing,
+            memory_bytes,
+            append_to,
+            checkpoint_interval: seconds("checkpoint_interval", checkpoint_interval)?,
+            allow_other_identity,
+        };
         let object = ObjectEncoder::new(encoder)?;
         let cache = cache.map(|cache| Arc::clone(&cache.get().cache));
-        let made = encoder.py().detach(|| CachedEncoder::new(object, cache, options));
-        let made = made.map_err(cache_error)?;
+        let made = interruptible(encoder.py(), || CachedEncoder::new(object, cache, options))?;
+        let made = Arc::new(made.map_err(cache_error)?);
         let dim = made.dim();
-        Ok(Self { encoder: Mutex::new(Some(Arc::new(made))), dim })
+        let encoder = Arc::new(Mutex::new(Some(made)));
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, slot)| slot.strong_count() > 0);
+        open.push((process::id(), Arc::downgrade(&encoder)));
+        Ok(Self { encoder, dim })
     }
 
     #[pyo3(signature = (states, *, timeout = None))]
     fn encode<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         states: SomeTexts,
         timeout: Option<f64>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let py = slf.py();
-        let SomeTexts { texts, mut wrong } = states;
-        let timeout = timeout.map(Duration::try_from_secs_f64).transpose();
-        let timeout = timeout.map_err(|error| argument_error(format!("timeout: {error}")))?;
-        let encoder = slf.get().open()?;
-        let answers = py.detach(|| {
-            let fine = texts.iter().enumerate().filter(|(i, _)| !wrong.contains_key(i));
-            let states: Vec<&str> = fine.map(|(_, text)| &**text).collect();
-            match timeout {
-                Some(time) => encoder.encode_within(&states, time),
-                None => encoder.encode(&states),
-            }
-        });
-        let answers = answers.map_err(|error| match error {
-            EncoderError::TimedOut(_) => PyTimeoutError::new_err(error.to_string()),
-            _ => encoding_error(error.to_string()),
-        })?;
-        let no_row = |why| Ok(Bound::new(py, PyNoRow { why })?.into_any());
-        let mut answers = answers.into_iter();
-        let mut rows = Vec::with_capacity(texts.len());
-        for i in 0..texts.len() {
-            let row = match wrong.remove(&i) {
-                Some(reason) => no_row(Why::NotText(reason)),
-                None => match answers.next() {
-                    Some(Ok(row)) => Ok(Self::copy(slf, &row).into_any()),
-                    Some(Err(report)) => no_row(Why::Report(report)),
-                    None => Err(encoding_error("the encoder answered for too few states")),
-                },
-            };
-            rows.push(row?);
-        }
-        Ok(rows)
+        let reported = report_each(py, &*self.open()?, states, timeout)?;
+        Ok(reported.into_iter().map(|(row, ..)| row).collect())
+    }
+
+    #[pyo3(signature = (states, *, timeout = None))]
+    fn encode_reported<'py>(
+        &self,
+        py: Python<'py>,
+        states: SomeTexts,
+        timeout: Option<f64>,
+    ) -> PyResult<Vec<Reported<'py>>> {
+        report_each(py, &*self.open()?, states, timeout)
     }
 
     fn get<'py>(
-        slf: &Bound<'py, Self>,
+        &self,
+        py: Python<'py>,
         state: &str,
     ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        Ok(slf.get().open()?.get(state).map(|row| Self::copy(slf, &row)))
+        Ok(self.open()?.get(state).map(|row| PyArray1::from_slice(py, &row)))
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -162,6 +170,9 @@ impl PyCachedEncoder {
             ("misses", s.misses),
             ("coalesced", s.coalesced),
             ("tokens", s.tokens),
+            ("truncated", s.truncated),
+            ("not_appended", s.not_appended),
+            ("bad", s.encoder.bad),
             ("calls", s.encoder.calls),
             ("encoded", s.encoder.encoded),
             ("shared_batches", s.encoder.shared_batches),
@@ -177,22 +188,22 @@ impl PyCachedEncoder {
 
     fn checkpoint(&self, py: Python<'_>) -> PyResult<()> {
         let encoder = self.open()?;
-        py.detach(|| encoder.checkpoint()).map_err(cache_error)
+        interruptible(py, move || encoder.checkpoint())?.map_err(cache_error)
     }
 
     fn commit(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         let provenance = json::from_python(provenance)?;
         let encoder = self.open()?;
-        py.detach(|| encoder.commit(provenance)).map_err(cache_error)
+        interruptible(py, move || encoder.commit(provenance))?.map_err(cache_error)
     }
 
     fn finish(&self, py: Python<'_>, provenance: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         let provenance = json::from_python(provenance)?;
-        let encoder = self.take().ok_or_else(finished)?;
+        let encoder = take(&self.encoder).ok_or_else(finished)?;
         match Arc::try_unwrap(encoder) {
             Ok(encoder) => {
-                let report = py.detach(|| encoder.finish(provenance)).map_err(cache_error)?;
-                Ok(report.map(|report| report.rows))
+                let report = interruptible(py, move || encoder.finish(provenance))?;
+                Ok(report.map_err(cache_error)?.map(|report| report.rows))
             }
             Err(encoder) => {
                 *self.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Some(encoder);
@@ -210,13 +221,9 @@ impl PyCachedEncoder {
 impl Drop for PyCachedEncoder {
     /// Its thread may be at work in Python, so this one must not wait for it attached.
     fn drop(&mut self) {
-        let encoder = self.take();
+        let encoder = take(&self.encoder);
         let _ = Python::try_attach(|py| py.detach(|| drop(encoder)));
     }
-}
-
-fn finished() -> PyErr {
-    argument_error("the encoder is finished")
 }
 
 impl PyCachedEncoder {
@@ -224,17 +231,118 @@ impl PyCachedEncoder {
         let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         encoder.clone().ok_or_else(finished)
     }
+}
 
-    fn take(&self) -> Option<Arc<CachedEncoder>> {
-        self.encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+/// A row or a `NoRow`, the length of its prompt, and whether it was cut.
+type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>);
 
-    /// A row as an array of the caller's: batches and caches are read by others, too, and torch writes
-    /// through arrays that are read-only.
-    fn copy<'py>(slf: &Bound<'py, Self>, row: &CachedRow<'_>) -> Bound<'py, PyArray1<f32>> {
-        match row {
-            CachedRow::Stored(values) => PyArray1::from_slice(slf.py(), values),
-            CachedRow::Encoded(row) => PyArray1::from_slice(slf.py(), row),
+fn take(encoder: &Slot) -> Option<Arc<CachedEncoder>> {
+    encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn finished() -> PyErr {
+    argument_error("the encoder is finished")
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    let wrong = |error| argument_error(format!("{name} {value}: {error}"));
+    Duration::try_from_secs_f64(value).map_err(wrong)
+}
+
+/// What an encoder answers for each text, and why there is no row of what is no text.
+fn report_each<'py>(
+    py: Python<'py>,
+    encoder: &CachedEncoder,
+    states: SomeTexts,
+    timeout: Option<f64>,
+) -> PyResult<Vec<Reported<'py>>> {
+    let SomeTexts { texts, mut wrong } = states;
+    let fine = texts.iter().enumerate().filter(|(i, _)| !wrong.contains_key(i));
+    let fine: Vec<&str> = fine.map(|(_, text)| &**text).collect();
+    let mut answers = ask(py, encoder, &fine, timeout)?.into_iter();
+    let reported = (0..texts.len()).map(|i| {
+        if let Some(reason) = wrong.remove(&i) {
+            let row = Bound::new(py, PyNoRow { why: Why::NotText(reason) })?.into_any();
+            return Ok((row, None, None));
         }
+        let too_few = || encoding_error("the encoder answered for too few states");
+        let answer = answers.next().ok_or_else(too_few)?;
+        let row = answer.as_ref().ok();
+        let tokens = row.and_then(|row| row.tokens());
+        let truncated = row.and_then(|row| row.is_truncated());
+        Ok((row_or_reason(py, answer)?, tokens, truncated))
+    });
+    reported.collect()
+}
+
+/// Asks an encoder, detached; what a signal handler raises meanwhile ends the wait.
+fn ask<'e>(
+    py: Python<'_>,
+    encoder: &'e CachedEncoder,
+    states: &[&str],
+    timeout: Option<f64>,
+) -> PyResult<Vec<CachedAnswer<'e>>> {
+    let timeout = timeout.map(|time| seconds("timeout", time)).transpose()?;
+    let mut raised = None;
+    let answers = py.detach(|| {
+        let mut stop = || {
+            raised = Python::attach(|py| py.check_signals()).err();
+            raised.is_some() || ENDING.load(Ordering::Relaxed)
+        };
+        encoder.encode_unless(states, timeout, &mut stop)
+    });
+    answers.map_err(|error| match (error, raised) {
+        (EncoderError::Interrupted, Some(raised)) => raised,
+        (error @ EncoderError::TimedOut(_), _) => PyTimeoutError::new_err(error.to_string()),
+        (error, _) => encoding_error(error.to_string()),
+    })
+}
+
+/// A row as an array of the caller's own: what one caller writes into it, no other sees.
+fn row_or_reason<'py>(py: Python<'py>, answer: CachedAnswer<'_>) -> PyResult<Bound<'py, PyAny>> {
+    match answer {
+        Ok(row) => Ok(PyArray1::from_slice(py, &row).into_any()),
+        Err(report) => Ok(Bound::new(py, PyNoRow { why: Why::Report(report) })?.into_any()),
     }
+}
+
+/// Has the encoders that are open at the end of the interpreter closed while it still runs. A thread
+/// that asks for it afterwards is ended by it, through frames of Rust, which ends the process.
+pub(crate) fn close_at_exit(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let close = wrap_pyfunction!(close_encoders, module)?;
+    module.py().import("atexit")?.call_method1("register", (close,))?;
+    Ok(())
+}
+
+#[pyfunction(name = "_close_encoders")]
+fn close_encoders(py: Python<'_>) {
+    let slots = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+    ENDING.store(true, Ordering::Relaxed); // callers stop waiting
+    let own = slots.iter().filter(|(made_by, _)| *made_by == process::id());
+    py.detach(|| {
+        for encoder in own.filter_map(|(_, slot)| take(&slot.upgrade()?)) {
+            close(encoder);
+        }
+    });
+}
+
+/// Saves what was encoded, and ends the encoder's threads once no caller is left in it.
+fn close(mut encoder: Arc<CachedEncoder>) {
+    if let Err(error) = encoder.checkpoint() {
+        let message = format!("rows of a CachedEncoder could not be saved: {error}");
+        Python::attach(|py| warn(py, &message));
+    }
+    loop {
+        match Arc::try_unwrap(encoder) {
+            Ok(last) => return drop(last),
+            Err(shared) => encoder = shared,
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+fn warn(py: Python<'_>, message: &str) {
+    let logger = py.import("logging").and_then(|l| l.call_method1("getLogger", ("ebm_encode",)));
+    // Nobody may listen at the end, and there is nobody else to be told.
+    let _ = logger.and_then(|logger| logger.call_method1("error", (message,)));
 }

@@ -9,6 +9,7 @@ use pyo3::pybacked::PyBackedStr;
 
 use crate::errors::{argument_error, cache_error};
 use crate::json;
+use crate::waiting::interruptible;
 use crate::writer::{Finished, finished};
 
 #[pyclass(frozen, get_all, name = "BadRow", module = "ebm_encode._core")]
@@ -79,7 +80,7 @@ fn sequences<'a>(ids: &'a [u32], offsets: &[i64]) -> PyResult<Vec<&'a [u32]>> {
 #[pyfunction]
 #[pyo3(signature = (path, *, examples = 5))]
 pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<Bound<'_, PyAny>> {
-    let report = py.detach(|| cache::audit(path, examples)).map_err(cache_error)?;
+    let report = interruptible(py, move || cache::audit(path, examples))?.map_err(cache_error)?;
     let report = serde_json::to_value(report).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &report)
 }
@@ -94,7 +95,7 @@ pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
 
 #[pyfunction]
 pub(crate) fn describe(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
-    let files = py.detach(|| cache::describe(path)).map_err(cache_error)?;
+    let files = interruptible(py, move || cache::describe(path))?.map_err(cache_error)?;
     let files = serde_json::to_value(files).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &files)
 }

@@ -17,6 +17,7 @@ mod schema;
 mod storage;
 mod texts;
 mod views;
+mod waiting;
 mod writer;
 
 use pyo3::prelude::*;
@@ -56,9 +57,8 @@ mod _core {
     const OPTIMISED: bool = !cfg!(debug_assertions);
 
     #[pymodule_init]
-    #[expect(clippy::unnecessary_wraps, reason = "PyO3 asks for this form")]
-    fn init(_module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
         ebm_encode::threads::note_process();
-        Ok(())
+        super::cached_encoder::close_at_exit(module)
     }
 }

@@ -14,12 +14,13 @@ use crate::errors::cache_error;
 use crate::identity::PyIdentity;
 use crate::json;
 use crate::texts::Texts;
+use crate::waiting::interruptible;
 
 /// Whether `auto` would map the cache rather than hold it in memory.
 #[pyfunction]
 pub(crate) fn prefers_mapped(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
-    let mode = py.detach(|| OpenMode::Auto.resolve(path)).map_err(cache_error)?;
-    Ok(mode == OpenMode::Mapped)
+    let mode = interruptible(py, move || OpenMode::Auto.resolve(path))?;
+    Ok(mode.map_err(cache_error)? == OpenMode::Mapped)
 }
 
 #[pyclass(frozen, name = "MappedCache", module = "ebm_encode._core")]
@@ -34,8 +35,8 @@ impl PyMappedCache {
     #[pyo3(signature = (path, *, strict = true, verify_checksums = true))]
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
-        let cache = py.detach(|| MappedCache::open_with(path, options)).map_err(cache_error)?;
-        Ok(Self { cache, options })
+        let cache = interruptible(py, move || MappedCache::open_with(path, options))?;
+        Ok(Self { cache: cache.map_err(cache_error)?, options })
     }
 
     fn __len__(&self) -> usize {

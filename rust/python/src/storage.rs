@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::errors::cache_error;
+use crate::waiting::interruptible;
 
 #[pyfunction]
 pub(crate) fn is_remote(path: PathBuf) -> PyResult<bool> {
@@ -16,7 +17,7 @@ pub(crate) fn is_remote(path: PathBuf) -> PyResult<bool> {
 
 #[pyfunction]
 pub(crate) fn path_kind(py: Python<'_>, path: PathBuf) -> PyResult<&'static str> {
-    Ok(match py.detach(|| storage::kind(&path)).map_err(cache_error)? {
+    Ok(match interruptible(py, move || storage::kind(&path))?.map_err(cache_error)? {
         Kind::Missing => "missing",
         Kind::File => "file",
         Kind::Folder => "folder",
@@ -29,13 +30,15 @@ pub(crate) fn list_files(
     folder: PathBuf,
     extension: &str,
 ) -> PyResult<Vec<OsString>> {
-    let files = py.detach(|| storage::list(&folder, extension)).map_err(cache_error)?;
+    let extension = extension.to_owned();
+    let list = move || storage::list(&folder, &extension);
+    let files = interruptible(py, list)?.map_err(cache_error)?;
     Ok(files.into_iter().map(PathBuf::into_os_string).collect())
 }
 
 #[pyfunction]
 pub(crate) fn read_file(py: Python<'_>, path: PathBuf) -> PyResult<Option<Vec<u8>>> {
-    py.detach(|| storage::read_file(&path)).map_err(cache_error)
+    interruptible(py, move || storage::read_file(&path))?.map_err(cache_error)
 }
 
 #[pyfunction]

@@ -15,6 +15,7 @@ use crate::checks::{PyBadRow, matrix};
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
 use crate::json;
+use crate::waiting::interruptible;
 
 /// A writer's life: locked, open, closed.
 enum Stage {
@@ -118,7 +119,8 @@ impl PyCacheWriter {
             ..WriterOptions::default()
         };
         let identity = identity.identity.clone();
-        let writer = py.detach(|| lock.open(identity, dim, options)).map_err(cache_error)?;
+        let open = move || lock.open(identity, dim, options);
+        let writer = interruptible(py, open)?.map_err(cache_error)?;
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Open(Box::new(writer));
         Ok(())
     }

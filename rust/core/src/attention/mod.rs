@@ -16,9 +16,10 @@ mod softmax;
 use std::num::NonZero;
 
 use ndarray::{ArrayView3, ArrayViewMut3, Axis};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use path::{Lane, stretches};
+
+use crate::threads::Threads;
 
 /// Why attention cannot be computed.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +79,7 @@ pub struct Layer<'a> {
 /// Threads that compute attention.
 #[derive(Debug)]
 pub struct PathAttention {
-    threads: ThreadPool,
+    threads: Threads,
 }
 
 impl PathAttention {
@@ -87,17 +88,15 @@ impl PathAttention {
     /// # Errors
     /// [`AttentionError::Threads`] if the system gives none.
     pub fn new(threads: NonZero<usize>) -> Result<Self, AttentionError> {
-        let name = |i| format!("attention-{i}");
-        let threads =
-            ThreadPoolBuilder::new().num_threads(threads.get()).thread_name(name).build()?;
-        Ok(Self { threads })
+        Ok(Self { threads: Threads::new("attention", threads)? })
     }
 
-    /// Writes the outputs of a layer, `[N, H, E]`.
+    /// Writes the outputs of a layer, `[N, H, E]`; also in a process that was forked since the
+    /// threads were started.
     ///
     /// # Errors
-    /// [`AttentionError::Shape`] and [`AttentionError::Run`] if the arguments do not fit each other;
-    /// then nothing is written.
+    /// [`AttentionError::Shape`] and [`AttentionError::Run`] if the arguments do not fit each other,
+    /// [`AttentionError::Threads`] if a forked process gets none; then nothing is written.
     pub fn attend(
         &self,
         layer: &Layer<'_>,
@@ -108,8 +107,7 @@ impl PathAttention {
         let before = layer.before.key.len_of(Axis(1));
         let runs = path::checked(runs, before, layer.query.len_of(Axis(1)))?;
         let heads = layer.query.len_of(Axis(0));
-        let parts =
-            stretches(&runs, before, (4 * self.threads.current_num_threads()).div_ceil(heads));
+        let parts = stretches(&runs, before, (4 * self.threads.count()).div_ceil(heads));
         let mut lanes = Vec::with_capacity(heads * parts.len());
         let mut output = output.permuted_axes([1, 0, 2]);
         for (head, mut rest) in output.axis_iter_mut(Axis(0)).enumerate() {
@@ -119,20 +117,22 @@ impl PathAttention {
                 lanes.push((head, part, own));
             }
         }
-        self.threads.scope(|scope| {
-            for (head, part, own) in lanes {
-                let lane = Lane {
-                    query: layer.query.index_axis_move(Axis(0), head),
-                    key: layer.key.index_axis_move(Axis(0), head / groups),
-                    value: layer.value.index_axis_move(Axis(0), head / groups),
-                    key_before: layer.before.key.index_axis_move(Axis(0), head / groups),
-                    value_before: layer.before.value.index_axis_move(Axis(0), head / groups),
-                    scale: layer.scale,
-                    reach: layer.reach.map_or(usize::MAX, NonZero::get),
-                };
-                scope.spawn(move |_| lane.attend(part, own));
-            }
-        });
+        self.threads.install(|| {
+            rayon::scope(|scope| {
+                for (head, part, own) in lanes {
+                    let lane = Lane {
+                        query: layer.query.index_axis_move(Axis(0), head),
+                        key: layer.key.index_axis_move(Axis(0), head / groups),
+                        value: layer.value.index_axis_move(Axis(0), head / groups),
+                        key_before: layer.before.key.index_axis_move(Axis(0), head / groups),
+                        value_before: layer.before.value.index_axis_move(Axis(0), head / groups),
+                        scale: layer.scale,
+                        reach: layer.reach.map_or(usize::MAX, NonZero::get),
+                    };
+                    scope.spawn(move |_| lane.attend(part, own));
+                }
+            });
+        })?;
         Ok(())
     }
 }
@@ -152,6 +152,10 @@ fn require_shapes(
         && output.dim() == (nodes, heads, value_width)
         && groups > 0
         && heads % groups == 0;
+    if fits && heads == 0 {
+        let message = "queries, keys and values have no heads: expected at least one of each";
+        return Err(AttentionError::Shape(message.to_owned()));
+    }
     if fits {
         return Ok(heads / groups);
     }

@@ -14,7 +14,7 @@ const NONE: usize = usize::MAX;
 ///
 /// In each cell rows stand in classes, each of states with the same tokens, so that a row of a class
 /// of many passes it in one step.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct EqualRows {
     /// The head of each cell's first class.
     heads: HashMap<Cell, usize>,

@@ -56,6 +56,7 @@ pub use mapped_cache::{MappedCache, OpenMode};
 pub use neighbours::Neighbour;
 pub use row_check::{Outlier, RowChecker, check_rows};
 pub use row_file::RowFile;
+pub(crate) use row_file::guard;
 pub use runs::Run;
 pub use schema::{
     EMBEDDING_COLUMN, FORMAT_VERSION, METADATA_KEY, ROW_GROUP_ROWS, STATE_COLUMN, cache_schema,

@@ -28,7 +28,7 @@ const SAME_STATE: f32 = 0.0316;
 /// same tokens; so rows that a checker has accepted are accepted by any other, in any order.
 ///
 /// Keeps about 200 bytes for each accepted row, whatever the dimension.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RowChecker {
     dim: usize,
     sketcher: Sketcher,
@@ -43,7 +43,7 @@ pub struct RowChecker {
     usual_of: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Accepted {
     key: StateKey,
     row: u64,

@@ -570,7 +570,7 @@ impl Iterator for Guarded<'_> {
 /// Runs a step of the Parquet reader; a panic in it becomes an error about the file.
 ///
 /// The reader is sound on any bytes but not free of panics; no panic may reach our callers.
-fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
+pub(crate) fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
     catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
         let reason = panic
             .downcast_ref::<String>()

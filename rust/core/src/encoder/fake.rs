@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Encoder, EncoderError, EncoderResult, RowReport, require_room};
+use super::{Encoder, EncoderError, EncoderResult, RowReport, TokenDigest, require_room};
 use crate::cache::Identity;
 
 /// Rows made from a hash of the state: the same state always has the same row, on any machine.
@@ -90,7 +90,9 @@ impl Encoder for FakeEncoder {
         for (state, row) in states.iter().zip(rows.chunks_mut(self.dim)) {
             row.copy_from_slice(&self.row(state));
             let fault = faults.iter().find(|(word, _)| state.contains(**word));
-            let fine = RowReport::Ok { tokens: state.len(), truncated: false };
+            let tokens: Vec<u32> = state.bytes().map(u32::from).collect();
+            let digest = Some(TokenDigest::of(&tokens));
+            let fine = RowReport::Ok { tokens: tokens.len(), truncated: false, digest };
             reports.push(fault.map_or(fine, |(_, report)| report.clone()));
         }
         Ok(reports)

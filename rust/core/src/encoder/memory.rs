@@ -1,12 +1,13 @@
-//! Rows that were encoded of late, in memory under a limit of bytes.
+//! A byte-bounded LRU of rows that were encoded during this search.
 
 use std::sync::Arc;
 
 use moka::sync::Cache;
 
 use super::row::{Encoded, Row};
+use crate::cache::StateKey;
 
-/// What an entry takes beside its text and values, about: two allocations and the cache's own books.
+/// About what an entry takes beside its text and values: two allocations and the cache's own books.
 const OVERHEAD: usize = 128;
 
 /// Rows by state; the least used ones go when it is full.
@@ -35,5 +36,20 @@ impl Memory {
         let own = Row::new(&Arc::from(&**row), 0, row.len());
         let report = encoded.report.clone();
         self.rows.insert(Arc::clone(state), Encoded { report, row: Some(own) });
+    }
+
+    pub(super) fn remove(&self, state: &str) {
+        self.rows.invalidate(state);
+    }
+
+    /// The text of a state that is kept, by its key. Looks at all of them: for rare events.
+    pub(super) fn text_of(&self, key: StateKey) -> Option<Arc<str>> {
+        let found = self.rows.iter().find(|(state, _)| StateKey::of(state) == key);
+        found.map(|(state, _)| Arc::clone(&*state))
+    }
+
+    /// All rows that are kept.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (Arc<str>, Encoded)> + '_ {
+        self.rows.iter().map(|(state, encoded)| (Arc::clone(&*state), encoded))
     }
 }

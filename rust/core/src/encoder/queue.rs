@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::error::EncoderResult;
+use super::error::{EncoderError, EncoderResult};
 use super::row::Encoded;
 
 /// One caller's states, and what has been answered so far.
@@ -25,6 +25,10 @@ impl Request {
         Self { answers: vec![None; open], taken: 0, open, states, reply }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.states.len()
+    }
+
     /// Whether the caller has given up.
     pub(super) fn abandoned(&self) -> bool {
         self.reply.is_disconnected()
@@ -42,8 +46,9 @@ impl Request {
         if self.open > 0 {
             return false;
         }
-        let answers = self.answers.drain(..).flatten().collect();
-        let _ = self.reply.send(Ok(answers));
+        // One answer per state or none at all: a missing one would shift all rows behind it.
+        let answers = self.answers.drain(..).collect::<Option<Vec<_>>>();
+        let _ = self.reply.send(answers.ok_or_else(EncoderError::missing_answer));
         true
     }
 }
@@ -138,19 +143,93 @@ impl Queue {
     }
 
     /// Hands out the answers of a batch, and replies to every caller that now has all of its own.
+    /// A caller of a state without an answer gets an error.
     pub(super) fn answer(&mut self, batch: &Batch, answers: &[Encoded]) {
-        let mut by_request: HashMap<u64, Vec<(usize, &Encoded)>> = HashMap::new();
-        for (wanted, answer) in batch.wanted.iter().zip(answers) {
+        let mut by_request: HashMap<u64, Vec<(usize, Option<&Encoded>)>> = HashMap::new();
+        for (place, wanted) in batch.wanted.iter().enumerate() {
             for (request, index) in wanted {
-                by_request.entry(*request).or_default().push((*index, answer));
+                by_request.entry(*request).or_default().push((*index, answers.get(place)));
             }
         }
         self.requests.retain_mut(|(id, request)| {
             for (index, answer) in by_request.remove(id).unwrap_or_default() {
-                request.answers[index] = Some(answer.clone());
+                request.answers[index] = answer.cloned();
                 request.open -= 1;
             }
             !request.reply_if_complete()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::RowReport;
+
+    /// Requests in a queue that no worker empties, so that a batch's content can be seen.
+    fn waiting(requests: &[&[&str]]) -> (Queue, Vec<flume::Receiver<EncoderResult<Vec<Encoded>>>>) {
+        let mut queue = Queue::default();
+        let mut answers = Vec::new();
+        for states in requests {
+            let (reply, answer) = flume::bounded(1);
+            queue.push(Request::new(states.iter().map(|s| Arc::from(*s)).collect(), reply));
+            answers.push(answer);
+        }
+        (queue, answers)
+    }
+
+    fn unknown(_: &str) -> Option<Encoded> {
+        None
+    }
+
+    fn texts(batch: &Batch) -> Vec<&str> {
+        batch.states.iter().map(|state| &**state).collect()
+    }
+
+    #[test]
+    fn a_small_request_does_not_wait_for_a_large_one() {
+        let large: Vec<String> = (0..100).map(|i| format!("large {i}")).collect();
+        let large: Vec<&str> = large.iter().map(String::as_str).collect();
+        let (mut queue, _answers) = waiting(&[&large, &["small a", "small b"]]);
+        let batch = queue.take(6, usize::MAX, unknown);
+        assert_eq!(
+            texts(&batch),
+            ["large 0", "small a", "large 1", "small b", "large 2", "large 3"]
+        );
+        assert_eq!(batch.callers(), 2);
+    }
+
+    #[test]
+    fn equal_states_of_several_callers_are_in_a_batch_once() {
+        let (mut queue, _answers) = waiting(&[&["a", "b"], &["b", "a"], &["a"]]);
+        let batch = queue.take(10, usize::MAX, unknown);
+        assert_eq!(texts(&batch), ["a", "b"]);
+        assert_eq!(batch.callers(), 3);
+    }
+
+    #[test]
+    fn a_batch_keeps_its_bytes_but_holds_at_least_one_state() {
+        let (mut queue, _answers) = waiting(&[&["twelve bytes", "two", "three"]]);
+        assert_eq!(texts(&queue.take(10, 8, unknown)), ["twelve bytes"]);
+        assert_eq!(texts(&queue.take(10, 8, unknown)), ["two", "three"]);
+        assert!(queue.take(10, 8, unknown).states.is_empty());
+    }
+
+    #[test]
+    fn a_caller_that_has_given_up_is_forgotten() {
+        let (mut queue, mut answers) = waiting(&[&["a"], &["b"]]);
+        answers.remove(0);
+        queue.tidy();
+        assert_eq!(texts(&queue.take(10, 100, unknown)), ["b"]);
+    }
+
+    #[test]
+    fn a_missing_answer_shifts_no_row() {
+        let (mut queue, answers) = waiting(&[&["a", "b", "c"], &["a"]]);
+        let batch = queue.take(10, 100, unknown);
+        let report = RowReport::TooLong { tokens: 1 };
+        queue.answer(&batch, &[Encoded { report: report.clone(), row: None }]);
+        assert!(answers[0].try_recv().unwrap().is_err(), "b and c have no answer");
+        assert_eq!(answers[1].try_recv().unwrap().unwrap()[0].report, report);
     }
 }

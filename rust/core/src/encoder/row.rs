@@ -1,4 +1,4 @@
-//! Rows handed out by reference, and what is said of each.
+//! Rows handed out by reference, and what is reported of each.
 
 use std::fmt;
 use std::ops::Deref;
@@ -6,18 +6,48 @@ use std::sync::Arc;
 
 use super::error::EncoderError;
 
+/// A digest of the token ids that went through the model, after any cut.
+///
+/// States with equal digests have the same prompt for the model, so their rows may be equal. Digests
+/// are compared within one encoder only; any hash of 64 bits will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenDigest(u64);
+
+impl TokenDigest {
+    /// A digest that the encoder computed.
+    #[must_use]
+    pub const fn new(digest: u64) -> Self {
+        Self(digest)
+    }
+
+    /// The digest of some token ids.
+    #[must_use]
+    pub fn of(tokens: &[u32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for token in tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        let mut digest = [0; 8];
+        digest.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        Self(u64::from_le_bytes(digest))
+    }
+}
+
 /// What became of one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RowReport {
-    /// The row is right.
+    /// There is a row.
     Ok {
         /// Length of the prompt in tokens, before any cut.
         tokens: usize,
-        /// Whether the end of the prompt was cut off.
+        /// Whether the prompt was cut.
         truncated: bool,
+        /// The token ids that went through the model. Without a digest, a row that equals another
+        /// state's is always refused.
+        digest: Option<TokenDigest>,
     },
-    /// The row failed the row checks, also when encoded alone.
+    /// The row failed the row checks.
     Bad {
         /// Why.
         reason: String,
@@ -32,7 +62,7 @@ pub enum RowReport {
         /// Why.
         reason: String,
     },
-    /// The encoder failed on this very state.
+    /// The encoder failed on this state.
     Error(EncoderError),
 }
 
@@ -42,13 +72,22 @@ impl RowReport {
     pub const fn is_ok(&self) -> bool {
         matches!(self, Self::Ok { .. })
     }
+
+    /// The digest of the prompt's tokens, where there is a row and the encoder reports one.
+    #[must_use]
+    pub const fn digest(&self) -> Option<TokenDigest> {
+        match self {
+            Self::Ok { digest, .. } => *digest,
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for RowReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ok { tokens, truncated: false } => write!(f, "{tokens} tokens"),
-            Self::Ok { tokens, truncated: true } => write!(f, "{tokens} tokens, cut"),
+            Self::Ok { tokens, truncated: false, .. } => write!(f, "{tokens} tokens"),
+            Self::Ok { tokens, truncated: true, .. } => write!(f, "{tokens} tokens, cut"),
             Self::Bad { reason } | Self::Failed { reason } => f.write_str(reason),
             Self::Error(error) => error.fmt(f),
             Self::TooLong { tokens } => write!(f, "{tokens} tokens are too many"),
@@ -99,6 +138,11 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// An answer without a row.
+    pub(super) const fn without_row(report: RowReport) -> Self {
+        Self { report, row: None }
+    }
+
     /// The row, or the report that says why there is none.
     ///
     /// # Errors

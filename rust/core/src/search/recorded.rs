@@ -3,14 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Int64Type, UInt64Type};
-use arrow_array::{Array, RecordBatch};
-use arrow_schema::DataType;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-
-use crate::cache::{CacheError, storage};
+use super::columns::Columns;
+use crate::cache::CacheError;
 
 const THEOREM: &str = "theorem_name";
 const STATE: &str = "state_pp";
@@ -62,27 +56,35 @@ impl RecordedSearch {
 /// there more, they are asked for in requests of at most 32.
 ///
 /// # Errors
-/// [`TrajectoryError`], naming the file and column.
+/// [`TrajectoryError`], naming the file and column, and the row of a text that is not UTF-8.
 pub fn read_searches(path: &Path) -> Result<Vec<RecordedSearch>, TrajectoryError> {
-    let format = |reason: String| TrajectoryError::Format { path: path.to_owned(), reason };
-    let builder = ParquetRecordBatchReaderBuilder::try_new(storage::open(path)?)
-        .map_err(|error| format(format!("not a readable Parquet file: {error}")))?;
-    for name in [THEOREM, STATE, PARENT] {
-        if builder.schema().column_with_name(name).is_none() {
-            return Err(format(format!("has no column {name:?}; it is no trajectory file")));
+    let file = Columns::open(path)?;
+    let (theorems, states) = (file.texts(THEOREM)?, file.texts(STATE)?);
+    let parents = file.numbers(PARENT)?;
+    if theorems.len() != states.len() || states.len() != parents.len() {
+        let reason = "damaged: its columns are not of one length".to_owned();
+        return Err(TrajectoryError::Format { path: path.to_owned(), reason });
+    }
+    let mut searches = Theorems::default();
+    for ((theorem, state), parent) in theorems.into_iter().zip(states).zip(parents) {
+        let theorem = searches.theorem(&theorem.unwrap_or_default());
+        if let Some(state) = state.filter(|state| !state.is_empty()) {
+            theorem.children_of(parent).push(state);
         }
     }
-    let columns = ProjectionMask::columns(builder.parquet_schema(), [THEOREM, STATE, PARENT]);
-    let reader = builder
-        .with_projection(columns)
-        .build()
-        .map_err(|error| format(format!("not a readable Parquet file: {error}")))?;
-    let mut theorems = Theorems::default();
-    for batch in reader {
-        let batch = batch.map_err(|error| format(format!("damaged, or cut off: {error}")))?;
-        theorems.add(&batch).map_err(format)?;
-    }
-    Ok(theorems.searches())
+    Ok(searches.searches())
+}
+
+/// The texts of a column of a Parquet file, in the order of its rows; `None` where there is none.
+///
+/// Any text of Parquet is taken: plain, dictionary-encoded, annotated as JSON, and whatever Arrow's
+/// types in the file are.
+///
+/// # Errors
+/// [`TrajectoryError`], naming the file and column: no such column, more than one of that name,
+/// another type, or a damaged file; and the row of a text that is not UTF-8.
+pub fn read_texts(path: &Path, column: &str) -> Result<Vec<Option<String>>, TrajectoryError> {
+    Ok(Columns::open(path)?.texts(column)?)
 }
 
 #[derive(Default)]
@@ -99,17 +101,6 @@ struct Theorem {
 }
 
 impl Theorems {
-    fn add(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        let (theorems, states) = (texts(batch, THEOREM)?, texts(batch, STATE)?);
-        let parents = numbers(batch, PARENT)?;
-        for ((theorem, state), parent) in theorems.into_iter().zip(states).zip(parents) {
-            let theorem = self.theorem(theorem.unwrap_or_default());
-            let Some(state) = state.filter(|state| !state.is_empty()) else { continue };
-            theorem.children_of(parent).push(state.to_owned());
-        }
-        Ok(())
-    }
-
     fn theorem(&mut self, name: &str) -> &mut Theorem {
         let place = *self.places.entry(name.to_owned()).or_insert_with(|| {
             self.all.push(Theorem {
@@ -145,28 +136,5 @@ impl Theorem {
             self.expanded.len() - 1
         });
         &mut self.expanded[place]
-    }
-}
-
-fn texts<'a>(batch: &'a RecordBatch, name: &str) -> Result<Vec<Option<&'a str>>, String> {
-    let column = batch.column_by_name(name).ok_or_else(|| format!("has no column {name:?}"))?;
-    match column.data_type() {
-        DataType::Utf8 => Ok(column.as_string::<i32>().iter().collect()),
-        DataType::LargeUtf8 => Ok(column.as_string::<i64>().iter().collect()),
-        DataType::Utf8View => Ok(column.as_string_view().iter().collect()),
-        other => Err(format!("column {name:?} is {other}, expected text")),
-    }
-}
-
-fn numbers(batch: &RecordBatch, name: &str) -> Result<Vec<Option<u64>>, String> {
-    let column = batch.column_by_name(name).ok_or_else(|| format!("has no column {name:?}"))?;
-    match column.data_type() {
-        DataType::UInt64 => Ok(column.as_primitive::<UInt64Type>().iter().collect()),
-        // Other writers have only signed numbers; -1 then says that there is none.
-        DataType::Int64 => {
-            let ids = column.as_primitive::<Int64Type>().iter();
-            Ok(ids.map(|id| u64::try_from(id?).ok()).collect())
-        }
-        other => Err(format!("column {name:?} is {other}, expected uint64")),
     }
 }

@@ -14,13 +14,17 @@ const WEATHER: &std::ffi::CStr = cr#"
 import torch
 from ebm_encode.encoder import Encoder
 right = Encoder.encode_into
-seen = []
+seen, kept = [], []
 def encode_into(self, states, out):
     seen.append((out.ctypes.data, len(states)))
+    for array in kept:
+        array[:] = -1
     if any("RAISE" in state for state in states):
         raise ValueError("a state is poisoned")
     if any("TORCH" in state for state in states):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    if any("KEEP" in state for state in states):
+        kept.append(out)
     return right(self, states, out)
 Encoder.encode_into = encode_into
 import builtins

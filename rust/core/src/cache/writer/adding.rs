@@ -10,6 +10,7 @@ use crate::cache::error::{CacheError, CacheResult};
 use crate::cache::footer::{Footer, StateKey};
 use crate::cache::identity::Identity;
 use crate::cache::parts::{open_files, same_tokens};
+use crate::cache::row_check::RowChecker;
 use crate::cache::row_file::{RowFile, Rows};
 
 /// Of each wanted state, the file and row of the last of its rows: the one that readers find.
@@ -163,7 +164,16 @@ impl CacheWriter {
 
     /// Notes that two states have the same tokens, so that their rows are rightly equal.
     pub fn allow_equal(&mut self, left: &str, right: &str) {
-        self.checker.allow_equal(StateKey::of(left), StateKey::of(right));
+        self.allow_equal_keys(StateKey::of(left), StateKey::of(right));
+    }
+
+    pub(crate) fn allow_equal_keys(&mut self, left: StateKey, right: StateKey) {
+        self.checker.allow_equal(left, right);
+    }
+
+    /// A copy of what is known of the rows so far: a search checks its rows against it.
+    pub(crate) fn row_checker(&self) -> RowChecker {
+        self.checker.clone()
     }
 
     /// Takes a row back that was accepted earlier; returns whether there was one.
