@@ -197,7 +197,7 @@ def test_a_compiled_pass_is_run_anew_if_layers_are_plain_by_then(llama, states, 
 
 
 def test_layers_that_cannot_be_compared_are_not_compiled(llama, monkeypatch, heard):
-    """For example because another process has the memory that a probe alone needs."""
+    """For example because another process has the memory that they need."""
     heard.set_level("INFO", "ebm_encode")
     encoder = Encoder.load(llama)
     selection = encoder.runner.selection
@@ -205,7 +205,7 @@ def test_layers_that_cannot_be_compared_are_not_compiled(llama, monkeypatch, hea
     def failing(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(selection.alone, "forward", failing)
+    monkeypatch.setattr(encoder.choice.engine, "trial", failing)
     assert not selection.compile()
     assert not encoder.runner.compiled
     assert "layers are not compiled" in heard.text
@@ -219,7 +219,7 @@ def test_layers_whose_comparison_is_interrupted_are_not_compiled(llama, monkeypa
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selection.alone, "forward", interrupted)
+    monkeypatch.setattr(encoder.choice.engine, "trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
         selection.compile()
     assert not encoder.runner.compiled

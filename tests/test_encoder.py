@@ -178,7 +178,7 @@ def fail(*_, **__):
 def test_a_model_that_fails_alone_too_is_an_error(encoder, states, monkeypatch):
     monkeypatch.setattr(encoder.model.base, "forward", fail)
     with pytest.raises(
-        ModelError, match=r"model fails on its .* tokens, alone too \(RuntimeError: sh"
+        ModelError, match=r"model fails on its .* tokens, unbatched too \(RuntimeError: sh"
     ):
         encoder.encode(states[:2])
     assert encoder.choice.engine.name == "shared-prefix"
@@ -218,12 +218,15 @@ def fails_on_the_shortest(encoder, states, monkeypatch):
     """Makes the model alone fail on one state, of which the engine makes a row."""
     shortest = min(states, key=lambda state: len(encoder.prompts.tokenize([state]).ids))
     ids = encoder.prompts.tokenize([shortest])[0]
-    forward = encoder.runner._alone.forward
+    reference = encoder.runner._alone
 
-    def failing(sequences, rows):
-        return fail() if np.array_equal(sequences[0], ids) else forward(sequences, rows)
+    def failing(run):
+        return lambda sequences, *rest: (
+            fail() if np.array_equal(sequences[0], ids) else run(sequences, *rest)
+        )
 
-    monkeypatch.setattr(encoder.runner._alone, "forward", failing)
+    for name in ("forward", "states"):
+        monkeypatch.setattr(reference, name, failing(getattr(reference, name)))
     return shortest
 
 
@@ -305,7 +308,7 @@ def test_nan_weights_make_no_row(llama, tmp_path, states):
         weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
 
     encoder = Encoder.load(edited(llama, tmp_path, edit))
-    assert "not finite even alone" in encoder.choice.reason
+    assert "not finite even unbatched" in encoder.choice.reason
     with pytest.raises(ModelError, match="no finite embedding"):
         encoder.encode(states[:3])
 

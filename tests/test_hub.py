@@ -130,5 +130,5 @@ def test_a_revision_is_loaded_and_its_commit_recorded(hub, make_model, run_cli, 
 
 
 def test_a_folder_has_no_revision(llama):
-    with pytest.raises(ModelError, match=r"--revision v1: .* is a folder[\s\S]*hint: "):
+    with pytest.raises(ModelError, match=r"`revision` v1: .* is a folder[\s\S]*hint: "):
         Encoder.load(llama, revision="v1")

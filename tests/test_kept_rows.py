@@ -90,7 +90,7 @@ def test_two_runs_into_one_file_keep_the_provenance_of_both(encode, tmp_path, ru
     assert MappedCache.open(output).runs == cache.runs
     sources = [[source["path"] for source in run["sources"]] for run in cache.provenance]
     assert sources == [[str(file)] for file in FILES[:2]]
-    assert all(run["verification"]["rows"] == 4 for run in cache.provenance)
+    assert all(run["verification"]["drawn"] == 4 for run in cache.provenance)
     code, out, _ = run_cli("inspect", output)
     assert code == 0
     assert f"run 1 of 2, {counts[0]:,} rows" in out

@@ -188,11 +188,17 @@ fn waiting_has_an_end_and_tasks_await() {
     let (held, begun, go_on) = held();
     let encoder = CachedEncoder::new(held, None, CachedEncoderOptions::default()).unwrap();
     let time = Duration::from_millis(1);
-    let error = encoder.encode_within(&["slow"], time).unwrap_err();
-    assert_eq!(error, EncoderError::TimedOut(time));
-    begun.recv().unwrap();
-    go_on.send(()).unwrap();
-    go_on.send(()).unwrap();
+    thread::scope(|scope| {
+        // Only once the encoder is at work is it sure to be busy when the time is up.
+        let first = scope.spawn(|| encoder.encode(&["first"]).is_ok());
+        begun.recv().unwrap();
+        let error = encoder.encode_within(&["slow"], time).unwrap_err();
+        assert_eq!(error, EncoderError::TimedOut(time));
+        for _ in 0..3 {
+            go_on.send(()).unwrap();
+        }
+        assert!(first.join().unwrap());
+    });
     let states = ["a", "b"];
     assert_right(&states, &block_on(encoder.encode_async(&states)).unwrap());
     assert!(encoder.encode(&[]).unwrap().is_empty());

@@ -189,7 +189,8 @@ impl Model {
         if !self.is_folder {
             return HashSet::new();
         }
-        fs::read_dir(&self.output).unwrap().map(|entry| entry.unwrap().path()).collect()
+        let entries = fs::read_dir(&self.output).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_some()).collect() // not the work folder
     }
 
     /// Nobody's file goes unless a row was taken back.

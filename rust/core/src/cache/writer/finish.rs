@@ -122,6 +122,10 @@ impl CacheWriter {
         });
         // Of another encoder, or damaged: then these rows are not there.
         let Ok(there) = read else { return false };
+        let stands = |key: &StateKey| there.contains_key(key) && !self.current.contains_key(key);
+        if self.taken_back.iter().any(stands) {
+            return false;
+        }
         let same = |(state, row): (&str, &[f32])| {
             there.get(&StateKey::of(state)).is_some_and(|there| *there == digest(row))
         };

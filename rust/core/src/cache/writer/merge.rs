@@ -125,12 +125,10 @@ impl CacheWriter {
     /// would hide them from readers, though nobody has looked at them.
     fn require_no_other_files(&self) -> CacheResult<()> {
         let there = parquet_files(&self.output)?;
-        let Some(new) = there.iter().find(|name| !self.former_files.contains(name)) else {
-            return Ok(());
-        };
-        let detail = "came into the folder while it was written to; its rows would be lost\n\
-                      hint: run again, which takes it in; what was encoded is saved";
-        Err(CacheError::format(&self.output.join(new), detail))
+        match there.iter().find(|name| !self.former_files.contains(name)) {
+            Some(new) => Err(CacheError::Conflict { path: self.output.join(new) }),
+            None => Ok(()),
+        }
     }
 
     /// Writes the rows of the sources from `new` on, the first of which has the number `first`, as a part.
