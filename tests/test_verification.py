@@ -50,7 +50,7 @@ def bulk_run(encoder, states, output, *, sample=None, stop_after=None):
     """A bulk run as the command line makes one; ends early after so many batches."""
     writer = CacheWriter(output)
     try:
-        writer.open(encoder.identity, encoder.dim, checkpoint_rows=1)
+        writer.open(encoder.identity, encoder.dim, checkpoint_rows=50)
         run = BulkRun(encoder, writer, str(output))
         todo = run.adopt([], states)
         progress = EncodingProgress(len(todo), 1, quiet=True, console=stderr_console())

@@ -1,4 +1,5 @@
 //! Identities: their digest, and how their differences are shown.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod common;
 

@@ -301,9 +301,10 @@ fn checkpoints_of_earlier_versions_are_resumed() {
         drop(writer);
         // Where they were before this version.
         fs::rename(cache.join(".partial"), &beside).unwrap();
-        for name in names(&beside).iter().filter(|name| name.ends_with(".shard")) {
-            let former = name.replace(".shard", ".parquet");
-            fs::rename(beside.join(name), beside.join(former)).unwrap();
+        for shard in names(&beside).iter().map(|name| beside.join(name)) {
+            if shard.extension().is_some_and(|ending| ending == "shard") {
+                fs::rename(&shard, shard.with_extension("parquet")).unwrap();
+            }
         }
         {
             let held = fs::File::options().write(true).open(beside.join("lock")).unwrap();

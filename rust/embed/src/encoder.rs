@@ -139,7 +139,7 @@ impl PythonEncoder {
                 py.import("ebm_encode.bridge")?.call_method1("load", arguments)
             })
         });
-        let encoder = loaded.map_err(no_thread)??;
+        let encoder = loaded.map_err(|error| no_thread(&error))??;
         Ok(Self { thread, encoder, python, time: PythonTime::default() })
     }
 
@@ -156,7 +156,7 @@ impl PythonEncoder {
     /// What Python raises.
     pub fn describe(&self) -> Result<serde_json::Value, EmbedError> {
         let described = self.thread.run(|| attach(|py| self.encoder.describe(py)));
-        let described = described.map_err(no_thread)??;
+        let described = described.map_err(|error| no_thread(&error))??;
         serde_json::from_str(&described).map_err(|error| EmbedError::Unexpected(error.to_string()))
     }
 
@@ -199,7 +199,7 @@ impl Encoder for PythonEncoder {
     }
 }
 
-fn no_thread(error: EncoderError) -> EmbedError {
+fn no_thread(error: &EncoderError) -> EmbedError {
     EmbedError::Thread(error.to_string())
 }
 

@@ -40,7 +40,7 @@ fn read_text(path: &Path) -> anyhow::Result<String> {
     let bytes = storage::read_file(path)?.context("no such file")?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = error.as_bytes()[..good].split(|byte| *byte == b'\n').count();
         anyhow::anyhow!("line {line}: is not UTF-8 text\nhint: save the file as UTF-8")
     })?;
     Ok(text.strip_prefix(BYTE_ORDER_MARK).map_or_else(|| text.clone(), str::to_owned))

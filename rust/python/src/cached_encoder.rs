@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use ebm_encode::encoder::{
-    CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, RowReport,
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError,
+    RowReport,
 };
 use ebm_encode_embed::ObjectEncoder;
 use numpy::PyArray1;
@@ -25,9 +26,11 @@ use crate::waiting::interruptible;
 /// The encoder of an object, until it is finished.
 type Slot = Arc<Mutex<Option<Arc<CachedEncoder>>>>;
 
-/// The encoders of all objects, with the process that made each: those that are still open at its
-/// end are closed then.
-static OPEN: Mutex<Vec<(u32, Weak<Mutex<Option<Arc<CachedEncoder>>>>)>> = Mutex::new(Vec::new());
+/// The encoder of an object, and the process that made it.
+type Made = (u32, Weak<Mutex<Option<Arc<CachedEncoder>>>>);
+
+/// The encoders of all objects: those that are still open at the end of their process are closed then.
+static OPEN: Mutex<Vec<Made>> = Mutex::new(Vec::new());
 
 /// Whether the interpreter is about to end.
 static ENDING: AtomicBool = AtomicBool::new(false);
@@ -268,8 +271,8 @@ fn report_each<'py>(
         let too_few = || encoding_error("the encoder answered for too few states");
         let answer = answers.next().ok_or_else(too_few)?;
         let row = answer.as_ref().ok();
-        let tokens = row.and_then(|row| row.tokens());
-        let truncated = row.and_then(|row| row.is_truncated());
+        let tokens = row.and_then(CachedRow::tokens);
+        let truncated = row.and_then(CachedRow::is_truncated);
         Ok((row_or_reason(py, answer)?, tokens, truncated))
     });
     reported.collect()
@@ -286,7 +289,7 @@ fn ask<'e>(
     let mut raised = None;
     let answers = py.detach(|| {
         let mut stop = || {
-            raised = Python::attach(|py| py.check_signals()).err();
+            raised = Python::attach(|py| py.check_signals().err());
             raised.is_some() || ENDING.load(Ordering::Relaxed)
         };
         encoder.encode_unless(states, timeout, &mut stop)

@@ -19,7 +19,7 @@ use crate::waiting::interruptible;
 
 /// A writer's life: locked, open, closed.
 enum Stage {
-    Locked(OutputLock),
+    Locked(Box<OutputLock>),
     Open(Box<CacheWriter>),
     Closed,
 }
@@ -76,7 +76,7 @@ impl PyCacheWriter {
     fn take_lock(&self) -> PyResult<OutputLock> {
         let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *stage, Stage::Closed) {
-            Stage::Locked(lock) => Ok(lock),
+            Stage::Locked(lock) => Ok(*lock),
             other => {
                 let why = match &other {
                     Stage::Open(_) => "the writer is open already",
@@ -94,7 +94,7 @@ impl PyCacheWriter {
     #[new]
     fn new(py: Python<'_>, output: PathBuf) -> PyResult<Self> {
         let lock = py.detach(|| OutputLock::acquire(output)).map_err(cache_error)?;
-        Ok(Self { stage: Mutex::new(Stage::Locked(lock)) })
+        Ok(Self { stage: Mutex::new(Stage::Locked(Box::new(lock))) })
     }
 
     #[pyo3(signature = (

@@ -35,11 +35,12 @@ impl CacheWriter {
     /// [`CacheError::Argument`] if the output is a file; [`CacheError::Conflict`] if another process
     /// changed it; [`CacheError::Io`]. The rows then still stand as checkpoints: this writer commits them
     /// when it is asked again, or the next one takes them up.
+    #[expect(clippy::needless_pass_by_value, reason = "callers make it for this call alone")]
     pub fn commit(&mut self, provenance: Value) -> CacheResult<u64> {
-        self.commit_rows(provenance).map_err(|error| self.overtaken(error))
+        self.commit_rows(&provenance).map_err(|error| self.overtaken(error))
     }
 
-    fn commit_rows(&mut self, provenance: Value) -> CacheResult<u64> {
+    fn commit_rows(&mut self, provenance: &Value) -> CacheResult<u64> {
         self.settle()?;
         if !storage::is_folder_output(&self.output)? {
             let message = "only a folder can be added to while its writer goes on; name a folder";
@@ -55,7 +56,7 @@ impl CacheWriter {
         if !self.has_changed() {
             return Ok(rows);
         }
-        let (part, version) = self.add_part(&provenance)?;
+        let (part, version) = self.add_part(provenance)?;
         self.take_over(part, version);
         Ok(rows)
     }

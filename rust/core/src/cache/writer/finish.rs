@@ -25,6 +25,7 @@ impl CacheWriter {
     /// [`CacheError::Conflict`] if another process changed the output and it lacks rows; [`CacheError::Io`].
     /// What stood there then still stands (or, where a store's answer was lost, the new output), and so
     /// do the shards, which the next writer takes up.
+    #[expect(clippy::needless_pass_by_value, reason = "callers make it for this call alone")]
     pub fn finish(mut self, provenance: Value) -> CacheResult<FinishReport> {
         let merged = self.merge_into_output(&provenance);
         let written = match merged.map_err(|error| self.overtaken(error)) {
