@@ -97,6 +97,9 @@ def read_states(
     )
 
 
+_SKIP = '\nhint: mend the row, or have such rows skipped and listed: `invalid_rows="skip"`'
+
+
 class _Reading:
     """The states of the files read so far.
 
@@ -122,7 +125,8 @@ class _Reading:
 
         def invalid(place: str, reason: str) -> None:
             if not self._skip:
-                raise InputError(f"{file}: {place}: {reason}")
+                way_out = "" if "\nhint: " in reason else _SKIP
+                raise InputError(f"{file}: {place}: {reason}{way_out}")
             self.counts.rows += 1
             self.counts.invalid += 1
             record = {"file": str(file), "row": place, "reason": reason.partition("\n")[0]}
