@@ -5,6 +5,8 @@ seam, `engines`.
 """
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,3 +110,24 @@ def test_the_choice_says_what_was_measured(llama):
     assert choice["self_test_token_error"] <= choice["noise_floor"]["bound"]
     assert 0 < choice["noise_floor"]["median"] < choice["noise_floor"]["bound"] < 0.1
     assert np.isfinite(choice["self_test_cosine"])
+
+
+def test_roundings_reach_no_other_thread(llama, states):
+    """What measures how far rounding moves an embedding changes the model while it runs."""
+    encoder = Encoder.load(llama, dtype="bfloat16")
+    some = sorted(states)[100:104]
+    right, tokens = encoder.encode(some), encoder.prompts.tokenize(some)
+    done = threading.Event()
+
+    def measure():
+        while not done.is_set():
+            encoder.runner.spread(tokens[0])
+
+    with ThreadPoolExecutor(1) as pool:
+        measured = pool.submit(measure)
+        try:
+            rows = [encoder.encode(some) for _ in range(20)]
+        finally:
+            done.set()
+        measured.result()
+    assert all(np.array_equal(right, own) for own in rows)

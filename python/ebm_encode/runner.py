@@ -5,6 +5,7 @@ Knows nothing of texts: what a sequence means and whether its row is good is the
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from traceback import clear_frames
@@ -183,14 +184,16 @@ class Runner:
         self._unbatched(sequence, lambda: self._alone.forward([sequence], rows).wait())
         return rows.row(0)
 
-    def reference(self, sequence: NDArray[np.uint32]) -> Reference:
-        """As `run_alone`, with the hidden states of all tokens."""
-        rows = Rows.new(1, self.choice.dim)
-        states = self._unbatched(sequence, lambda: self._alone.states([sequence], rows, [0]))
-        return Reference(states, rows.array)
+    def reference(self, sequence: NDArray[np.uint32], seed: int | None = None) -> Reference:
+        """As `run_alone`, with the hidden states of all tokens.
 
-    def _states_of(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
-        return self.reference(sequence).states[0]
+        Args:
+            sequence: Token ids.
+            seed: Change the input of each layer by one rounding at random, by this seed.
+        """
+        rows = Rows.new(1, self.choice.dim)
+        run = partial(self._alone.states, [sequence], rows, [0])
+        return Reference(self._unbatched(sequence, run, seed), rows.array)
 
     def spread(self, sequence: NDArray[np.uint32]) -> float:
         """How far rounding alone may move the embedding of a sequence, relative L2.
@@ -211,17 +214,17 @@ class Runner:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The embedding of a sequence, `[dim]`, and its changes by roundings, `[runs, dim]`."""
         row = self.run_alone(sequence).astype(np.float64)
-        moved = []
-        for seed in range(ROUNDED_RUNS):
-            with rounded(self._model, seed):
-                moved.append(self.run_alone(sequence) - row)
-        return row, np.stack(moved)
+        seeds = range(ROUNDED_RUNS)
+        return row, np.stack([self.reference(sequence, seed).rows[0] - row for seed in seeds])
 
-    def _unbatched(self, sequence: NDArray[np.uint32], run: Callable[[], T]) -> T:
+    def _unbatched(
+        self, sequence: NDArray[np.uint32], run: Callable[[], T], seed: int | None = None
+    ) -> T:
         """Runs one sequence by the reference; tells whose fault it is if that fails."""
         failure = None
         try:
-            with self._lock:
+            # Roundings within the lock: no other thread's pass may meet them.
+            with self._lock, nullcontext() if seed is None else rounded(self._model, seed):
                 return run()
         except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
             failure = error
@@ -389,8 +392,10 @@ class Runner:
             )
 
             def unstable(i: int) -> NDArray[np.bool_]:
-                run = partial(self._states_of, sequences[i])
-                return unstable_tokens(self._model, run, reference.states[i], noise)
+                def states(seed: int) -> NDArray[np.float32]:
+                    return self.reference(sequences[i], seed).states[0]
+
+                return unstable_tokens(states, reference.states[i], noise)
 
             return deviation(
                 rows, ordered, reference, pooling=pooling, noise=noise, unstable=unstable

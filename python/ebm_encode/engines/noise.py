@@ -73,6 +73,8 @@ class NoiseFloor:
 def rounded(model: Model, seed: int = 0) -> Iterator[bool]:
     """Within this the input of each layer is changed by one rounding, at random but seeded.
 
+    That is so for whoever runs the model: to be entered under the lock of its engines.
+
     Gives whether it is: not where the layers of the model cannot be found.
     """
     blocks = blocks_of(model)
@@ -113,23 +115,21 @@ def _rounding(dtype: str) -> float:
 
 
 def unstable_tokens(
-    model: Model,
-    states: Callable[[], NDArray[np.float32]],
+    states: Callable[[int], NDArray[np.float32]],
     reference: NDArray[np.float32],
     noise: NoiseFloor,
 ) -> NDArray[np.bool_]:
     """Which tokens of a sequence rounding moves beyond the bound, bool `[T]`.
 
     Args:
-        model: The model.
-        states: Runs the sequence unbatched; gives its hidden states, float32 (T, C).
+        states: Runs the sequence unbatched within `rounded` of a seed; gives its hidden states,
+            float32 (T, C).
         reference: These without any roundings.
         noise: The noise floor of the model.
     """
     moved = np.zeros(len(reference), bool)
     for seed in range(ROUNDED_RUNS):
-        with rounded(model, seed):
-            moved |= token_errors([states()], [reference]) > noise.bound
+        moved |= token_errors([states(seed)], [reference]) > noise.bound
     return moved
 
 

@@ -175,12 +175,12 @@ class SelfTest:
         """Which tokens of a probe rounding moves beyond the bound; the same for every engine."""
         if i not in self._unstable:
             probe, scratch = self.probes[i], Rows.new(1, self.dim)
-            self._unstable[i] = unstable_tokens(
-                self.model,
-                lambda: self.alone.states([probe], scratch, [0])[0],
-                self.reference.states[i],
-                self.noise,
-            )
+
+            def states(seed: int) -> NDArray[np.float32]:
+                with rounded(self.model, seed):
+                    return self.alone.states([probe], scratch, [0])[0]
+
+            self._unstable[i] = unstable_tokens(states, self.reference.states[i], self.noise)
         return self._unstable[i]
 
 
