@@ -285,3 +285,22 @@ def test_a_state_that_is_not_finite_is_never_exact(random_states):
     )
     assert not found.exact
     assert found.token_error == np.inf
+
+
+def test_one_unstable_token_of_a_short_sequence_refuses_no_engine():
+    states = [np.eye(3, 8, dtype=np.float32)]
+    reference = Reference(states, states[0].mean(axis=0)[None])
+    moved = [states[0].copy()]
+    moved[0][1, 5] = 0.05
+    rows = moved[0].mean(axis=0)[None]
+    for dtype in ("float32", "bfloat16"):
+        for unstable, exact in ((1, True), (2, False)):
+            found = deviation(
+                rows,
+                moved,
+                reference,
+                pooling="mean",
+                noise=noise(dtype),
+                unstable=lambda _, token=unstable: np.arange(3) == token,
+            )
+            assert found.exact == exact, dtype

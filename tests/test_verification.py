@@ -11,7 +11,7 @@ from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CacheWriter
 from ebm_encode.bulk import BulkRun
 from ebm_encode.engines import Arrival, default_engines
-from ebm_encode.errors import RejectedRowsError, VerificationError
+from ebm_encode.errors import RejectedRowsError, TextFailedError, VerificationError
 from ebm_encode.progress import EncodingProgress, stderr_console
 from ebm_encode.verification import sample_size, wrong_at_most
 from plain_trie import Scaled
@@ -176,3 +176,22 @@ def test_the_summary_and_the_file_say_what_is_proved(run_cli, llama, tmp_path):
     assert recorded["wrong_at_most"] == pytest.approx(1 - 0.05 ** (1 / 40))
     assert recorded["drawn"] == 40
     assert json.dumps(recorded)
+
+
+def test_a_run_of_which_the_model_makes_nothing_unbatched_is_rejected(llama, tmp_path, monkeypatch):
+    output = tmp_path / "out.parquet"
+    encoder = Encoder.load(llama)
+
+    def failing(_):
+        raise TextFailedError("the model fails on it")
+
+    writer = CacheWriter(output)
+    writer.open(encoder.identity, encoder.dim)
+    run = BulkRun(encoder, writer, str(output))
+    with EncodingProgress(1, 1, quiet=True, console=stderr_console()) as progress:
+        run.encode(run.adopt([], ["⊢ True"]), progress)
+    monkeypatch.setattr(encoder, "run_alone", failing)
+    with pytest.raises(VerificationError, match="1 of 1 sampled embeddings"):
+        run.finish({})
+    writer.close()
+    assert not output.exists()

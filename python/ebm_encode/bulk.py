@@ -116,8 +116,7 @@ class BulkRun:
                 embeddings.
         """
         if self._starts_over:
-            for state in states:
-                self._writer.retract(state)
+            self._take_back_what_is_saved()
         todo = _without(states, self._writer.former_many(states))
         self.outcome.already_there = len(states) - len(todo)
         for cache in caches:
@@ -128,6 +127,15 @@ class BulkRun:
             todo = _without(todo, adopted)
             self.outcome.from_caches = sum(adopted)
         return todo
+
+    def _take_back_what_is_saved(self) -> None:
+        """Takes back, durably, the rows that an interrupted run with other code has saved."""
+        numbers = self._writer.new_rows().tolist()
+        for start in range(0, len(numbers), CHUNK_STATES):
+            for state in self._writer.read(numbers[start : start + CHUNK_STATES])[0]:
+                self._writer.retract(state)
+        self._writer.checkpoint()
+        self._reference.note(self._writer.work_folder())
 
     def _adopt(self, cache: str, todo: list[str]) -> None:
         self._reference.require_same(cache)
@@ -182,7 +190,7 @@ class BulkRun:
         provenance |= self._reference.to_json()
         overlong = [*self._former_overlong(), *self._overlong.records.values()]
         self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
-        self.outcome.skipped = len(overlong) - self.outcome.truncated
+        self.outcome.skipped = sum(record["action"] == "skipped" for record in overlong)
         self.outcome.same_by_cutting = sum("same_as" in record for record in overlong)
         provenance["counts"] = self.counts()
         # In a store only the end shows that the output is this run's; here the lock does, and lists

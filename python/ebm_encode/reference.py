@@ -101,7 +101,9 @@ class Reference:
         return {KEY: self._own}
 
     def continues(self, output: str, work_folder: str, *, overwrite: bool) -> bool:
-        """Whether a run may go on from what is there; notes the own embeddings for the next one.
+        """Whether a run may go on from what is there; if so, notes the own embeddings there.
+
+        If not, what is saved is to be taken back first, durably; then `note` is to be called.
 
         Args:
             output: The output, if there is one yet.
@@ -122,12 +124,14 @@ class Reference:
         except IdentityMismatchError:
             if not overwrite:
                 raise
-            same = False
-        else:
-            same = True
+            return False
+        self.note(work_folder)
+        return True
+
+    def note(self, work_folder: str) -> None:
+        """Notes the own embeddings beside what is saved, for the run that resumes it."""
         record = self.to_json() | {"versions": self._versions, "identity": self._identity.digest}
-        _core.write_file(note, json.dumps(record).encode() + b"\n")
-        return same
+        _core.write_file(f"{work_folder}/{_NOTE}", json.dumps(record).encode() + b"\n")
 
     def require_same(self, cache: str) -> None:
         """Refuses a cache whose encoder gave other numbers.

@@ -397,9 +397,12 @@ class Runner:
 
                 return unstable_tokens(states, reference.states[i], noise)
 
-            return deviation(
-                rows, ordered, reference, pooling=pooling, noise=noise, unstable=unstable
-            )
+            try:
+                return deviation(
+                    rows, ordered, reference, pooling=pooling, noise=noise, unstable=unstable
+                )
+            except EncodingError as error:
+                failure = error
         clear_frames(failure.__traceback__)
         free_memory()
         log.warning("no memory to compare hidden states; embeddings are compared only")

@@ -90,6 +90,11 @@ class _Sample:
     references: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     wrong: dict[int, str] = field(default_factory=dict)
 
+    def forget(self, i: int, error: EncodingError) -> None:
+        """Leaves out one of which there is no memory to tell."""
+        log.warning("%r is not verified: %s", self.states[i][:60], error)
+        self.references.pop(i, None)
+
 
 def verify(writer: CacheWriter, encoder: Encoder, *, sample: int | None) -> Verification | None:
     """Encodes a random sample of a writer's new rows at batch size 1 and compares.
@@ -119,18 +124,15 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int | None) -> Veri
     seed = random.SystemRandom().randrange(2**32)
     taken = _draw(writer, encoder, numbers, count, np.random.default_rng(seed))
     _encode(taken, encoder)
-    not_compared = len(taken.states) - len(taken.references) - len(taken.wrong)
+    _compare_with_own(taken, encoder)
+    farthest, indistinct = _compare_with_others(taken, encoder)
+    not_compared = len(taken.states) - len({*taken.references, *taken.wrong})
     if not_compared == len(taken.states):
         raise EncodingError(
             f"none of {len(taken.states)} sampled embeddings can be verified: out of memory at"
             " batch size 1\nhint: what is encoded is saved; run again with more memory, or with"
             " --verify-sample 0"
         )
-    for i, reference in taken.references.items():
-        if not encoder.is_embedding_of(taken.tokens[i], taken.stored[i], reference):
-            error, cosine = compare(taken.stored[i][None], reference[None])
-            taken.wrong[i] = f"relative error {error:.1e}, cosine {cosine:.6f}"
-    farthest, indistinct = _compare_with_others(taken, encoder)
     _refuse_wrong(writer, taken)
     compared = [*taken.references]
     error, cosine = compare(taken.stored[compared], np.stack([*taken.references.values()]))
@@ -186,13 +188,26 @@ def _draw(
 
 def _encode(taken: _Sample, encoder: Encoder) -> None:
     """Adds the references, and the states that the model fails on."""
-    for i, state in enumerate(taken.states):
+    for i in range(len(taken.states)):
         try:
             taken.references[i] = alone_at_last(encoder, taken.tokens[i])
         except TextFailedError as error:
             taken.wrong[i] = str(error)
         except EncodingError as error:
-            log.warning("%r is not verified: %s", state[:60], error)
+            taken.forget(i, error)
+
+
+def _compare_with_own(taken: _Sample, encoder: Encoder) -> None:
+    """Finds embeddings that are not within rounding of their own reference."""
+    for i, reference in [*taken.references.items()]:
+        try:
+            own = encoder.is_embedding_of(taken.tokens[i], taken.stored[i], reference)
+        except EncodingError as error:
+            taken.forget(i, error)
+            continue
+        if not own:
+            error_size, cosine = compare(taken.stored[i][None], reference[None])
+            taken.wrong[i] = f"relative error {error_size:.1e}, cosine {cosine:.6f}"
 
 
 def _compare_with_others(taken: _Sample, encoder: Encoder) -> tuple[float, int]:
@@ -206,6 +221,8 @@ def _compare_with_others(taken: _Sample, encoder: Encoder) -> tuple[float, int]:
     Returns how far the farthest right embedding is, and how many pairs cannot be told apart.
     """
     places = [i for i in taken.references if i not in taken.wrong]
+    if not places:
+        return 0.0, 0
     references = np.stack([taken.references[i] for i in taken.references]).astype(np.float64)
     keys = [*taken.references]
     farthest, indistinct = 0.0, 0
@@ -226,7 +243,13 @@ def _compare_with_others(taken: _Sample, encoder: Encoder) -> tuple[float, int]:
         at = float(moved[place] / lengths[place])
         if at <= _MOST_OF_THE_WAY:
             farthest = max(farthest, at)
-        elif at <= 2 * encoder.runner.spread_along(taken.tokens[i], ways[place]):
+            continue
+        try:
+            reach = 2 * encoder.runner.spread_along(taken.tokens[i], ways[place])
+        except EncodingError as error:
+            taken.forget(i, error)
+            continue
+        if at <= reach:
             indistinct += 1
         else:
             other = taken.states[keys[place]]

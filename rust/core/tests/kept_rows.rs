@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use common::{open, provenance, refs, row};
 use ebm_encode::cache::{
-    BadRow, CacheError, CacheWriter, EmbeddingCache, FinishReport, MANIFEST, MappedCache, Verdict,
-    audit, compact,
+    BadRow, CacheError, CacheWriter, EmbeddingCache, FinishReport, MANIFEST, MappedCache, StateKey,
+    Verdict, audit, compact,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -566,4 +566,68 @@ fn a_checkpoint_tells_of_the_pairs_of_its_own_rows() {
     assert_eq!((writer.len(), writer.left_out().len()), (2000, 0));
     writer.finish(provenance()).unwrap();
     assert_eq!(EmbeddingCache::open(&output).unwrap().len(), 2000);
+}
+
+/// What a writer has, by state, after it was dropped without an end and opened again.
+fn reopened(output: &Path) -> Vec<(String, Option<Vec<f32>>)> {
+    let writer = open(output, DIM, 1000);
+    let row = |state: &str| writer.stored(StateKey::of(state)).unwrap().map(|(_, row)| row);
+    ["a", "b", "d"].iter().map(|state| ((*state).to_owned(), row(state))).collect()
+}
+
+fn expected(rows: [Option<u64>; 3]) -> Vec<(String, Option<Vec<f32>>)> {
+    let states = ["a", "b", "d"].map(str::to_owned);
+    states.into_iter().zip(rows.map(|number| number.map(|number| row(number, DIM)))).collect()
+}
+
+#[test]
+fn a_row_that_was_taken_back_stays_so_in_the_next_writer() {
+    let around = TempDir::new().unwrap();
+    for (name, saved_first, then_b) in [
+        ("1.parquet", true, true),
+        ("2.parquet", true, false),
+        ("3.parquet", false, true),
+        ("4.parquet", false, false),
+    ] {
+        let output = around.path().join(name);
+        let mut writer = open(&output, DIM, 1000);
+        // The row of b, which somebody took for that of a.
+        writer.append(&["a"], &row(1, DIM)).unwrap();
+        if saved_first {
+            writer.checkpoint().unwrap();
+        }
+        assert!(writer.retract("a"));
+        if then_b {
+            assert_eq!(writer.append(&["b"], &row(1, DIM)).unwrap(), [Verdict::Accepted]);
+        }
+        writer.checkpoint().unwrap();
+        drop(writer);
+        assert_eq!(reopened(&output), expected([None, then_b.then_some(1), None]), "{name}");
+    }
+}
+
+#[test]
+fn what_took_the_place_of_a_row_outlives_later_checkpoints() {
+    let around = TempDir::new().unwrap();
+    for (name, is_folder) in [("cache", true), ("a.parquet", false)] {
+        let output = around.path().join(name);
+        if is_folder {
+            fs::create_dir(&output).unwrap();
+        }
+        let mut writer = open(&output, DIM, 1000);
+        writer.append(&["a"], &row(0, DIM)).unwrap();
+        writer.finish(provenance()).unwrap();
+        let mut writer = open(&output, DIM, 1000);
+        writer.retract("a");
+        writer.append(&["a"], &row(1, DIM)).unwrap();
+        writer.checkpoint().unwrap();
+        writer.append(&["d"], &row(2, DIM)).unwrap();
+        writer.checkpoint().unwrap();
+        drop(writer);
+        assert_eq!(reopened(&output), expected([Some(1), None, Some(2)]), "{name}");
+        assert_eq!(reopened(&output), expected([Some(1), None, Some(2)]), "{name}, again");
+        open(&output, DIM, 1000).finish(provenance()).unwrap();
+        let cache = EmbeddingCache::open(&output).unwrap();
+        assert_eq!((cache.len(), cache.get("a").unwrap()), (2, &row(1, DIM)[..]), "{name}");
+    }
 }

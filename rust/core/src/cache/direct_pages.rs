@@ -141,6 +141,7 @@ mod tests {
             runs: Vec::new(),
             same_tokens: Vec::new(),
             taken_back: Vec::new(),
+            dead: Vec::new(),
         };
         storage::write_atomically(folder.path(), &path, Replaces::Anything, |sink| {
             let mut writer = FileWriter::new(sink, dim)?;

@@ -57,9 +57,12 @@ pub struct Footer {
     /// Pairs of states with the same tokens, and so rightly with equal rows, by hex state key.
     #[serde(default)]
     pub same_tokens: Vec<(String, String)>,
-    /// In a checkpoint: states whose row of the former output was taken back, by hex state key.
+    /// In a checkpoint: states whose rows before it were taken back, by hex state key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken_back: Vec<String>,
+    /// In a checkpoint: numbers of its own rows that were taken back before it was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dead: Vec<u64>,
 }
 
 impl Footer {

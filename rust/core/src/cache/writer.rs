@@ -170,6 +170,10 @@ pub struct CacheWriter {
     known_pairs: KnownPairs,
     /// States of which the caller took back the former output's row.
     taken_back: Vec<StateKey>,
+    /// All states of which a row was taken back, the former output's or a later one.
+    withdrawn: HashSet<StateKey>,
+    /// Whether a checkpoint is to say so still.
+    unsaved_withdrawals: bool,
     /// Stored rows that are not kept, with the reason.
     left_out: Vec<(String, BadRow)>,
     /// States of which such a row stays in the output, for its norm.
@@ -221,7 +225,7 @@ impl CacheWriter {
         let pending = self.pending_states.len();
         let whole = pending - pending % ROW_GROUP_ROWS;
         let rows = if all || (whole == 0 && !grown) { pending } else { whole };
-        if rows == 0 {
+        if rows == 0 && !(all && self.unsaved_withdrawals) {
             return Ok(());
         }
         let first = self.total - pending as u64;
@@ -229,10 +233,13 @@ impl CacheWriter {
         let footer = self.shard_footer(first..first + rows as u64, states, self.known_pairs.saved);
         let shard = self.folder.write_shard(|sink| {
             let mut file = FileWriter::new(sink, self.dim)?;
-            let states = StringArray::from_iter_values(&self.pending_states[..rows]);
-            file.append(&states, &self.pending_values[..rows * self.dim])?;
+            if rows > 0 {
+                let states = StringArray::from_iter_values(&self.pending_states[..rows]);
+                file.append(&states, &self.pending_values[..rows * self.dim])?;
+            }
             file.close(&footer)
         })?;
+        self.unsaved_withdrawals = false;
         self.known_pairs.saved = self.checker.same_tokens().len();
         let file = RowFile::open_source(&shard).map_err(|error| self.overtaken(error))?;
         self.sources.push(Source { file, first });

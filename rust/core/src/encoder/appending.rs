@@ -95,7 +95,12 @@ impl Appending {
                 }
             }
             Job::Replace(state, row) => {
-                self.waiting.retain(|waiting| waiting.state != state);
+                let (replaced, waiting) =
+                    mem::take(&mut self.waiting).into_iter().partition(|row| row.state == state);
+                self.waiting = waiting;
+                let replaced: Vec<NewRow> = replaced;
+                let bytes = replaced.iter().map(NewRow::bytes).sum::<u64>();
+                self.shared.unsaved.fetch_sub(bytes, Ordering::Relaxed);
                 self.writer.retract(&state);
                 self.work(Job::Append(row.into_iter().collect()));
             }
@@ -148,10 +153,12 @@ impl Appending {
     }
 
     fn append_waiting(&mut self) -> CacheResult<()> {
-        let rows = mem::take(&mut self.waiting);
-        if rows.is_empty() {
+        if self.waiting.is_empty() {
             return Ok(());
         }
+        // Before the rows are handed over: while it fails, the writer takes none.
+        self.writer.settle()?;
+        let rows = mem::take(&mut self.waiting);
         for row in &rows {
             if let Some(digest) = row.digest {
                 self.note_tokens(StateKey::of(&row.state), digest);

@@ -109,6 +109,7 @@ impl CacheWriter {
         wanted: &[&str],
         made_by: &Identity,
     ) -> CacheResult<u64> {
+        self.settle()?;
         let files = open_files(cache.as_ref())?;
         files.iter().try_for_each(|file| self.require_from(file, made_by))?;
         let last = last_rows(&files, wanted)?;
@@ -188,9 +189,12 @@ impl CacheWriter {
 
     pub(super) fn take_back(&mut self, key: StateKey) {
         self.checker.retract(key);
-        if self.current.remove(&key).is_some_and(|number| number < self.former) {
+        let Some(number) = self.current.remove(&key) else { return };
+        if number < self.former {
             self.taken_back.push(key);
         }
+        self.withdrawn.insert(key);
+        self.unsaved_withdrawals = true;
     }
 }
 

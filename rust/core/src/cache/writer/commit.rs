@@ -21,6 +21,8 @@ pub(super) struct NewPart {
     pub(super) first: u64,
     /// The rows in it, each with the number that it had before.
     pub(super) rows: Vec<(u64, StateKey)>,
+    /// How many pairs of states with the same tokens were known when it was written.
+    pub(super) pairs: usize,
 }
 
 impl CacheWriter {
@@ -67,7 +69,7 @@ impl CacheWriter {
     /// # Errors
     /// [`CacheError::Conflict`] if neither its manifest nor the former one stands; [`CacheError::Io`],
     /// after which it still is to be found out.
-    pub(super) fn settle(&mut self) -> CacheResult<()> {
+    pub(crate) fn settle(&mut self) -> CacheResult<()> {
         let Some(part) = self.unsure.take() else { return Ok(()) };
         let found = match Manifest::read(&self.output) {
             Ok(found) => found,
@@ -90,7 +92,7 @@ impl CacheWriter {
     /// Counts the rows of a part that the manifest names as the output's. Reads nothing, so that nothing
     /// can keep this writer from what is the case by now.
     fn take_over(&mut self, part: NewPart, version: Version) {
-        let NewPart { manifest, file, keeps, first, rows } = part;
+        let NewPart { manifest, file, keeps, first, rows, pairs } = part;
         let mut gone = Vec::new();
         for (number, (before, key)) in (first..).zip(&rows) {
             if self.current.get(key) == Some(before) {
@@ -102,9 +104,13 @@ impl CacheWriter {
         self.sources.truncate(if keeps { self.former_sources } else { 0 });
         self.forget_runs_from(first);
         self.note_runs(&file, first, false);
-        let pairs = self.checker.same_tokens().len();
         self.known_pairs = KnownPairs { output: pairs, grown: pairs, saved: pairs };
-        self.taken_back = gone;
+        // Those of parts that stand are still to be taken out.
+        if !keeps {
+            self.taken_back.clear();
+        }
+        self.taken_back.extend(gone);
+        self.withdrawn = self.taken_back.iter().copied().collect();
         self.sources.push(Source { file, first });
         self.former = first + rows.len() as u64;
         self.former_sources = self.sources.len();

@@ -69,7 +69,11 @@ impl CacheWriter {
         let count = |of: Range<u64>| of.end.min(rows.end).saturating_sub(of.start.max(rows.start));
         let runs = self.runs(count, &Value::Null);
         let own = runs.iter().all(|run| run.provenance == Value::Null);
-        let pairs = self.checker.same_tokens().of_rows(states.map(StateKey::of), known);
+        let states: Vec<StateKey> = states.map(StateKey::of).collect();
+        let counts = |(number, key): &(u64, &StateKey)| self.current.get(*key) == Some(number);
+        let dead = (rows.start..).zip(&states).filter(|row| !counts(row));
+        let dead = dead.map(|(number, _)| number - rows.start).collect();
+        let pairs = self.checker.same_tokens().of_rows(states.iter().copied(), known);
         Footer {
             format_version: FORMAT_VERSION,
             dim: self.dim,
@@ -78,7 +82,8 @@ impl CacheWriter {
             provenance: Value::Null,
             runs: if own { Vec::new() } else { runs },
             same_tokens: pairs,
-            taken_back: self.taken_back.iter().map(|key| key.to_hex()).collect(),
+            taken_back: self.withdrawn_before(rows.start),
+            dead,
         }
     }
 
@@ -102,7 +107,17 @@ impl CacheWriter {
             runs: if own { Vec::new() } else { runs },
             same_tokens: tokens.of_rows(states.into_iter(), known),
             taken_back: Vec::new(),
+            dead: Vec::new(),
         }
+    }
+
+    /// Keys of states whose rows before a number were taken back; sorted.
+    fn withdrawn_before(&self, number: u64) -> Vec<String> {
+        let counts = |key: &StateKey| self.current.get(key).is_some_and(|row| *row < number);
+        let keys = self.withdrawn.iter().filter(|key| !counts(key));
+        let mut keys: Vec<String> = keys.map(|key| key.to_hex()).collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// The runs of rows that `count` counts by number; `own` stands for this one.

@@ -118,7 +118,8 @@ impl CacheWriter {
         let mut rows: Vec<(u64, StateKey)> =
             numbers.filter(|(number, _)| *number >= first).collect();
         rows.sort_unstable_by_key(|(number, _)| *number);
-        Ok(NewPart { manifest, file, keeps: false, first, rows })
+        let pairs = self.checker.same_tokens().len();
+        Ok(NewPart { manifest, file, keeps: false, first, rows, pairs })
     }
 
     /// Refuses files that came into a folder without a manifest after the writer was opened: the manifest

@@ -70,6 +70,8 @@ impl CacheWriter {
             origins: Vec::new(),
             known_pairs: KnownPairs::default(),
             taken_back: Vec::new(),
+            withdrawn: HashSet::new(),
+            unsaved_withdrawals: false,
             left_out: Vec::new(),
             outliers: HashSet::new(),
             repeats: 0,
@@ -147,7 +149,9 @@ impl CacheWriter {
             return self.folder.remove_shard(file.path());
         }
         self.require(&file)?;
+        let withdraws = file.footer().is_some_and(|footer| !footer.taken_back.is_empty());
         if self.add_source(file, From::Checkpoint)? == 0
+            && !withdraws
             && let Some(source) = self.sources.pop()
         {
             // All its rows are the output's: a run ended after it had shown them.
@@ -189,11 +193,14 @@ impl CacheWriter {
             let keys = footer.taken_back.iter().filter_map(|key| StateKey::from_hex(key));
             keys.for_each(|key| self.take_back(key));
         }
+        let dead = file.footer().filter(|_| from == From::Checkpoint).map(|footer| &footer.dead);
+        let dead: HashSet<u64> = dead.into_iter().flatten().map(|row| first + row).collect();
         file.for_each(|Rows { states, values }| {
             let keys: Vec<StateKey> = states.iter().flatten().map(StateKey::of).collect();
             let row = |row: usize| &values[row * self.dim..(row + 1) * self.dim];
             // What a run saved of a state that the output has got since is not needed.
-            let (there, new): (Vec<usize>, Vec<usize>) = (0..keys.len()).partition(|row| {
+            let live = (0..keys.len()).filter(|row| !dead.contains(&(self.total + *row as u64)));
+            let (there, new): (Vec<usize>, Vec<usize>) = live.partition(|row| {
                 self.current.get(&keys[*row]).is_some_and(|number| *number < self.former)
             });
             let mut left_out: Vec<(usize, BadRow)> = there
@@ -201,7 +208,7 @@ impl CacheWriter {
                 .filter_map(|i| Some((*i, self.checker.conflict(keys[*i], row(*i))?)))
                 .collect();
             let checked: Vec<StateKey> = new.iter().map(|row| keys[*row]).collect();
-            let verdicts = if there.is_empty() {
+            let verdicts = if new.len() == keys.len() {
                 self.checker.check_later(&checked, &values)
             } else {
                 let values: Vec<f32> = new.iter().flat_map(|i| row(*i)).copied().collect();
@@ -230,6 +237,7 @@ impl CacheWriter {
             self.total += keys.len() as u64;
             Ok(())
         })?;
+        self.unsaved_withdrawals = false;
         self.sources.push(Source { file, first });
         Ok(taken)
     }
