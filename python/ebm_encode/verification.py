@@ -135,19 +135,18 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int | None) -> Veri
         )
     _refuse_wrong(writer, taken)
     compared = [*taken.references]
+    drawn = len(taken.drawn.intersection(compared))
     error, cosine = compare(taken.stored[compared], np.stack([*taken.references.values()]))
     return Verification(
         rows=len(compared),
-        drawn=len(taken.drawn.intersection(compared)),
+        drawn=drawn,
         not_compared=not_compared,
         indistinct=indistinct,
         seed=seed,
         max_relative_error=error,
         min_cosine=cosine,
         nearest_other=farthest,
-        wrong_at_most=0.0
-        if len(compared) == len(numbers)
-        else wrong_at_most(len(taken.drawn.intersection(compared))),
+        wrong_at_most=0.0 if len(compared) == len(numbers) else wrong_at_most(drawn),
     )
 
 

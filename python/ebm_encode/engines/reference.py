@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.noise import NoiseFloor, token_errors
 
+_16_BIT = ("bfloat16", "float16")
+
 MIN_COSINE = 0.9995
 """Embeddings in a 16-bit dtype are at least this similar to the reference in that dtype."""
 
@@ -151,6 +153,3 @@ def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[floa
         dots = (rows64 * truth64).sum(axis=1)
         norms = np.linalg.norm(rows64, axis=1) * np.linalg.norm(truth64, axis=1)
         return float(errors.max()), float((dots / norms).min())
-
-
-_16_BIT = ("bfloat16", "float16")
