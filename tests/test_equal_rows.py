@@ -9,18 +9,28 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_model
 from ebm_encode import EmbeddingCache, Encoder
+from ebm_encode._core import CachedEncoder
 from ebm_encode.errors import BadRowsError
 
 
 @pytest.fixture(scope="module")
-def no_begin_token(tmp_path_factory):
-    """A model of characters whose tokenizer adds no token."""
+def make_bare(tmp_path_factory):
+    """A function that makes a model of characters whose tokenizer adds no token."""
     vocabulary = {character: i for i, character in enumerate("0123456789abcdef ?")}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token=" ")
-    folder = tmp_path_factory.mktemp("no-begin-token")
-    return str(tiny_model.make_model(folder, tokenizer, "llama", seed=0))
+
+    def make(architecture):
+        folder = tmp_path_factory.mktemp(f"bare-{architecture}")
+        return str(tiny_model.make_model(folder, tokenizer, architecture, seed=0))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def no_begin_token(make_bare):
+    return make_bare("llama")
 
 
 def run(run_cli, model, texts, tmp_path, *more):
@@ -57,6 +67,46 @@ def test_rows_that_are_rightly_equal_are_all_kept(run_cli, no_begin_token, tmp_p
     rows = Encoder.load(no_begin_token, **layer, **pooling).encode(texts)
     assert np.allclose(rows, cache.gather(texts), rtol=1e-5, atol=1e-6)
     assert len(np.unique(np.round(rows, 4), axis=0)) < len(texts), "some are equal"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_search_keeps_them_too(no_begin_token, tmp_path, case, dtype):
+    texts, options = CASES[case]
+    layer = {"layer": 0} if options else {}
+    pooling = {"pooling": "last"} if "last" in options else {}
+    encoder = Encoder.load(no_begin_token, dtype=dtype, **layer, **pooling)
+    output = tmp_path / "search.parquet"
+    search = CachedEncoder(encoder, append_to=output)
+    for text in texts[: len(texts) // 2]:
+        search.encode([text])
+    search.encode(texts)
+    search.finish({})
+    cache = EmbeddingCache.open(output)
+    assert sorted(cache.states()) == sorted(texts)
+    # In front of another search, which meets one more of each class.
+    again = CachedEncoder(encoder, cache)
+    again.encode([texts[0] * 4 if "repeated" in case else texts[0][::-1]])
+
+
+def test_learned_positions_tell_a_repeated_token_from_one(make_bare):
+    encoder = Encoder.load(make_bare("gpt2"))
+    tokens = encoder.prompts.tokenize(["0", "00", "0000", "ab", "ba"])
+    assert not encoder.classes.same(tokens[0], tokens[1])
+    assert not encoder.classes.same(tokens[3], tokens[4])
+    rows = encoder.encode(["0", "00", "0000"])
+    assert np.linalg.norm(rows[0] - rows[1]) > 0.05 * np.linalg.norm(rows[0])
+    first = Encoder.load(make_bare("gpt2"), layer=0)
+    assert first.classes.same(tokens[3], tokens[4]), "the mean of the same tokens and places"
+    assert not first.classes.same(tokens[0], tokens[1])
+
+
+def test_a_negative_layer_that_is_the_first_is_known_as_such(no_begin_token):
+    encoder = Encoder.load(no_begin_token)
+    layers = encoder.model.config.num_hidden_layers
+    first = Encoder.load(no_begin_token, layer=-layers - 1)
+    rows = first.encode(["ab c", "c ba"])
+    assert np.allclose(rows[0], rows[1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_copied_row_of_other_tokens_is_refused_also_at_layer_0(no_begin_token, monkeypatch):

@@ -16,7 +16,6 @@ from ebm_encode._core import BadRow, CacheWriter
 from ebm_encode.ahead import ahead
 from ebm_encode.encoder import Batch, Encoder, RowReport
 from ebm_encode.engines import compare
-from ebm_encode.equal_rows import may_be_equal
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.former import former_identity, with_the_same_tokens
 from ebm_encode.progress import EncodingProgress
@@ -398,7 +397,7 @@ class BulkRun:
             if other is None:
                 return False
             both = self._encoder.prompts.tokenize([other[0], state])
-            if not may_be_equal(self._encoder, tokens, both[0]):
+            if not self._encoder.classes.same(tokens, both[0]):
                 return False
             if (both.full_lengths > both.lengths).any() and np.array_equal(tokens, both[0]):
                 self._note_same(state, other[0], int(both.full_lengths[1]))

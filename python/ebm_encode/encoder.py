@@ -29,7 +29,7 @@ from ebm_encode.engines import (
     embeddings_agree,
 )
 from ebm_encode.engines.rows import Rows
-from ebm_encode.equal_rows import may_be_equal
+from ebm_encode.equal_rows import RowClasses
 from ebm_encode.errors import (
     ArgumentError,
     BadRowsError,
@@ -39,7 +39,14 @@ from ebm_encode.errors import (
     TextFailedError,
 )
 from ebm_encode.identity import identify
-from ebm_encode.model import DTYPES, Dtype, Model, load_model, longest_prompt
+from ebm_encode.model import (
+    DTYPES,
+    Dtype,
+    Model,
+    load_model,
+    longest_prompt,
+    text_config_of,
+)
 from ebm_encode.runner import Runner
 from ebm_encode.templates import Template
 from ebm_encode.texts import Texts, preview, texts_of
@@ -86,8 +93,8 @@ class RowReport:
         reason: Why, where the status is not `ok`.
         same_as: Index of another state of the call with the same tokens, where it has them only
             because a prompt was cut.
-        token_digest: 64-bit digest of the token ids that went through the model, after any cut;
-            states with equal digests may have equal rows.
+        token_digest: 64-bit digest of the class of token sequences that the prompt, after any cut,
+            belongs to (`Encoder.classes`); states with equal digests may have equal rows.
     """
 
     status: Status
@@ -124,6 +131,7 @@ class Encoder:
         prompts: States to token sequences.
         overlong: What is done about prompts longer than `max_length`.
         runner: Token sequences to rows.
+        classes: Which token sequences may have equal rows.
     """
 
     def __init__(
@@ -168,6 +176,8 @@ class Encoder:
             engines=engines,
         )
         self.runner = Runner(model, selection, budget)
+        index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
+        self.classes = RowClasses(index, pooling, model.dtype, lambda ids: self.run_alone(ids))
         # What a CPU is fastest with is known; of a device it must be measured.
         self._to_calibrate = max_batch_tokens is None and model.device.type != "cpu"
 
@@ -406,7 +416,7 @@ class Encoder:
         self._redo_bad_rows(texts, tokens, out, reports)
         for i, report in enumerate(reports):
             if report.status == "ok":
-                reports[i] = replace(report, token_digest=digest_tokens(tokens[i]))
+                reports[i] = replace(report, token_digest=digest_tokens(self.classes.of(tokens[i])))
             else:
                 out[i] = np.nan
         return reports
@@ -557,21 +567,14 @@ class Encoder:
         first: dict[bytes, int] = {}
         # A number for each set of states whose rows may be equal.
         classes = np.array(
-            [first.setdefault(tokens[i].tobytes(), i) for i in range(len(tokens))], dtype=np.uint32
+            [
+                first.setdefault(self.classes.of(tokens[i]).tobytes(), i)
+                for i in range(len(tokens))
+            ],
+            dtype=np.uint32,
         )
-        while True:
-            offsets = np.arange(len(classes) + 1, dtype=np.int64)
-            verdicts = _core.check_rows(states, classes, offsets, rows)
-            pairs = [
-                (i, bad.other_row)
-                for i, bad in enumerate(verdicts)
-                if bad is not None and bad.duplicate_of is not None and bad.other_row is not None
-            ]
-            equal = [(i, j) for i, j in pairs if may_be_equal(self, tokens[i], tokens[j])]
-            if not equal:
-                return verdicts
-            for i, j in equal:
-                classes[classes == classes[i]] = classes[j]
+        offsets = np.arange(len(classes) + 1, dtype=np.int64)
+        return _core.check_rows(states, classes, offsets, rows)
 
     def _redo(
         self, i: int, tokens: Tokens, out: NDArray[np.float32], reports: list[RowReport]

@@ -1,59 +1,75 @@
 """Which states may have equal rows: those whose prompts are the same to the model."""
 
-import json
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm_encode.engines.engine import Pooling
 from ebm_encode.errors import EncodingError
 
-if TYPE_CHECKING:
-    from ebm_encode.encoder import Encoder
-
-_EQUAL = 1e-5
-"""Rows of two sequences alone are equal if they are nearer than this, relative to their norm."""
+_EQUAL = {"float32": 1e-5}
+"""Rows of one token, once and twice, are equal if they are nearer than this, relative to their norm."""
+_EQUAL_IN_16_BITS = 1e-2
 
 
-def may_be_equal(encoder: "Encoder", left: NDArray[np.uint32], right: NDArray[np.uint32]) -> bool:
-    """Whether equal rows of two token sequences are right.
+class RowClasses:
+    """Token sequences in classes, one for all that rightly have equal rows.
 
-    They are for the same tokens. Two more kinds are equal to a model that does not count positions:
-    one token repeated, as attention over equal values gives that value however many there are; and
-    at layer 0, where a token's state is its embedding, sequences of the same tokens in other order
-    or number for the mean, and with the same last token. Where lengths differ, the model is asked,
-    one sequence at a time: models with learned positions tell such sequences apart.
+    The same tokens do. Two more kinds are equal to a model that does not count positions: one token
+    repeated, as attention over equal values gives that value however many there are; and at layer 0,
+    where a token's state is its embedding, sequences of the same tokens in other order or number for
+    the mean, and with the same last token. Where only the order differs, learned positions change
+    nothing: they are added to the same places. Where the length does, the model is asked, once.
 
     Args:
-        encoder: Whose rows they are.
-        left: Token ids, uint32 `[n]`.
-        right: Token ids, uint32 `[m]`.
+        layer: Which of the model's hidden states the rows are of, counted from the first.
+        pooling: How rows are made of them.
+        dtype: Name of the model's compute dtype.
+        run_alone: The row of one sequence, by the reference.
     """
-    if np.array_equal(left, right):
-        return True
-    made_by = json.loads(encoder.identity.to_json())
-    if not _alike(made_by["layer"], made_by["pooling"], left, right):
-        return False
-    if made_by["layer"] == 0 and len(left) == len(right):
-        return True
-    try:
-        rows = [encoder.run_alone(sequence) for sequence in (left, right)]
-    except EncodingError:
-        return False
-    return bool(np.linalg.norm(rows[0] - rows[1]) <= _EQUAL * np.linalg.norm(rows[0]))
 
+    def __init__(
+        self,
+        layer: int,
+        pooling: Pooling,
+        dtype: str,
+        run_alone: Callable[[NDArray[np.uint32]], NDArray[np.float32]],
+    ) -> None:
+        self._layer = layer
+        self._pooling = pooling
+        self._equal = _EQUAL.get(dtype, _EQUAL_IN_16_BITS)
+        self._run_alone = run_alone
+        self._counts_positions: bool | None = None
 
-def _alike(layer: int, pooling: str, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> bool:
-    """Whether a model that does not count positions may take two sequences for the same."""
-    if not len(left) or not len(right):
-        return False
-    ids, counts = np.unique(left, return_counts=True)
-    other_ids, other_counts = np.unique(right, return_counts=True)
-    same_ids = np.array_equal(ids, other_ids)
-    if same_ids and len(ids) == 1:
-        return True
-    if layer != 0:
-        return False
-    if pooling == "last":
-        return bool(left[-1] == right[-1])
-    return same_ids and np.array_equal(counts * len(right), other_counts * len(left))
+    def same(self, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> bool:
+        """Whether equal rows of two token sequences, uint32 `[n]` and `[m]`, are right."""
+        return np.array_equal(left, right) or np.array_equal(self.of(left), self.of(right))
+
+    def of(self, sequence: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """A short form of a token sequence, uint32 `[n]`, that all of its class share."""
+        repeated = len(sequence) > 1 and bool((sequence == sequence[0]).all())
+        if len(sequence) < 2 or not (repeated or self._layer == 0):
+            return sequence
+        counts_positions = self._asked(sequence[:1])
+        if repeated and not counts_positions:
+            return sequence[:1]
+        if self._layer != 0:
+            return sequence
+        if self._pooling == "last":
+            last = sequence[-1:]
+            return np.repeat(last, len(sequence)) if counts_positions else last
+        ids, counts = np.unique(sequence, return_counts=True)
+        return np.repeat(ids, counts if counts_positions else counts // math.gcd(*counts.tolist()))
+
+    def _asked(self, token: NDArray[np.uint32]) -> bool:
+        """Whether the model tells one token from two of it."""
+        if self._counts_positions is None:
+            try:
+                once, twice = (self._run_alone(np.repeat(token, count)) for count in (1, 2))
+            except EncodingError:
+                return True
+            far = np.linalg.norm(once - twice) > self._equal * np.linalg.norm(once)
+            self._counts_positions = bool(far)
+        return self._counts_positions

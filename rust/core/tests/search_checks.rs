@@ -173,10 +173,7 @@ fn of_two_equal_rows_the_wrong_one_is_found_also_if_it_came_first() {
 fn rows_of_the_cache_in_front_and_of_the_output_take_part() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stored.parquet");
-    let lock = OutputLock::acquire(&path).unwrap();
-    let mut writer = lock.open(identity(), DIM, WriterOptions::default()).unwrap();
-    writer.append(&["stored"], &fake().row("stored")).unwrap();
-    writer.finish(json!({})).unwrap();
+    store(&path, "stored");
     let copies = || {
         let mut encoder = Careless::new(|_, states, rows| {
             write_right(states, rows);
@@ -197,6 +194,61 @@ fn rows_of_the_cache_in_front_and_of_the_output_take_part() {
         assert!(answers[1].is_ok());
         let known = encoder.encode(&["stored"]).unwrap();
         assert_eq!(**known[0].as_ref().unwrap(), *fake().row("stored"));
+    }
+}
+
+/// Writes an output with the row of one state.
+fn store(path: &Path, state: &str) {
+    let lock = OutputLock::acquire(path).unwrap();
+    let mut writer = lock.open(identity(), DIM, WriterOptions::default()).unwrap();
+    writer.append(&[state], &fake().row(state)).unwrap();
+    writer.finish(json!({})).unwrap();
+}
+
+#[test]
+fn a_stored_row_stays_where_its_state_cannot_be_encoded_again() {
+    // "copy" gets the stored row, and "stored" itself another one, as long as there are two states.
+    for states in [["copy", "fine"], ["stored", "fine"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("search.parquet");
+        store(&path, "stored");
+        let mut encoder = Careless::new(|_, states, rows| {
+            write_right(states, rows);
+            match states[0] {
+                "copy" => rows[..DIM].copy_from_slice(&fake().row("stored")),
+                "stored" if states.len() > 1 => rows[..DIM].copy_from_slice(&fake().row("other")),
+                "stored" => panic!("out of memory"),
+                _ => {}
+            }
+        });
+        encoder.digest = digest_of_text;
+        let encoder = cached(encoder, appending(&path));
+        let answers = encoder.encode(&states).unwrap();
+        reason(&answers[0]);
+        assert!(answers[1].is_ok());
+        drop(answers);
+        assert_eq!(encoder.finish(json!({})).unwrap().unwrap().rows, 2, "{states:?}");
+        let stored = EmbeddingCache::open(&path).unwrap();
+        assert_eq!(stored.get("stored").unwrap(), fake().row("stored"), "{states:?}");
+    }
+}
+
+#[test]
+fn a_stored_row_that_its_state_does_not_have_when_encoded_again_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("search.parquet");
+    let lock = OutputLock::acquire(&path).unwrap();
+    let mut writer = lock.open(identity(), DIM, WriterOptions::default()).unwrap();
+    writer.append(&["a"], &fake().row("b")).unwrap();
+    writer.finish(json!({})).unwrap();
+    let mut encoder = Careless::new(|_, states, rows| write_right(states, rows));
+    encoder.digest = digest_of_text;
+    let encoder = cached(encoder, appending(&path));
+    assert!(encoder.encode(&["b"]).unwrap()[0].is_ok());
+    assert_eq!(encoder.finish(json!({})).unwrap().unwrap().rows, 2);
+    let stored = EmbeddingCache::open(&path).unwrap();
+    for state in ["a", "b"] {
+        assert_eq!(stored.get(state).unwrap(), fake().row(state));
     }
 }
 

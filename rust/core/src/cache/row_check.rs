@@ -188,6 +188,12 @@ impl RowChecker {
         (!self.agrees(index, &stats)).then_some(BadRow::Conflict { row })
     }
 
+    /// Whether a row of a state was accepted and not forgotten.
+    #[must_use]
+    pub fn has(&self, key: StateKey) -> bool {
+        self.of_state.contains_key(&key)
+    }
+
     /// Forgets the accepted rows of a state, so that another may take their place.
     pub fn retract(&mut self, key: StateKey) {
         let mut next = self.of_state.remove(&key);

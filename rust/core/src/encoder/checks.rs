@@ -113,6 +113,12 @@ impl SearchChecks {
     /// Forgets the row of a state, which proved doubtful; rows of the cache in front stay.
     pub(super) fn retract(&mut self, key: StateKey) {
         self.checker().retract(key);
+        self.base.retract(key);
+    }
+
+    /// Whether a row of a state stands in the output that is appended to, or in the cache in front.
+    pub(super) fn is_stored(&self, key: StateKey) -> bool {
+        self.base.has(key)
     }
 
     /// The text of a state that has a row in the cache in front.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::error::EncoderError;
 
-/// A digest of the token ids that went through the model, after any cut.
+/// A digest of the prompt that went through the model, after any cut: of its token ids, or of what all
+/// prompts share that the model rightly gives equal rows.
 ///
-/// States with equal digests have the same prompt for the model, so their rows may be equal. Digests
-/// are compared within one encoder only; any hash of 64 bits will do.
+/// The rows of states with equal digests may be equal. Digests are compared within one encoder only;
+/// any hash of 64 bits will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenDigest(u64);
 

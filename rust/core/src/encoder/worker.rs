@@ -158,12 +158,7 @@ impl Worker {
                 }
                 BadRow::Conflict { .. } if again => {
                     retries -= 1;
-                    self.checks.retract(StateKey::of(state));
-                    let alone = self.alone(state);
-                    if let Some(keep) = &self.keep {
-                        keep.replace(state, None); // the row of before; what is good is kept below
-                    }
-                    alone
+                    self.decide(state)
                 }
                 _ => None,
             };
@@ -191,9 +186,26 @@ impl Worker {
         good.then_some(alone)
     }
 
+    /// Of two rows of a state that differ either may be the wrong one: encodes the state alone, and
+    /// forgets the row of before. One that is stored stays unless the state can be encoded.
+    fn decide(&mut self, state: &Arc<str>) -> Option<Encoded> {
+        let key = StateKey::of(state);
+        let alone = self.unchecked(std::slice::from_ref(state)).pop()?;
+        if alone.row.is_none() && self.checks.is_stored(key) {
+            return None;
+        }
+        self.checks.retract(key);
+        if let Some(keep) = &self.keep {
+            keep.replace(state, None); // what is good is kept with its batch
+        }
+        let good = alone.row.is_some() && self.checks.check_one(state, &alone).is_ok();
+        good.then_some(alone)
+    }
+
     /// Of two equal rows either may be the wrong one: encodes the earlier state again, alone. If its
     /// tokens are those of the other state (`digest`), both rows are right. Otherwise the row that it
-    /// has alone takes the place of the one before; without one, it has no row any more.
+    /// has alone takes the place of the one before; without one, it has no row any more, unless it is
+    /// stored: nothing says then that the stored one is wrong.
     fn verify(
         &mut self,
         key: StateKey,
@@ -221,6 +233,10 @@ impl Worker {
         }
         if in_front.is_some() {
             return; // it passed the checks when it was opened, and is not ours to change
+        }
+        let no_row = alone.as_ref().is_none_or(|alone| alone.row.is_none());
+        if no_row && self.checks.is_stored(key) {
+            return;
         }
         self.checks.retract(key);
         let good = alone.filter(|a| a.row.is_some() && self.checks.check_one(&text, a).is_ok());
