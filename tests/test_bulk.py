@@ -213,6 +213,23 @@ def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_c
     assert EmbeddingCache.open(tmp_path / "out.parquet")
 
 
+def test_a_whole_state_that_others_are_cut_to_is_not_counted_as_skipped(encode, llama, tmp_path):
+    long = "x " * 50
+    encoder = Encoder.load(llama, max_length=30, overlong="truncate")
+    cut = encoder.prompts.tokenize([long])[0]
+    starts = [long[:end] for end in range(len(long))]
+    tokens = encoder.prompts.tokenize(starts)
+    same = (i for i in range(len(starts)) if np.array_equal(tokens[i], cut))
+    whole = next(i for i in same if tokens.full_lengths[i] == 30)
+    file = tmp_path / "same.jsonl"
+    for texts in [long], [starts[whole], long]:  # so that the whole one comes second
+        file.write_text("".join(json.dumps({"state_pp": text}) + "\n" for text in texts))
+        code, summary, _ = encode("--max-length", 30, "--overlong", "truncate", files=[file])
+        assert (code, summary["rows"]) == (0, len(texts))
+        assert (summary["truncated"], summary["skipped"]) == (1, 0)
+    assert summary["same_by_cutting"] == 1
+
+
 def test_audit_finds_the_faults_of_a_real_server(run_cli, tmp_path, rows):
     """As a batch server left them: the first row of each batch right, zeros after it; and more."""
     values = rows(320, 32)

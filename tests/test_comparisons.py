@@ -15,6 +15,7 @@ from ebm_encode.engines import (
     embeddings_agree,
     windows,
 )
+from ebm_encode.errors import EncodingError
 from ebm_encode.tokens import Tokens
 from plain_trie import PlainTrie
 from test_parity import alone
@@ -140,6 +141,40 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
     encoder.runner.selection.compared = Compared(length=limit, at_once=10_000)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert encoder.choice.engine is not engine
+
+
+@pytest.mark.parametrize("at", ["hidden states", "roundings"])
+def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypatch, heard, at):
+    encoder = Encoder.load(llama, dtype="bfloat16")
+    right = encoder.encode(states)
+    engine, alone = encoder.choice.engine, encoder.runner.reference
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def none_for_roundings(sequence, seed=None):
+        if seed is not None:
+            raise EncodingError("out of memory at batch size 1")
+        return alone(sequence)
+
+    if at == "hidden states":
+        monkeypatch.setattr(engine, "states", no_memory)
+    else:  # which are only asked for where a token is off
+        found = engine.states
+
+        def one_token_off(*given):
+            states, *others = found(*given)
+            change = 0.1 * states[0]
+            states = states - change / (len(states) - 1)
+            states[0] += change + change / (len(states) - 1)
+            return [states, *others]
+
+        monkeypatch.setattr(engine, "states", one_token_off)
+        monkeypatch.setattr(encoder.runner, "reference", none_for_roundings)
+    encoder.runner.selection.compared = Compared(length=0)
+    assert compare(encoder.encode(states), right)[1] > 0.9995
+    assert encoder.choice.engine is engine
+    assert "no memory to compare hidden states" in heard.text
 
 
 def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, states, monkeypatch):

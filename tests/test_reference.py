@@ -1,12 +1,14 @@
 """A library that changes a model's numbers is noticed when something is added to a cache."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
+from ebm_encode.bulk import BulkRun
 from ebm_encode.progress import EncodingProgress
 from ebm_encode.reference import KEY, difference, reference_of
 
@@ -73,21 +75,30 @@ def test_taking_from_another_cache_after_an_upgrade(encode, files, tmp_path, oth
 
 
 @pytest.fixture
-def _interrupted(encode, files, monkeypatch):
-    """A run that was stopped once some of its rows were saved."""
-    advance = EncodingProgress.advance
-    seen = []
+def interrupt(encode, files, monkeypatch):
+    """A function that makes a run and stops it once some of its rows were saved."""
 
-    def stop(self, *arguments):
-        advance(self, *arguments)
-        seen.append(arguments)
-        if sum(states for states, *_ in seen) >= 10:
-            raise KeyboardInterrupt
+    def run(*options, after):
+        advance = EncodingProgress.advance
+        seen = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(EncodingProgress, "advance", stop)
-        code, _, err = encode("--max-batch-tokens", 300, files=files[1:])
-    assert code == 130, err
+        def stop(self, *arguments):
+            advance(self, *arguments)
+            seen.append(arguments)
+            if sum(states for states, *_ in seen) >= after:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EncodingProgress, "advance", stop)
+            code, _, err = encode("--max-batch-tokens", 300, *options, files=files[1:])
+        assert code == 130, err
+
+    return run
+
+
+@pytest.fixture
+def _interrupted(interrupt):
+    interrupt(after=10)
 
 
 @pytest.mark.usefixtures("_interrupted")
@@ -99,6 +110,33 @@ def test_resuming_after_an_upgrade(encode, files, other_release, llama, states):
     cache = EmbeddingCache.open(summary["output"])
     right = Encoder.load(llama).encode(states[:20])
     assert np.allclose(cache.gather(states[:20]), right, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_no_row_of_former_code_comes_back_after_an_overwriting_run_was(
+    encode, interrupt, files, other_release, llama, states, tmp_path, how, monkeypatch
+):
+    interrupt(after=15)
+    other_release()
+    run = BulkRun.encode
+    at_once = tmp_path / "at once"
+
+    def as_it_stands_before_anything_is_encoded(self, *arguments):
+        shutil.copytree(tmp_path, at_once)
+        return run(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BulkRun, "encode", as_it_stands_before_anything_is_encoded)
+        interrupt("--overwrite", after=1)
+    if how == "killed":  # nothing but the files of that moment is left
+        shutil.rmtree(tmp_path / "out.parquet.partial")
+        (at_once / "out.parquet.partial").rename(tmp_path / "out.parquet.partial")
+    code, summary, err = encode("--max-batch-tokens", 300, files=files[1:])
+    assert code == 0, err
+    assert (1 if how == "stopped" else 0) <= summary["already_there"] < 15
+    right = Encoder.load(llama).encode(states[:20])
+    stored = EmbeddingCache.open(tmp_path / "out.parquet").gather(states[:20])
+    assert np.allclose(stored, right, rtol=0, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_interrupted")

@@ -567,10 +567,7 @@ class Encoder:
         first: dict[bytes, int] = {}
         # A number for each set of states whose rows may be equal.
         classes = np.array(
-            [
-                first.setdefault(self.classes.of(tokens[i]).tobytes(), i)
-                for i in range(len(tokens))
-            ],
+            [first.setdefault(self.classes.of(tokens[i]).tobytes(), i) for i in range(len(tokens))],
             dtype=np.uint32,
         )
         offsets = np.arange(len(classes) + 1, dtype=np.int64)

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod common;
+mod support;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use common::{append_good, identity, provenance, refs, row, rows, states};
 use ebm_encode::cache::{
     CacheError, CacheResult, CacheWriter, EmbeddingCache, OutputLock, WriterOptions, audit, storage,
 };
+use ebm_encode::encoder::{CachedEncoder, CachedEncoderOptions};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use object_store::memory::InMemory;
@@ -24,6 +26,8 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use serde_json::json;
+use support::fake;
 
 const DIM: usize = 8;
 
@@ -34,6 +38,8 @@ enum Fault {
     Before,
     /// It is done, and fails.
     After,
+    /// It is done, and fails; so does the next one, which is not done.
+    AfterAndNext,
     /// Something else happens just before.
     Meanwhile(Arc<dyn Fn() + Send + Sync>),
 }
@@ -69,12 +75,13 @@ impl Faulty {
         match fault {
             Some((at, fault)) if at == call => match fault {
                 Fault::Before => Err(failure()),
-                Fault::After => Ok(true),
+                Fault::After | Fault::AfterAndNext => Ok(true),
                 Fault::Meanwhile(step) => {
                     thread::spawn(move || step()).join().unwrap();
                     Ok(false)
                 }
             },
+            Some((at, Fault::AfterAndNext)) if at + 1 == call => Err(failure()),
             _ => Ok(false),
         }
     }
@@ -148,9 +155,9 @@ fn open(output: &str) -> CacheResult<CacheWriter> {
     OutputLock::acquire(output)?.open(identity(), DIM, options)
 }
 
-/// A step that may fail once, and then must not.
+/// A step that may fail twice, and then must not.
 fn again<T>(mut step: impl FnMut() -> CacheResult<T>) -> T {
-    step().or_else(|_| step()).unwrap()
+    step().or_else(|_| step()).or_else(|_| step()).unwrap()
 }
 
 fn offer(writer: &mut CacheWriter, numbers: Range<u64>) -> CacheResult<()> {
@@ -173,6 +180,14 @@ fn persistent(output: &str, commits: bool) {
         assert!(writer.retract(&states(3..4)[0]));
         assert_eq!(again(|| writer.commit(provenance())), 24);
         again(|| offer(&mut writer, 3..4));
+        // Nor is one that is taken back while it is not known whether it was committed.
+        again(|| offer(&mut writer, 25..26));
+        let _ = writer.commit(provenance());
+        let one_too_many = &states(25..26)[0];
+        assert!(writer.retract(one_too_many));
+        again(|| writer.commit(provenance()));
+        let committed = again(|| EmbeddingCache::open(output));
+        assert!(committed.get(one_too_many).is_none());
     }
     if writer.finish(provenance()).is_err() {
         let mut writer = open(output).unwrap();
@@ -231,6 +246,44 @@ fn a_call_that_fails_loses_nothing_and_is_made_up_for() {
                 assert_holds(&output, 0..25);
                 assert!(left_of_shards(&output).is_empty(), "call {at} of {name}");
             }
+        }
+    }
+}
+
+/// A search that commits what it encodes and does not know whether that was done.
+fn search(output: &str) {
+    let options =
+        CachedEncoderOptions { append_to: Some(output.into()), ..CachedEncoderOptions::default() };
+    let encoder = again(|| {
+        CachedEncoder::new(fake(), None, options.clone())
+            .map_err(|error| CacheError::Argument(error.to_string()))
+    });
+    let encode = |states: &[&str]| {
+        assert!(encoder.encode(states).unwrap().iter().all(Result::is_ok));
+    };
+    encode(&["a", "b"]);
+    let _ = encoder.commit(json!({}));
+    encode(&["c", "d"]);
+    again(|| encoder.checkpoint());
+    encode(&["e"]);
+    assert_eq!(again(|| encoder.commit(json!({}))), Some(5));
+    assert_eq!(encoder.statistics().not_appended, 0);
+}
+
+#[test]
+fn a_search_appends_all_rows_also_those_after_a_commit_of_unknown_outcome() {
+    let (store, faulty, _) = bucket(None);
+    search(&format!("{faulty}/cache"));
+    let calls = store.calls.load(Ordering::SeqCst);
+    assert!(calls > 10, "{calls} calls");
+    let faults = |at| [Fault::Before, Fault::After, Fault::AfterAndNext].map(|fault| (at, fault));
+    for (at, fault) in (0..calls).flat_map(faults) {
+        let (_, faulty, sound) = bucket(Some((at, fault)));
+        search(&format!("{faulty}/cache"));
+        let cache = EmbeddingCache::open(format!("{sound}/cache")).unwrap();
+        assert_eq!(cache.len(), 5, "call {at}");
+        for state in ["a", "b", "c", "d", "e"] {
+            assert_eq!(cache.get(state).unwrap(), fake().row(state), "call {at}: {state}");
         }
     }
 }
