@@ -177,7 +177,7 @@ class Encoder:
         )
         self.runner = Runner(model, selection, budget)
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
-        self.classes = RowClasses(index, pooling, model.dtype, lambda ids: self.run_alone(ids))
+        self.classes = RowClasses(index, pooling, model.dtype, self.run_alone)
         # What a CPU is fastest with is known; of a device it must be measured.
         self._to_calibrate = max_batch_tokens is None and model.device.type != "cpu"
 

@@ -10,7 +10,7 @@ from ebm_encode.engines.engine import Pooling
 from ebm_encode.errors import EncodingError
 
 _EQUAL = {"float32": 1e-5}
-"""Rows of one token, once and twice, are equal if they are nearer than this, relative to their norm."""
+"""Rows of one token, once and twice, are equal if nearer than this, relative to their norm."""
 _EQUAL_IN_16_BITS = 1e-2
 
 
@@ -18,10 +18,11 @@ class RowClasses:
     """Token sequences in classes, one for all that rightly have equal rows.
 
     The same tokens do. Two more kinds are equal to a model that does not count positions: one token
-    repeated, as attention over equal values gives that value however many there are; and at layer 0,
-    where a token's state is its embedding, sequences of the same tokens in other order or number for
-    the mean, and with the same last token. Where only the order differs, learned positions change
-    nothing: they are added to the same places. Where the length does, the model is asked, once.
+    repeated, as attention over equal values gives that value however many there are; and at layer
+    0, where a token's state is its embedding, sequences of the same tokens in other order or number
+    for the mean, and with the same last token. Where only the order differs, learned positions
+    change nothing: they are added to the same places. Where the length does, the model is asked,
+    once.
 
     Args:
         layer: Which of the model's hidden states the rows are of, counted from the first.
@@ -49,8 +50,8 @@ class RowClasses:
 
     def of(self, sequence: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """A short form of a token sequence, uint32 `[n]`, that all of its class share."""
-        repeated = len(sequence) > 1 and bool((sequence == sequence[0]).all())
-        if len(sequence) < 2 or not (repeated or self._layer == 0):
+        repeated = bool((sequence[1:] == sequence[:1]).all())
+        if len(sequence) <= 1 or not (repeated or self._layer == 0):
             return sequence
         counts_positions = self._asked(sequence[:1])
         if repeated and not counts_positions:
