@@ -38,7 +38,7 @@ test-rust: setup ## Test the pure crates; they need no Python
 	cargo test --release --locked
 
 test-bridge: build ## Test the Python encoder inside a Rust process
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-encode-embed --package ebm-prover
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
 test-python: build ## Test the package, and the two languages together
 	$(BIN)/python -m pytest

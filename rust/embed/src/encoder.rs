@@ -8,14 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ebm_encode::cache::Identity;
-use ebm_encode::encoder::{Encoder, EncoderError, EncoderResult, RowReport};
+use ebm_cache::Identity;
+use ebm_encoder::{Encoder, EncoderError, EncoderResult, RowReport};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::attached::detached;
 use crate::error::EmbedError;
-use crate::interpreter::{Interpreter, attach};
+use crate::exception::attach;
+use crate::interpreter::Interpreter;
 use crate::log;
 use crate::object::{ObjectEncoder, make};
 use crate::options::PythonEncoderOptions;
@@ -30,8 +31,8 @@ const STACK: usize = 8 << 20;
 ///
 /// A call writes into the caller's memory and returns when that is done, so nothing is written for
 /// a caller that has given up. Calls of several threads wait for each other; put a
-/// [`Coalescer`](ebm_encode::encoder::Coalescer) or a
-/// [`CachedEncoder`](ebm_encode::encoder::CachedEncoder) in front to merge them.
+/// [`Coalescer`](ebm_encoder::Coalescer) or a
+/// [`CachedEncoder`](ebm_encoder::CachedEncoder) in front to merge them.
 ///
 /// A thread that is attached to Python may load, call and drop it, too: it is detached while it waits.
 /// In a process that was forked since, calls are refused.

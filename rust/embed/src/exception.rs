@@ -1,6 +1,6 @@
 //! Python exceptions as plain data: nothing of them refers to the interpreter.
 
-use ebm_encode::encoder::EncoderError;
+use ebm_encoder::EncoderError;
 use pyo3::prelude::*;
 use pyo3::types::PyTracebackMethods;
 
@@ -28,6 +28,12 @@ impl PythonException {
         let traceback = error.traceback(py).and_then(|traceback| traceback.format().ok());
         Self { kind, message, traceback }
     }
+}
+
+#[cfg(feature = "interpreter")]
+/// Attaches this thread for a while; exceptions come back as plain data.
+pub(crate) fn attach<T>(run: impl FnOnce(Python<'_>) -> PyResult<T>) -> Result<T, PythonException> {
+    Python::attach(|py| run(py).map_err(|error| PythonException::of(py, &error)))
 }
 
 impl From<PythonException> for EncoderError {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 use crate::environment::Environment;
 use crate::error::EmbedError;
-use crate::exception::PythonException;
+use crate::exception::attach;
 use crate::signals::Interrupts;
 
 static RUNNING: OnceLock<Interpreter> = OnceLock::new();
@@ -98,11 +98,6 @@ impl Interpreter {
             asked: other.executable().to_owned(),
         })
     }
-}
-
-/// Attaches this thread for a while; exceptions come back as plain data.
-pub(crate) fn attach<T>(run: impl FnOnce(Python<'_>) -> PyResult<T>) -> Result<T, PythonException> {
-    Python::attach(|py| run(py).map_err(|error| PythonException::of(py, &error)))
 }
 
 fn describe(version: &str, prefix: &Path) -> String {

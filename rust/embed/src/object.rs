@@ -1,17 +1,21 @@
 //! A Python object as an encoder.
 
-use ebm_encode::cache::Identity;
-use ebm_encode::encoder::{
+use ebm_cache::Identity;
+use ebm_encoder::{
     Encoder, EncoderError, EncoderResult, RowReport, TokenDigest, require_room,
 };
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+#[cfg(feature = "interpreter")]
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::array::with_array;
+#[cfg(feature = "interpreter")]
 use crate::attached::detached;
 use crate::exception::PythonException;
-use crate::interpreter::attach;
+#[cfg(feature = "interpreter")]
+use crate::exception::attach;
 
 /// Length of a state's prompt in tokens, and a digest of its token ids, where the encoder has one.
 type Prompt = (usize, Option<u64>);
@@ -23,6 +27,8 @@ type Outcome = (usize, String, bool, String);
 ///
 /// Each call attaches the calling thread to the interpreter for as long as Python works. Python writes
 /// into memory of its own, from which rows are copied.
+///
+/// Without the feature `interpreter`, whoever waits for it must not be attached to Python meanwhile.
 #[derive(Debug)]
 pub struct ObjectEncoder {
     /// The object, and the function that calls it, until they are let go.
@@ -47,6 +53,7 @@ impl ObjectEncoder {
     }
 
     /// What the encoder is made of and runs on, beside its identity.
+    #[cfg(feature = "interpreter")]
     pub(crate) fn describe(&self, py: Python<'_>) -> PyResult<String> {
         let (object, _) = self.python.as_ref().ok_or_else(|| PyRuntimeError::new_err("closed"))?;
         py.import("ebm_encode.bridge")?.call_method1("describe", (object,))?.extract()
@@ -61,6 +68,7 @@ impl ObjectEncoder {
     }
 
     /// Leaves the model where it is.
+    #[cfg(feature = "interpreter")]
     pub(crate) fn forget(&mut self) {
         std::mem::forget(self.python.take());
     }
@@ -113,6 +121,7 @@ impl Encoder for ObjectEncoder {
     }
 
     /// Without the interpreter, which the encoder needs.
+    #[cfg(feature = "interpreter")]
     fn block_on(&self, wait: &mut (dyn FnMut() + Send)) {
         detached(wait);
     }
@@ -138,6 +147,7 @@ fn row_report(fine: &RowReport, status: &str, truncated: bool, reason: String) -
 }
 
 /// Makes an encoder with the interpreter, on this thread.
+#[cfg(feature = "interpreter")]
 pub(crate) fn make(
     load: impl FnOnce(Python<'_>) -> PyResult<Bound<'_, PyAny>>,
 ) -> Result<ObjectEncoder, PythonException> {

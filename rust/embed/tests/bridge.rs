@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ebm_encode::encoder::{
+use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, Coalescer, CoalescerOptions, Encoder, EncoderError,
     RowReport,
 };
-use ebm_encode_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
+use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 use support::{difference, encoder, model, options, python};
 
 fn rows(encoder: &impl Encoder, states: &[&str]) -> (Vec<RowReport>, Vec<f32>) {
@@ -157,7 +157,7 @@ fn options_reach_the_encoder() {
         ..options()
     };
     let other = PythonEncoder::load(python(), &other).unwrap();
-    let fields = ebm_encode::cache::differences(Some(encoder().identity()), Some(other.identity()));
+    let fields = ebm_cache::differences(Some(encoder().identity()), Some(other.identity()));
     let fields: Vec<String> = fields.into_iter().map(|difference| difference.field).collect();
     assert_eq!(fields, ["dtype", "layer", "pooling", "template"]);
     assert_eq!(other.describe().unwrap()["engine"]["name"], "padded");

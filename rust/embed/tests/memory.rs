@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ebm_encode::encoder::{Coalescer, CoalescerOptions, Encoder};
+use ebm_encoder::{Coalescer, CoalescerOptions, Encoder};
 use support::{encoder, seen};
 
 /// Counts allocations of one size or more.

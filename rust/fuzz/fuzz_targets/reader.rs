@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use ebm_encode::cache::{Checks, EmbeddingCache, MappedCache, OpenOptions};
+use ebm_cache::{Checks, EmbeddingCache, MappedCache, OpenOptions};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

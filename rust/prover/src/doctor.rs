@@ -4,9 +4,9 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ebm_encode::cache::{RowChecker, StateKey};
-use ebm_encode::encoder::Encoder;
-use ebm_encode_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
+use ebm_cache::{RowChecker, StateKey};
+use ebm_encoder::Encoder;
+use ebm_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
 
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;

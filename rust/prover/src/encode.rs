@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use ebm_encode::encoder::{Encoder, RowReport};
+use ebm_encoder::{Encoder, RowReport};
 use serde_json::json;
 
 use crate::model::{ModelArguments, PythonArguments};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
-use ebm_encode::cache::{Checks, EmbeddingCache};
+use ebm_cache::{Checks, EmbeddingCache};
 
 use crate::outcome::Outcome;
 use crate::text::one_line;

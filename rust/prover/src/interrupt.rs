@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use anyhow::Context;
-use ebm_encode::encoder::CachedEncoder;
+use ebm_encoder::CachedEncoder;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 

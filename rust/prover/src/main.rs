@@ -15,7 +15,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ebm_encode_embed::{EmbedError, Interpreter};
+use ebm_embed::{EmbedError, Interpreter};
 use tracing_subscriber::EnvFilter;
 
 use crate::interrupt::Saved;

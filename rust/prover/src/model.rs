@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ebm_encode_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
+use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 
 /// Where Python is.
 #[derive(Debug, Args)]

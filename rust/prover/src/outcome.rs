@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ebm_encode::cache::CacheError;
+use ebm_cache::CacheError;
 
 /// How a command that ran to its end went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

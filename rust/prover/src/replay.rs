@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, value_parser};
-use ebm_encode::cache::{Checks, EmbeddingCache};
-use ebm_encode::encoder::{
+use ebm_cache::{Checks, EmbeddingCache};
+use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CoalescerOptions, Encoder,
 };
-use ebm_encode::search::{RecordedSearch, read_searches};
+use ebm_search::{RecordedSearch, read_searches};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ebm_encode::cache::storage;
-use ebm_encode::search::read_texts;
+use ebm_cache::storage;
+use ebm_search::read_texts;
 use serde_json::Value;
 
 const COLUMN: &str = "state_pp";

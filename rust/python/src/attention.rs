@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use ebm_encode::attention::{AttentionError, Before, Layer, PathAttention, Runs};
+use ebm_kernels::attention::{AttentionError, Before, Layer, PathAttention, Runs};
 use numpy::{PyReadonlyArray1, PyReadonlyArray3, PyReadwriteArray3};
 use pyo3::prelude::*;
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ebm_encode::cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions, Run};
+use ebm_cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions, Run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;

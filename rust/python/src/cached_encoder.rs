@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use ebm_encode::encoder::{
+use ebm_encoder::{
     CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError,
     RowReport,
 };
-use ebm_encode_embed::ObjectEncoder;
+use ebm_embed::ObjectEncoder;
 use numpy::PyArray1;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ebm_encode::cache::{self, BadRow};
+use ebm_cache::BadRow;
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -63,7 +63,7 @@ pub(crate) fn check_rows(
     }
     let verdicts = py.detach(|| {
         let states: Vec<&str> = states.iter().map(|state| &**state).collect();
-        cache::check_rows(&states, &tokens, rows, dim)
+        ebm_cache::check_rows(&states, &tokens, rows, dim)
     });
     Ok(verdicts.into_iter().map(|verdict| verdict.err().map(PyBadRow::from)).collect())
 }
@@ -80,14 +80,14 @@ fn sequences<'a>(ids: &'a [u32], offsets: &[i64]) -> PyResult<Vec<&'a [u32]>> {
 #[pyfunction]
 #[pyo3(signature = (path, *, examples = 5))]
 pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<Bound<'_, PyAny>> {
-    let report = interruptible(py, move || cache::audit(path, examples))?.map_err(cache_error)?;
+    let report = interruptible(py, move || ebm_cache::audit(path, examples))?.map_err(cache_error)?;
     let report = serde_json::to_value(report).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &report)
 }
 
 #[pyfunction]
 pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
-    let mut report = py.detach(|| cache::compact(folder)).map_err(cache_error)?;
+    let mut report = py.detach(|| ebm_cache::compact(folder)).map_err(cache_error)?;
     let replaced = std::mem::take(&mut report.replaced);
     report.left_out.extend(replaced);
     Ok(finished(report))
@@ -95,7 +95,7 @@ pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
 
 #[pyfunction]
 pub(crate) fn describe(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
-    let files = interruptible(py, move || cache::describe(path))?.map_err(cache_error)?;
+    let files = interruptible(py, move || ebm_cache::describe(path))?.map_err(cache_error)?;
     let files = serde_json::to_value(files).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &files)
 }

@@ -1,6 +1,6 @@
 //! Core errors as the exceptions of `ebm_encode.errors`.
 
-use ebm_encode::cache::CacheError;
+use ebm_cache::CacheError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 

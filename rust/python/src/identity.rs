@@ -1,6 +1,6 @@
 //! `Identity`.
 
-use ebm_encode::cache::{Identity, differences};
+use ebm_cache::{Identity, differences};
 use pyo3::prelude::*;
 
 use crate::errors::argument_error;

@@ -46,9 +46,9 @@ mod _core {
     use super::writer::PyCacheWriter;
 
     #[pymodule_export]
-    const METADATA_KEY: &str = ebm_encode::cache::METADATA_KEY;
+    const METADATA_KEY: &str = ebm_cache::METADATA_KEY;
     #[pymodule_export]
-    const FORMAT_VERSION: u32 = ebm_encode::cache::FORMAT_VERSION;
+    const FORMAT_VERSION: u32 = ebm_cache::FORMAT_VERSION;
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "a Python dunder")]
     const __version__: &str = env!("CARGO_PKG_VERSION");
@@ -58,7 +58,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
-        ebm_encode::threads::note_process();
+        ebm_threads::note_process();
         super::cached_encoder::close_at_exit(module)
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use ebm_encode::cache::{MappedCache, OpenMode, OpenOptions};
+use ebm_cache::{MappedCache, OpenMode, OpenOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;

@@ -1,6 +1,6 @@
 //! Plans of forward passes.
 
-use ebm_encode::packing::{self, PlanError, Sequences, Sharing, Trie};
+use ebm_kernels::packing::{self, PlanError, Sequences, Sharing, Trie};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 

@@ -1,7 +1,7 @@
 //! The cache's Arrow schema over the Arrow `PyCapsule` interface.
 
 use arrow_schema::ffi::FFI_ArrowSchema;
-use ebm_encode::cache::cache_schema;
+use ebm_cache::cache_schema;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use ebm_encode::cache::storage::{self, Kind};
+use ebm_cache::storage::{self, Kind};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 

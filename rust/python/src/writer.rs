@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ebm_encode::cache::{CacheWriter, FinishReport, OutputLock, StateKey, Verdict, WriterOptions};
+use ebm_cache::{CacheWriter, FinishReport, OutputLock, StateKey, Verdict, WriterOptions};
 use numpy::{PyArray1, PyArray2, PyReadonlyArray2};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;

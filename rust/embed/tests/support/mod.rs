@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ebm_encode_embed::{Interpreter, PythonEncoder, PythonEncoderOptions};
+use ebm_embed::{Interpreter, PythonEncoder, PythonEncoderOptions};
 use pyo3::prelude::*;
 
 /// Bad weather comes with the words of a state.

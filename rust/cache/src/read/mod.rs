@@ -1,0 +1,9 @@
+//! Readers: a cache in memory, and a cache whose files are mapped.
+
+pub(crate) mod batch;
+pub(crate) mod buffer;
+pub(crate) mod in_memory;
+pub(crate) mod mapped;
+pub(crate) mod mode;
+pub(crate) mod neighbours;
+pub(crate) mod state_index;

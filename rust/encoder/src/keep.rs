@@ -1,0 +1,57 @@
+//! Where rows go beside the callers that asked for them: the memory, and the file to append to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::RowReport;
+use crate::appender::RowSink;
+use crate::memory::Memory;
+use crate::row::Encoded;
+use ebm_cache::StateKey;
+
+/// What was encoded, counted.
+#[derive(Debug, Default)]
+pub(crate) struct Encodings {
+    pub(crate) tokens: AtomicU64,
+    pub(crate) truncated: AtomicU64,
+}
+
+/// Keeps rows that passed the row checks.
+pub(crate) struct Keep {
+    pub(crate) memory: Memory,
+    pub(crate) appended: Option<RowSink>,
+    pub(crate) encodings: Arc<Encodings>,
+}
+
+impl Keep {
+    /// Keeps the rows of a batch, before its callers get them.
+    pub(crate) fn keep(&self, states: &[Arc<str>], answers: &[Encoded]) {
+        for (state, answer) in states.iter().zip(answers) {
+            self.memory.insert(state, answer);
+            if let RowReport::Ok { tokens, truncated, .. } = answer.report {
+                self.encodings.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+                self.encodings.truncated.fetch_add(u64::from(truncated), Ordering::Relaxed);
+            }
+        }
+        if let Some(sink) = &self.appended {
+            sink.append(states, answers);
+        }
+    }
+
+    /// Puts another row in the place of one that was kept, or none.
+    pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Encoded>) {
+        self.memory.remove(state);
+        if let Some(answer) = answer {
+            self.memory.insert(state, answer);
+        }
+        if let Some(sink) = &self.appended {
+            sink.replace(state, answer);
+        }
+    }
+
+    /// The text of a state whose row was kept.
+    pub(crate) fn text_of(&self, key: StateKey) -> Option<Arc<str>> {
+        let appended = || self.appended.as_ref()?.text_of(key);
+        self.memory.text_of(key).or_else(appended)
+    }
+}

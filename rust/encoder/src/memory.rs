@@ -1,0 +1,55 @@
+//! A byte-bounded LRU of rows that were encoded during this search.
+
+use std::sync::Arc;
+
+use moka::sync::Cache;
+
+use crate::row::{Encoded, Row};
+use ebm_cache::StateKey;
+
+/// About what an entry takes beside its text and values: two allocations and the cache's own books.
+const OVERHEAD: usize = 128;
+
+/// Rows by state; the least used ones go when it is full.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    rows: Cache<Arc<str>, Encoded>,
+}
+
+impl Memory {
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        let weigh = |state: &Arc<str>, encoded: &Encoded| {
+            let values = encoded.row.as_deref().map_or(0, size_of_val);
+            let bytes = state.len() + values + OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        Self { rows: Cache::builder().max_capacity(max_bytes).weigher(weigh).build() }
+    }
+
+    pub(crate) fn get(&self, state: &str) -> Option<Encoded> {
+        self.rows.get(state)
+    }
+
+    /// Keeps a copy of a row: by reference it would keep its whole batch, and no limit would hold.
+    pub(crate) fn insert(&self, state: &Arc<str>, encoded: &Encoded) {
+        let Some(row) = &encoded.row else { return };
+        let own = Row::new(&Arc::from(&**row), 0, row.len());
+        let report = encoded.report.clone();
+        self.rows.insert(Arc::clone(state), Encoded { report, row: Some(own) });
+    }
+
+    pub(crate) fn remove(&self, state: &str) {
+        self.rows.invalidate(state);
+    }
+
+    /// The text of a state that is kept, by its key. Looks at all of them: for rare events.
+    pub(crate) fn text_of(&self, key: StateKey) -> Option<Arc<str>> {
+        let found = self.rows.iter().find(|(state, _)| StateKey::of(state) == key);
+        found.map(|(state, _)| Arc::clone(&*state))
+    }
+
+    /// All rows that are kept.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Arc<str>, Encoded)> + '_ {
+        self.rows.iter().map(|(state, encoded)| (Arc::clone(&*state), encoded))
+    }
+}

@@ -1,0 +1,83 @@
+//! Windows: neighbours in the order of their tokens together, under a budget of trie nodes.
+
+use rayon::slice::ParallelSliceMut;
+
+use super::PlanError;
+use super::sequences::{Sequences, common_prefix};
+use ebm_threads::spread;
+
+/// Whether sequences of a window share what they have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// A prefix that neighbours have in common counts once.
+    Prefixes,
+    /// Every sequence counts whole.
+    Nothing,
+}
+
+/// Groups sequences into windows of at most `max_nodes` nodes and `max_rows` sequences.
+///
+/// Sequences stand in the order of their token ids, equal ones in the order given, so that the ones
+/// that share most are neighbours. A sequence longer than the budget is a window of its own.
+/// Returns the windows as indices into `sequences`; the same sequences always give the same plan.
+/// Linear in the tokens, but for the sort, which compares no further than two sequences agree.
+///
+/// # Errors
+/// [`PlanError::EmptyBudget`] if a budget is 0.
+pub fn plan_windows(
+    sequences: Sequences<'_>,
+    sharing: Sharing,
+    max_nodes: usize,
+    max_rows: usize,
+) -> Result<Vec<Vec<usize>>, PlanError> {
+    if max_nodes == 0 {
+        return Err(PlanError::EmptyBudget("max_nodes"));
+    }
+    if max_rows == 0 {
+        return Err(PlanError::EmptyBudget("max_rows"));
+    }
+    let mut windows: Vec<Vec<usize>> = Vec::new();
+    let mut nodes = 0;
+    for i in sorted(sequences) {
+        let sequence = sequences.get(i);
+        if let Some(window) = windows.last_mut()
+            && let Some(&before) = window.last()
+        {
+            let shared = match sharing {
+                Sharing::Prefixes => common_prefix(sequences.get(before), sequence),
+                Sharing::Nothing => 0,
+            };
+            let new = sequence.len() - shared;
+            if nodes + new <= max_nodes && window.len() < max_rows {
+                nodes += new;
+                window.push(i);
+                continue;
+            }
+        }
+        nodes = sequence.len();
+        windows.push(vec![i]);
+    }
+    Ok(windows)
+}
+
+/// Number of distinct non-empty prefixes: the nodes of the trie of all sequences.
+#[must_use]
+pub fn count_nodes(sequences: Sequences<'_>) -> usize {
+    let order = sorted(sequences);
+    let mut before: &[u32] = &[];
+    let mut nodes = 0;
+    for i in order {
+        let sequence = sequences.get(i);
+        nodes += sequence.len() - common_prefix(before, sequence);
+        before = sequence;
+    }
+    nodes
+}
+
+fn sorted(sequences: Sequences<'_>) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    spread(|| {
+        order.par_sort_unstable_by(|&a, &b| sequences.get(a).cmp(sequences.get(b)).then(a.cmp(&b)));
+    });
+    order
+}
