@@ -17,6 +17,7 @@ use crate::storage::{self, Kind};
 
 /// What an audit found.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct AuditReport {
     /// The file or folder.
     #[serde(serialize_with = "crate::folder::describe::as_shown")]

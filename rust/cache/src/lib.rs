@@ -2,7 +2,7 @@
 //! that made it, every row checked when it is written and when it is read.
 //!
 //! - [`EmbeddingCache`] holds a cache in memory and lends its rows; [`MappedCache`] reads them by address
-//!   from files that many processes share.
+//!   from files that many processes share. [`Cache`] is either.
 //! - [`OutputLock`] and [`CacheWriter`] write one: rows are checked, checkpoints survive a crash, and a
 //!   file or a part of a folder appears whole or not at all. One output has one writer.
 //! - [`audit`] lists the bad rows of any file with a text column and a column of lists of numbers.
@@ -69,6 +69,7 @@ pub use format::runs::Run;
 pub use format::schema::{
     EMBEDDING_COLUMN, FORMAT_VERSION, METADATA_KEY, ROW_GROUP_ROWS, STATE_COLUMN, cache_schema,
 };
+pub use read::cache::{Cache, free_memory};
 pub use read::in_memory::EmbeddingCache;
 pub use read::mapped::MappedCache;
 pub use read::neighbours::Neighbour;

@@ -11,7 +11,7 @@ use arrow_array::types::Float32Type;
 use arrow_array::{ArrayRef, ListArray, RecordBatch, StringArray};
 use common::{identity, row};
 use ebm_cache::{
-    CacheError, Checks, EmbeddingCache, MappedCache, OpenMode, OpenOptions, OutputLock, StateKey,
+    Cache, CacheError, Checks, EmbeddingCache, MappedCache, OpenOptions, OutputLock, StateKey,
     WriterOptions, audit, describe,
 };
 use parquet::arrow::ArrowWriter;
@@ -55,7 +55,7 @@ fn row_at_fault(path: &Path) -> Vec<u64> {
         CacheError::Row { row, .. } => row,
         other => panic!("{other}"),
     };
-    let options = |checks| OpenOptions { checks, ..OpenOptions::default() };
+    let options = |checks| OpenOptions::default().with_checks(checks);
     [Checks::Strict, Checks::Lenient]
         .into_iter()
         .map(|checks| row_of(EmbeddingCache::open_with(path, options(checks)).unwrap_err()))
@@ -73,7 +73,7 @@ fn lists_without_values_are_refused_by_every_reader_and_listed_by_the_audit() {
     let report = audit(&path, 10).unwrap();
     assert_eq!((report.rows, report.dim, report.bad["malformed"]), (3, 0, 3));
     assert_eq!(describe(&path).unwrap()[0].rows, 3);
-    assert_eq!(OpenMode::Auto.resolve(&path).unwrap(), OpenMode::InMemory);
+    assert!(!Cache::prefers_mapped(&path, Some(1)).unwrap());
     // Nor may a writer that adds to such a file.
     let lock = OutputLock::acquire(&path).unwrap();
     assert!(lock.open(identity(), 4, WriterOptions::default()).is_err());

@@ -125,7 +125,7 @@ fn checksums_are_verified_unless_the_file_is_trusted() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("f.parquet");
     std::fs::write(&path, &bytes).unwrap();
-    let trust = OpenOptions { checksums: Checksums::Trust, ..OpenOptions::default() };
+    let trust = OpenOptions::default().with_checksums(Checksums::Trust);
     let mut row = [0.0; 8];
     let memory = EmbeddingCache::from_bytes("f", bytes.clone().into(), trust).unwrap();
     assert_eq!(memory.matrix(), changed);

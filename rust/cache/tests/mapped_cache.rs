@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 use common::{append_good, identity, open, other_identity, provenance, rows, states};
-use ebm_cache::{CacheError, EmbeddingCache, MANIFEST, MappedCache, OpenMode};
+use ebm_cache::{Cache, CacheError, EmbeddingCache, MANIFEST, MappedCache, OpenMode};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -122,15 +122,15 @@ fn what_is_not_there_is_refused() {
 fn a_small_cache_is_held_in_memory_unless_told_otherwise() {
     let folder = TempDir::new().unwrap();
     let path = write(folder.path(), 5, 4);
-    assert_eq!(OpenMode::Auto.resolve(&path).unwrap(), OpenMode::InMemory);
-    assert_eq!(OpenMode::Mapped.resolve(&path).unwrap(), OpenMode::Mapped);
+    let opened = |mode| Cache::open(&path, mode).unwrap();
+    assert!(matches!(opened(OpenMode::Auto), Cache::InMemory(_)));
+    assert!(matches!(opened(OpenMode::InMemory), Cache::InMemory(_)));
+    assert!(matches!(opened(OpenMode::Mapped), Cache::Mapped(_)));
     let bytes = 5 * 4 * 4;
-    let with = |free| OpenMode::Auto.resolve_within(&path, free).unwrap();
-    assert_eq!(with(Some(2 * bytes)), OpenMode::InMemory, "half of what is free");
-    assert_eq!(with(Some(2 * bytes - 1)), OpenMode::Mapped);
-    assert_eq!(with(None), OpenMode::InMemory, "where the system does not tell");
-    let chosen = OpenMode::InMemory.resolve_within(&path, Some(0)).unwrap();
-    assert_eq!(chosen, OpenMode::InMemory);
+    let prefers = |free| Cache::prefers_mapped(&path, free).unwrap();
+    assert!(!prefers(Some(2 * bytes)), "half of what is free");
+    assert!(prefers(Some(2 * bytes - 1)));
+    assert!(!prefers(None), "where the system does not tell");
 }
 
 /// The bytes of a small cache.

@@ -364,7 +364,7 @@ fn overwriting_removes_what_the_former_writer_still_had_to_remove() {
     let part = fs::read(cache.join("part-000000000.parquet")).unwrap();
     compact(&cache).unwrap();
     fs::write(cache.join("part-000000000.parquet"), part).unwrap(); // killed before it was removed
-    let options = WriterOptions { overwrite: true, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_overwrite(true);
     let mut writer = OutputLock::acquire(&cache).unwrap().open(identity(), DIM, options).unwrap();
     append_good(&mut writer, &states(0..3), &rows(0..3, DIM));
     writer.finish(provenance()).unwrap();
@@ -392,7 +392,7 @@ fn writers_that_come_while_another_ends_are_refused_or_admitted() {
                         }
                         Err(error) => panic!("{error}"),
                     };
-                    let options = WriterOptions { checkpoint_rows: 1, ..WriterOptions::default() };
+                    let options = WriterOptions::default().with_checkpoint_rows(1);
                     let mut writer = lock.open(identity(), DIM, options).unwrap();
                     let number = next.fetch_add(1, Ordering::SeqCst);
                     append_good(&mut writer, &states(number..number + 1), &row(number, DIM));

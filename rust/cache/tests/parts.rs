@@ -147,7 +147,7 @@ fn compacting_makes_one_part_of_the_rows_that_count() {
 #[test]
 fn overwriting_replaces_all_parts() {
     let (_around, folder) = three_parts();
-    let options = WriterOptions { overwrite: true, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_overwrite(true);
     let lock = OutputLock::acquire(&folder).unwrap();
     let mut writer = lock.open(other_identity(), DIM, options).unwrap();
     append_good(&mut writer, &states(0..5), &rows(0..5, DIM));

@@ -17,7 +17,7 @@ use ebm_cache::{
 const DIM: usize = 8;
 
 fn open(output: &str) -> CacheResult<CacheWriter> {
-    let options = WriterOptions { checkpoint_rows: 6, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_checkpoint_rows(6);
     OutputLock::acquire(output)?.open(identity(), DIM, options)
 }
 
@@ -193,7 +193,7 @@ fn an_object_of_many_pieces_is_whole_and_takes_nobody_s_place() {
     let (_, faulty, sound) = bucket(None);
     let output = format!("{faulty}/large.parquet");
     let open = || {
-        let options = WriterOptions { checkpoint_rows: 1_000_000, ..WriterOptions::default() };
+        let options = WriterOptions::default().with_checkpoint_rows(1_000_000);
         OutputLock::acquire(&output).unwrap().open(identity(), dim, options).unwrap()
     };
     let (mut writer, mut other) = (open(), open());

@@ -97,7 +97,7 @@ fn another_encoder_is_refused_and_named_unless_overwriting() {
     drop(writer);
     let lock = || OutputLock::acquire(&output).unwrap();
     let refused = |overwrite| {
-        let options = WriterOptions { overwrite, ..WriterOptions::default() };
+        let options = WriterOptions::default().with_overwrite(overwrite);
         lock().open(other_identity(), DIM, options)
     };
     let unfinished = refused(false).unwrap_err();
@@ -139,7 +139,7 @@ fn rejected_rows_are_never_resumed() {
     let lock = OutputLock::acquire(&output).unwrap();
     let refused = lock.open(identity(), DIM, WriterOptions::default()).unwrap_err();
     assert!(matches!(&refused, CacheError::Rejected { detail, .. } if detail.contains("swapped")));
-    let options = WriterOptions { overwrite: true, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_overwrite(true);
     let writer = OutputLock::acquire(&output).unwrap().open(identity(), DIM, options).unwrap();
     assert!(writer.is_empty());
 }
@@ -228,7 +228,7 @@ fn rows_are_adopted_from_a_cache_of_the_same_encoder_only() {
     writer.finish(provenance()).unwrap();
     assert_holds(&new, &states[5..15], &rows[5 * DIM..15 * DIM]);
 
-    let options = WriterOptions { overwrite: true, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_overwrite(true);
     let lock = OutputLock::acquire(&new).unwrap();
     let mut other = lock.open(other_identity(), DIM, options).unwrap();
     let refused = other.adopt(&old, &refs(&states)).unwrap_err();

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use ebm_encoder::{Coalescer, CoalescerOptions, Encoder};
 use ebm_embed::{Interpreter, PythonEncoder, PythonEncoderOptions};
+use ebm_encoder::{Coalescer, CoalescerOptions, Encoder};
 use pyo3::prelude::*;
 use serde_json::json;
 

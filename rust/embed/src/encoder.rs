@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ebm_cache::Identity;
-use ebm_encoder::{Encoder, EncoderError, EncoderResult, RowReport};
+use ebm_encoder::{Encoder, EncoderError, EncoderResult, Report};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -177,7 +177,7 @@ impl Encoder for PythonEncoder {
         self.encoder.identity()
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         let pool = self.thread.pool()?;
         let mut result = Err(EncoderError::Closed);
         detached(|| {

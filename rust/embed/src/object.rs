@@ -2,7 +2,8 @@
 
 use ebm_cache::Identity;
 use ebm_encoder::{
-    Encoder, EncoderError, EncoderResult, RowReport, TokenDigest, require_room,
+    Encoder, EncoderError, EncoderResult, NoEmbedding, PromptInfo, Report, TokenDigest,
+    require_room,
 };
 #[cfg(feature = "interpreter")]
 use pyo3::exceptions::PyRuntimeError;
@@ -97,7 +98,7 @@ impl Encoder for ObjectEncoder {
         &self.identity
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         require_room(states.len(), self.dim, rows.len())?;
         if states.is_empty() {
             return Ok(Vec::new());
@@ -106,15 +107,13 @@ impl Encoder for ObjectEncoder {
         // Not where the interpreter is ending: attaching would not return.
         let called = Python::try_attach(|py| self.call(py, python, states, rows));
         let (prompts, special) = called.ok_or(EncoderError::Closed)??;
-        let fine = |(tokens, digest): Prompt| RowReport::Ok {
-            tokens,
-            truncated: false,
-            digest: digest.map(TokenDigest::new),
+        let fine = |(tokens, digest): Prompt| {
+            Ok(PromptInfo::new(tokens).with_digest(digest.map(TokenDigest::new)))
         };
-        let mut reports: Vec<RowReport> = prompts.into_iter().map(fine).collect();
+        let mut reports: Vec<Report> = prompts.into_iter().map(fine).collect();
         for (index, status, truncated, reason) in special {
             if let Some(report) = reports.get_mut(index) {
-                *report = row_report(report, &status, truncated, reason);
+                *report = special_report(report, &status, truncated, reason);
             }
         }
         Ok(reports)
@@ -133,16 +132,14 @@ impl Drop for ObjectEncoder {
     }
 }
 
-fn row_report(fine: &RowReport, status: &str, truncated: bool, reason: String) -> RowReport {
-    let (tokens, digest) = match fine {
-        RowReport::Ok { tokens, digest, .. } => (*tokens, *digest),
-        _ => (0, None),
-    };
+/// The report of a state of which there is more to say than its prompt.
+fn special_report(fine: &Report, status: &str, truncated: bool, reason: String) -> Report {
+    let prompt = fine.clone().unwrap_or(PromptInfo::new(0));
     match status {
-        "ok" => RowReport::Ok { tokens, truncated, digest },
-        "bad" => RowReport::Bad { reason },
-        "overlong" => RowReport::TooLong { tokens },
-        _ => RowReport::Failed { reason },
+        "ok" => Ok(prompt.with_truncated(truncated)),
+        "bad" => Err(NoEmbedding::Bad { reason }),
+        "overlong" => Err(NoEmbedding::TooLong { tokens: prompt.tokens }),
+        _ => Err(NoEmbedding::Failed { reason }),
     }
 }
 

@@ -8,6 +8,7 @@ use pyo3::types::PyDict;
 /// All but `device`, `max_batch_tokens`, `batch_size`, `engine` and `threads` are part of the
 /// encoder's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PythonEncoderOptions {
     /// A model's folder, or its hub id.
     pub model_path: String,
@@ -43,6 +44,29 @@ pub struct PythonEncoderOptions {
     pub threads: Option<usize>,
 }
 
+/// Methods that set one field each, where `None` leaves what the package takes by default.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $method:ident, $field:ident: $kind:tt,)*) => {
+        $(setters!(@one $(#[$doc])* $method, $field, $kind);)*
+    };
+    (@one $(#[$doc:meta])* $method:ident, $field:ident, text) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $method<'a>(mut self, $field: impl Into<Option<&'a str>>) -> Self {
+            self.$field = $field.into().map(str::to_owned);
+            self
+        }
+    };
+    (@one $(#[$doc:meta])* $method:ident, $field:ident, $number:ty) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn $method(mut self, $field: impl Into<Option<$number>>) -> Self {
+            self.$field = $field.into();
+            self
+        }
+    };
+}
+
 impl PythonEncoderOptions {
     /// The usual options for a model.
     #[must_use]
@@ -64,6 +88,42 @@ impl PythonEncoderOptions {
             code_revision: None,
             threads: None,
         }
+    }
+
+    setters! {
+        /// Sets the template.
+        with_template, template: text,
+        /// Sets the compute dtype.
+        with_dtype, dtype: text,
+        /// Sets the device.
+        with_device, device: text,
+        /// Sets the pooling.
+        with_pooling, pooling: text,
+        /// Sets the hidden state.
+        with_layer, layer: i64,
+        /// Sets the longest prompt.
+        with_max_length, max_length: usize,
+        /// Sets what to do with longer prompts.
+        with_overlong, overlong: text,
+        /// Sets the most tokens of one forward pass.
+        with_max_batch_tokens, max_batch_tokens: usize,
+        /// Sets the most states of one forward pass.
+        with_batch_size, batch_size: usize,
+        /// Sets the engine.
+        with_engine, engine: text,
+        /// Sets the revision of a hub id.
+        with_revision, revision: text,
+        /// Sets the commit of the model's code.
+        with_code_revision, code_revision: text,
+        /// Sets the threads of torch.
+        with_threads, threads: usize,
+    }
+
+    /// Sets whether code that comes with the model may run.
+    #[must_use]
+    pub fn with_trust_remote_code(mut self, trust: bool) -> Self {
+        self.trust_remote_code = trust;
+        self
     }
 
     /// Arguments of `Encoder.load`.

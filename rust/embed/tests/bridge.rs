@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, Coalescer, CoalescerOptions, Encoder, EncoderError,
-    RowReport,
+    NoEmbedding, Report,
 };
-use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 use support::{difference, encoder, model, options, python};
 
-fn rows(encoder: &impl Encoder, states: &[&str]) -> (Vec<RowReport>, Vec<f32>) {
+fn rows(encoder: &impl Encoder, states: &[&str]) -> (Vec<Report>, Vec<f32>) {
     let mut rows = vec![0.0; states.len() * encoder.dim()];
     let reports = encoder.encode_into(states, &mut rows).unwrap();
     (reports, rows)
@@ -31,7 +31,7 @@ fn rows_equal_those_of_each_state_alone() {
     let (reports, together) = rows(&encoder, &states);
     for ((state, report), row) in states.iter().zip(reports).zip(together.chunks(encoder.dim())) {
         assert!(
-            matches!(report, RowReport::Ok { tokens: 1.., truncated: false, .. }),
+            matches!(report, Ok(prompt) if prompt.tokens > 0 && !prompt.truncated),
             "{report:?}"
         );
         let (_, alone) = rows(&encoder, &[state]);
@@ -58,7 +58,7 @@ fn an_exception_comes_with_type_message_and_traceback_and_the_next_call_works() 
     let EncoderError::Failed { kind, message, trace } = error else { unreachable!("{error}") };
     assert_eq!((kind.as_str(), message.as_str()), ("ValueError", "a state is poisoned"));
     assert!(trace.unwrap().contains("in encode_into"));
-    assert!(rows(&encoder, &["⊢ True", "⊢ False"]).0.iter().all(RowReport::is_ok));
+    assert!(rows(&encoder, &["⊢ True", "⊢ False"]).0.iter().all(Report::is_ok));
 }
 
 #[test]
@@ -85,10 +85,10 @@ fn a_poisoned_text_fails_only_its_own_row() {
     let coalescer = Coalescer::start(encoder(), CoalescerOptions::default()).unwrap();
     let states = ["a", "b", "RAISE", "c"].map(Arc::from);
     let answers = coalescer.submit(states).unwrap().wait().unwrap();
-    let right: Vec<bool> = answers.iter().map(|answer| answer.row.is_some()).collect();
+    let right: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
     assert_eq!(right, [true, true, false, true]);
-    let RowReport::Error(EncoderError::Failed { kind, trace, .. }) = &answers[2].report else {
-        unreachable!("{:?}", answers[2].report)
+    let Err(NoEmbedding::Encoder(EncoderError::Failed { kind, trace, .. })) = &answers[2] else {
+        unreachable!("{:?}", answers[2])
     };
     assert_eq!(kind, "ValueError");
     assert!(trace.is_some());
@@ -123,17 +123,13 @@ save_file(weights, file, metadata={'format': 'pt'})
 fn a_text_that_is_too_long_is_reported_or_cut() {
     let long = "n : ℕ ".repeat(50);
     let states = ["⊢ True", &long];
-    let skips = PythonEncoderOptions {
-        max_length: Some(12),
-        overlong: Some("skip".to_owned()),
-        ..options()
-    };
+    let skips = options().with_max_length(12).with_overlong("skip");
     let (reports, _) = rows(&PythonEncoder::load(python(), &skips).unwrap(), &states);
     assert!(reports[0].is_ok());
-    assert!(matches!(reports[1], RowReport::TooLong { tokens: 50.. }), "{:?}", reports[1]);
-    let cuts = PythonEncoderOptions { overlong: Some("truncate".to_owned()), ..skips };
+    assert!(matches!(reports[1], Err(NoEmbedding::TooLong { tokens: 50.. })), "{:?}", reports[1]);
+    let cuts = skips.with_overlong("truncate");
     let (reports, _) = rows(&PythonEncoder::load(python(), &cuts).unwrap(), &states);
-    assert!(matches!(reports[1], RowReport::Ok { truncated: true, .. }), "{:?}", reports[1]);
+    assert!(matches!(&reports[1], Ok(prompt) if prompt.truncated), "{:?}", reports[1]);
 }
 
 #[test]
@@ -148,14 +144,12 @@ fn a_model_that_is_none_is_an_error_with_a_traceback() {
 
 #[test]
 fn options_reach_the_encoder() {
-    let other = PythonEncoderOptions {
-        template: Some("deepseek-prover-v2".to_owned()),
-        dtype: Some("bfloat16".to_owned()),
-        pooling: Some("last".to_owned()),
-        layer: Some(-2),
-        engine: Some("padded".to_owned()),
-        ..options()
-    };
+    let other = options()
+        .with_template("deepseek-prover-v2")
+        .with_dtype("bfloat16")
+        .with_pooling("last")
+        .with_layer(-2)
+        .with_engine("padded");
     let other = PythonEncoder::load(python(), &other).unwrap();
     let fields = ebm_cache::differences(Some(encoder().identity()), Some(other.identity()));
     let fields: Vec<String> = fields.into_iter().map(|difference| difference.field).collect();
@@ -174,7 +168,7 @@ fn many_threads_get_each_its_own_rows() {
     let encoder = encoder();
     let pool = pool(&encoder);
     // Room for about a third of the pool, so that rows come and go.
-    let options = CachedEncoderOptions { memory_bytes: 50_000, ..CachedEncoderOptions::default() };
+    let options = CachedEncoderOptions::default().with_memory_bytes(50_000);
     let cached = CachedEncoder::new(encoder, None, options).unwrap();
     let checked = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -212,7 +206,7 @@ fn callers_that_give_up_disturb_nobody() {
         drop(coalescer.submit(many()).unwrap());
     }
     let answers = coalescer.submit(many()).unwrap().wait().unwrap();
-    assert!(answers.iter().all(|answer| answer.row.is_some()));
+    assert!(answers.iter().all(|answer| answer.is_ok()));
 }
 
 #[test]

@@ -92,10 +92,10 @@ fn rows_are_written_where_they_stay_and_memory_is_flat() {
     });
     // The row checks gather the rows of a batch.
     assert!(batched <= 2, "one buffer for the batch, and no copy for its caller: {batched}");
-    let first = answers[0].row.as_ref().unwrap().as_ptr() as usize;
+    let first = answers[0].as_ref().unwrap().as_ptr() as usize;
     assert_ne!(seen().last(), Some(&(first, 200)), "nor is it the batch's");
     for (index, answer) in answers.iter().enumerate() {
-        let row = answer.row.as_ref().unwrap().as_ptr() as usize;
+        let row = answer.as_ref().unwrap().as_ptr() as usize;
         assert_eq!(row, first + index * dim * size_of::<f32>());
     }
 }

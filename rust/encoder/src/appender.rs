@@ -12,7 +12,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::appending::Appending;
-use crate::row::{Encoded, Row, TokenDigest};
+use crate::embedding::{Answer, TokenDigest};
+use crate::jobs::{Job, NewRow, Reply, Shared};
 use ebm_cache::{CacheError, CacheResult, CacheWriter, FinishReport, StateKey};
 
 /// Rows that are not saved yet may take this much memory; a writer that fails for longer loses more
@@ -20,48 +21,6 @@ use ebm_cache::{CacheError, CacheResult, CacheWriter, FinishReport, StateKey};
 const UNSAVED_BYTES: u64 = 1 << 30;
 /// How long a text is waited for that only the writer has; it may be busy with a store.
 const TEXT_WAIT: Duration = Duration::from_secs(5);
-
-/// A row to be appended.
-pub(crate) struct NewRow {
-    pub(crate) state: Arc<str>,
-    pub(crate) row: Row,
-    pub(crate) digest: Option<TokenDigest>,
-}
-
-impl NewRow {
-    fn of(state: &Arc<str>, answer: &Encoded) -> Option<Self> {
-        let (row, digest) = (answer.row.clone()?, answer.report.digest());
-        Some(Self { state: Arc::clone(state), row, digest })
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        (self.state.len() + size_of_val(&*self.row)) as u64
-    }
-}
-
-pub(crate) type Reply<T> = flume::Sender<CacheResult<T>>;
-
-/// What the thread is asked to do, one after the other.
-pub(crate) enum Job {
-    Append(Vec<NewRow>),
-    Replace(Arc<str>, Option<NewRow>),
-    Tokens(StateKey, TokenDigest),
-    TextOf(StateKey, flume::Sender<Option<String>>),
-    Checkpoint(Reply<()>),
-    Commit(Value, Reply<u64>),
-    Finish(Value, Reply<FinishReport>),
-}
-
-/// What the thread and those that give it rows count.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    /// Bytes of rows that are not saved yet.
-    pub(crate) unsaved: AtomicU64,
-    /// Rows that were not taken, because too many are not saved yet.
-    pub(crate) dropped: AtomicU64,
-    /// Rows of which the writer said that they must not be in its file.
-    pub(crate) refused: AtomicU64,
-}
 
 /// Takes rows to be appended, without waiting.
 #[derive(Clone)]
@@ -71,7 +30,7 @@ pub(crate) struct RowSink {
 }
 
 impl RowSink {
-    pub(crate) fn append(&self, states: &[Arc<str>], answers: &[Encoded]) {
+    pub(crate) fn append(&self, states: &[Arc<str>], answers: &[Answer]) {
         let rows = states.iter().zip(answers).filter_map(|(s, answer)| NewRow::of(s, answer));
         let rows: Vec<NewRow> = rows.collect();
         if rows.is_empty() {
@@ -91,7 +50,7 @@ impl RowSink {
         self.send(Job::Append(rows));
     }
 
-    pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Encoded>) {
+    pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Answer>) {
         let row = answer.and_then(|answer| NewRow::of(state, answer));
         let bytes = row.as_ref().map_or(0, NewRow::bytes);
         self.shared.unsaved.fetch_add(bytes, Ordering::Relaxed);

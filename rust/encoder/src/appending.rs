@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::appender::{Job, NewRow, Shared};
-use crate::row::TokenDigest;
+use crate::embedding::TokenDigest;
+use crate::jobs::{Job, NewRow, Shared};
 use ebm_cache::{CacheError, CacheResult, CacheWriter, StateKey, Verdict};
 
 /// After a failed checkpoint the next one is tried after this time, then after twice as long.
@@ -160,13 +160,13 @@ impl Appending {
         self.writer.settle()?;
         let rows = mem::take(&mut self.waiting);
         for row in &rows {
-            if let Some(digest) = row.digest {
+            if let Some(digest) = row.embedding.prompt().digest {
                 self.note_tokens(StateKey::of(&row.state), digest);
             }
         }
         self.taken += rows.iter().map(NewRow::bytes).sum::<u64>();
         let texts: Vec<&str> = rows.iter().map(|row| &*row.state).collect();
-        let values: Vec<f32> = rows.iter().flat_map(|row| row.row.iter().copied()).collect();
+        let values: Vec<f32> = rows.iter().flat_map(|row| row.embedding.iter().copied()).collect();
         // Where this fails, the writer has the rows all the same: it checkpoints after taking them.
         for (state, verdict) in texts.iter().zip(self.writer.append(&texts, &values)?) {
             if let Verdict::Bad(reason) = verdict {

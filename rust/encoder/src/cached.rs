@@ -1,5 +1,6 @@
 //! A cache in front of an encoder: known states cost a lookup, others are encoded once.
 
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,18 +12,19 @@ use serde_json::Value;
 use crate::appender::Appender;
 use crate::checks::SearchChecks;
 use crate::coalescer::{Coalescer, CoalescerOptions};
+use crate::embedding::{Answer, Embedding, NoEmbedding, PromptInfo};
 use crate::keep::{Encodings, Keep};
 use crate::memory::Memory;
-use crate::row::{Encoded, Row};
 use crate::statistics::{CachedEncoderStatistics, Requests, read};
 use crate::wait::Patience;
-use crate::{Encoder, EncoderError, EncoderResult, RowReport};
+use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::{
-    CacheError, CacheResult, CacheWriter, EmbeddingCache, FinishReport, OutputLock, WriterOptions,
+    Cache, CacheError, CacheResult, CacheWriter, FinishReport, OutputLock, WriterOptions,
 };
 
 /// How a [`CachedEncoder`] works.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct CachedEncoderOptions {
     /// How requests are merged.
     pub coalescing: CoalescerOptions,
@@ -50,80 +52,89 @@ impl Default for CachedEncoderOptions {
     }
 }
 
-/// A row, by reference into the cache or into what was encoded.
+impl CachedEncoderOptions {
+    /// Sets how requests are merged.
+    #[must_use]
+    pub fn with_coalescing(self, coalescing: CoalescerOptions) -> Self {
+        Self { coalescing, ..self }
+    }
+
+    /// Sets the most bytes of embeddings that are kept in memory.
+    #[must_use]
+    pub fn with_memory_bytes(self, memory_bytes: u64) -> Self {
+        Self { memory_bytes, ..self }
+    }
+
+    /// Sets the cache that embeddings are appended to.
+    #[must_use]
+    pub fn with_append_to(self, append_to: impl Into<PathBuf>) -> Self {
+        Self { append_to: Some(append_to.into()), ..self }
+    }
+
+    /// Sets the longest time that an embedding stays unsaved.
+    #[must_use]
+    pub fn with_checkpoint_interval(self, checkpoint_interval: Duration) -> Self {
+        Self { checkpoint_interval, ..self }
+    }
+
+    /// Sets whether a cache of a different encoder is served.
+    #[must_use]
+    pub fn with_allow_other_identity(self, allow_other_identity: bool) -> Self {
+        Self { allow_other_identity, ..self }
+    }
+}
+
+/// An embedding: of the cache, or encoded by this process. It lends its values as a slice.
 #[derive(Debug, Clone)]
-pub enum CachedRow<'a> {
-    /// From the cache.
+pub enum CachedEmbedding<'a> {
+    /// By reference into a cache in memory.
     Stored(&'a [f32]),
+    /// Copied out of a mapped cache.
+    Copied(Box<[f32]>),
     /// Encoded by this process.
-    Encoded(EncodedRow),
+    Encoded(Embedding),
 }
 
-/// A row that was encoded by this process, and its prompt.
-#[derive(Debug, Clone)]
-pub struct EncodedRow {
-    row: Row,
-    tokens: usize,
-    truncated: bool,
-}
-
-impl EncodedRow {
-    /// Length of the prompt in tokens, before any cut.
-    #[must_use]
-    pub const fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Whether the prompt was cut.
-    #[must_use]
-    pub const fn is_truncated(&self) -> bool {
-        self.truncated
-    }
-}
-
-impl Deref for EncodedRow {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.row
-    }
-}
-
-impl Deref for CachedRow<'_> {
+impl Deref for CachedEmbedding<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
         match self {
-            Self::Stored(row) => row,
-            Self::Encoded(row) => row,
+            Self::Stored(values) => values,
+            Self::Copied(values) => values,
+            Self::Encoded(embedding) => embedding,
         }
     }
 }
 
-impl CachedRow<'_> {
-    /// Length of the prompt in tokens, before any cut; a cache does not record it.
-    #[must_use]
-    pub const fn tokens(&self) -> Option<usize> {
-        match self {
-            Self::Stored(_) => None,
-            Self::Encoded(row) => Some(row.tokens),
-        }
+impl AsRef<[f32]> for CachedEmbedding<'_> {
+    fn as_ref(&self) -> &[f32] {
+        self
     }
+}
 
-    /// Whether the prompt was cut; a cache does not record it.
+impl PartialEq for CachedEmbedding<'_> {
+    /// Compares the values.
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl CachedEmbedding<'_> {
+    /// What is known of the prompt; a cache does not record it.
     #[must_use]
-    pub const fn is_truncated(&self) -> Option<bool> {
+    pub const fn prompt(&self) -> Option<&PromptInfo> {
         match self {
-            Self::Stored(_) => None,
-            Self::Encoded(row) => Some(row.truncated),
+            Self::Stored(_) | Self::Copied(_) => None,
+            Self::Encoded(embedding) => Some(embedding.prompt()),
         }
     }
 }
 
-/// One state's row, or why there is none.
-pub type CachedAnswer<'a> = Result<CachedRow<'a>, RowReport>;
+/// One state's embedding, or why there is none.
+pub type CachedAnswer<'a> = Result<CachedEmbedding<'a>, NoEmbedding>;
 
-/// An [`EmbeddingCache`] in front of an [`Encoder`].
+/// A [`Cache`] in front of an [`Encoder`].
 ///
 /// Equal states that several callers ask for at the same time are encoded once. Every encoded row
 /// passes the row checks before it is handed out, kept or appended: against itself, against the rows
@@ -132,7 +143,7 @@ pub type CachedAnswer<'a> = Result<CachedRow<'a>, RowReport>;
 /// the cache in front.
 #[derive(Debug)]
 pub struct CachedEncoder {
-    cache: Option<Arc<EmbeddingCache>>,
+    cache: Option<Cache>,
     coalescer: Option<Coalescer>,
     appender: Option<Appender>,
     dim: usize,
@@ -150,7 +161,7 @@ impl CachedEncoder {
     /// another length; [`CacheError::Locked`] if another process appends to the same file.
     pub fn new(
         encoder: impl Encoder + 'static,
-        cache: Option<Arc<EmbeddingCache>>,
+        cache: Option<Cache>,
         options: CachedEncoderOptions,
     ) -> CacheResult<Self> {
         let CachedEncoderOptions {
@@ -165,7 +176,7 @@ impl CachedEncoder {
         if let Some(cache) = &cache {
             require_same_encoder(cache, &encoder, allow_other_identity)?;
             // Rows of a different encoder are served, as asked; they say nothing about this one's.
-            front = (cache.identity() == Some(encoder.identity())).then(|| Arc::clone(cache));
+            front = (cache.identity() == Some(encoder.identity())).then(|| cache.clone());
         }
         let dim = encoder.dim();
         let (mut known, mut appender) = (None, None);
@@ -197,14 +208,27 @@ impl CachedEncoder {
 
     /// The row of a state that is known already; nothing is encoded.
     #[must_use]
-    pub fn get(&self, state: &str) -> Option<CachedRow<'_>> {
-        if let Some(row) = self.cache.as_ref().and_then(|cache| cache.get(state)) {
+    pub fn get(&self, state: &str) -> Option<CachedEmbedding<'_>> {
+        if let Some(embedding) = self.stored(state) {
             self.requests.cache_hits.fetch_add(1, Ordering::Relaxed);
-            return Some(CachedRow::Stored(row));
+            return Some(embedding);
         }
-        let row = answer(self.memory.get(state)?).ok()?;
+        let embedding = self.memory.get(state)?;
         self.requests.memory_hits.fetch_add(1, Ordering::Relaxed);
-        Some(row)
+        Some(CachedEmbedding::Encoded(embedding))
+    }
+
+    /// The embedding that the cache in front has. One that cannot be read is encoded again.
+    fn stored(&self, state: &str) -> Option<CachedEmbedding<'_>> {
+        match self.cache.as_ref()?.get(state) {
+            Ok(Some(Cow::Borrowed(values))) => Some(CachedEmbedding::Stored(values)),
+            Ok(Some(Cow::Owned(values))) => Some(CachedEmbedding::Copied(values.into())),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%error, "a stored embedding is not used; the state is encoded");
+                None
+            }
+        }
     }
 
     /// The rows of some states, in their order; what is not known is encoded in one request.
@@ -376,12 +400,12 @@ fn open_writer(
     encoder: &impl Encoder,
     interval: Duration,
 ) -> CacheResult<CacheWriter> {
-    let options = WriterOptions { checkpoint_interval: interval, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_checkpoint_interval(interval);
     OutputLock::acquire(output)?.open(encoder.identity().clone(), encoder.dim(), options)
 }
 
 fn require_same_encoder(
-    cache: &EmbeddingCache,
+    cache: &Cache,
     encoder: &impl Encoder,
     allow_other: bool,
 ) -> CacheResult<()> {
@@ -407,24 +431,14 @@ fn missing(states: &[&str], found: &[Option<CachedAnswer<'_>>]) -> Vec<Arc<str>>
     unknown.map(|(state, _)| Arc::from(*state)).collect()
 }
 
-fn answer<'a>(encoded: Encoded) -> CachedAnswer<'a> {
-    match (encoded.report, encoded.row) {
-        (RowReport::Ok { tokens, truncated, .. }, Some(row)) => {
-            Ok(CachedRow::Encoded(EncodedRow { row, tokens, truncated }))
-        }
-        (RowReport::Ok { .. }, None) => Err(RowReport::Error(EncoderError::missing_answer())),
-        (report, _) => Err(report),
-    }
-}
-
 /// Puts answers where there were none, in order. There must be one for each such place: a missing
 /// answer would shift all rows behind it.
 fn complete(
     found: Vec<Option<CachedAnswer<'_>>>,
-    answers: Vec<Encoded>,
+    answers: Vec<Answer>,
 ) -> EncoderResult<Vec<CachedAnswer<'_>>> {
     let mut answers = answers.into_iter();
-    let mut next = || answers.next().map(answer);
+    let mut next = || answers.next().map(|answer| answer.map(CachedEmbedding::Encoded));
     let all = found.into_iter().map(|known| known.or_else(&mut next)).collect::<Option<Vec<_>>>();
     match (all, answers.next()) {
         (Some(all), None) => Ok(all),
@@ -439,8 +453,8 @@ mod tests {
     #[test]
     fn a_missing_answer_shifts_no_row() {
         let stored: &[f32] = &[1.0];
-        let found = || vec![None, Some(Ok(CachedRow::Stored(stored))), None];
-        let long = || Encoded::without_row(RowReport::TooLong { tokens: 9 });
+        let found = || vec![None, Some(Ok(CachedEmbedding::Stored(stored))), None];
+        let long = || Err(NoEmbedding::TooLong { tokens: 9 });
         assert_eq!(complete(found(), vec![long(), long()]).unwrap().len(), 3);
         assert!(complete(found(), vec![long()]).is_err());
         assert!(complete(found(), vec![long(), long(), long()]).is_err());

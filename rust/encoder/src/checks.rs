@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::embedding::{Answer, Embedding, TokenDigest};
 use crate::memory::Memory;
-use crate::row::{Encoded, TokenDigest};
-use ebm_cache::{BadRow, EmbeddingCache, RowChecker, StateKey};
+use ebm_cache::{BadRow, Cache, RowChecker, StateKey};
 use ebm_threads::spread;
 
 /// Rows of the search that are remembered, at about 200 bytes each. Beyond that, only those that are
@@ -33,7 +33,7 @@ pub(crate) struct Bad {
 pub(crate) struct SearchChecks {
     dim: usize,
     /// The cache in front, if the same encoder made it.
-    front: Option<Arc<EmbeddingCache>>,
+    front: Option<Cache>,
     /// Rows of the output that is appended to, and then those of the cache in front.
     base: RowChecker,
     base_rows: usize,
@@ -58,11 +58,7 @@ impl SearchChecks {
     }
 
     /// Checks also against the cache in front and the output that is appended to.
-    pub(crate) fn beside(
-        dim: usize,
-        front: Option<Arc<EmbeddingCache>>,
-        appended: Option<RowChecker>,
-    ) -> Self {
+    pub(crate) fn beside(dim: usize, front: Option<Cache>, appended: Option<RowChecker>) -> Self {
         let base = appended.unwrap_or_else(|| RowChecker::new(dim));
         let base_rows = base.norms().len();
         Self {
@@ -83,20 +79,20 @@ impl SearchChecks {
     }
 
     /// Checks the rows of a batch; returns those that are bad. Good ones are remembered.
-    pub(crate) fn check(&mut self, states: &[Arc<str>], answers: &[Encoded]) -> Vec<Bad> {
-        let with_row = answers.iter().enumerate().filter(|(_, answer)| answer.row.is_some());
-        let places: Vec<usize> = with_row.map(|(place, _)| place).collect();
-        let keys: Vec<StateKey> = places.iter().map(|&i| StateKey::of(&states[i])).collect();
-        for (key, &place) in keys.iter().zip(&places) {
-            self.note_digest(*key, answers[place].report.digest());
-        }
-        let rows: Vec<f32> = places
+    pub(crate) fn check(&mut self, states: &[Arc<str>], answers: &[Answer]) -> Vec<Bad> {
+        let found: Vec<(usize, &Embedding)> = answers
             .iter()
-            .flat_map(|&i| answers[i].row.iter().flat_map(|row| row.iter()))
-            .copied()
+            .enumerate()
+            .filter_map(|(place, answer)| Some((place, answer.as_ref().ok()?)))
             .collect();
+        let keys: Vec<StateKey> = found.iter().map(|(i, _)| StateKey::of(&states[*i])).collect();
+        for (key, (_, embedding)) in keys.iter().zip(&found) {
+            self.note_digest(*key, embedding.prompt().digest);
+        }
+        let rows: Vec<f32> =
+            found.iter().flat_map(|(_, embedding)| embedding.iter()).copied().collect();
         let verdicts = self.checker().check(&keys, &rows);
-        let verdicts = places.into_iter().zip(verdicts);
+        let verdicts = found.iter().map(|(place, _)| *place).zip(verdicts);
         let bad: Vec<Bad> = verdicts
             .filter_map(|(place, verdict)| Some(Bad { place, reason: verdict.err()? }))
             .collect();
@@ -105,7 +101,7 @@ impl SearchChecks {
     }
 
     /// Checks one row.
-    pub(crate) fn check_one(&mut self, state: &Arc<str>, answer: &Encoded) -> Result<(), BadRow> {
+    pub(crate) fn check_one(&mut self, state: &Arc<str>, answer: &Answer) -> Result<(), BadRow> {
         let bad = self.check(std::slice::from_ref(state), std::slice::from_ref(answer)).pop();
         bad.map_or(Ok(()), |bad| Err(bad.reason))
     }
@@ -138,7 +134,11 @@ impl SearchChecks {
         self.checker = Some(self.base.clone());
         self.first_with.clear();
         self.remembered = 0;
-        let rows: Vec<(Arc<str>, Encoded)> = memory.into_iter().flat_map(Memory::rows).collect();
+        let rows: Vec<(Arc<str>, Answer)> = memory
+            .into_iter()
+            .flat_map(Memory::rows)
+            .map(|(state, embedding)| (state, Ok(embedding)))
+            .collect();
         for chunk in rows.chunks(CHUNK) {
             let (states, answers): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
             self.check(&states, &answers);
@@ -171,8 +171,12 @@ impl SearchChecks {
         for chunk in rows.chunks(CHUNK) {
             let keys: Vec<StateKey> =
                 spread(|| chunk.par_iter().map(|&row| StateKey::of(front.state(row))).collect());
-            let values = &front.matrix()[chunk[0] * self.dim..(chunk[0] + chunk.len()) * self.dim];
-            let verdicts = self.base.check(&keys, values);
+            let mut values = vec![0.0; chunk.len() * self.dim];
+            if let Err(error) = front.gather_rows(chunk, &mut values) {
+                tracing::warn!(%error, "some rows of the cache are not compared with new ones");
+                continue;
+            }
+            let verdicts = self.base.check(&keys, &values);
             self.base_rows += verdicts.iter().filter(|verdict| verdict.is_ok()).count();
         }
     }
@@ -181,13 +185,11 @@ impl SearchChecks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RowReport;
-    use crate::row::Row;
+    use crate::embedding::{PromptInfo, Row};
 
-    fn answer(row: &[f32], digest: u64) -> Encoded {
-        let digest = Some(TokenDigest::new(digest));
-        let report = RowReport::Ok { tokens: 1, truncated: false, digest };
-        Encoded { report, row: Some(Row::new(&Arc::from(row), 0, row.len())) }
+    fn answer(row: &[f32], digest: u64) -> Answer {
+        let prompt = PromptInfo::new(1).with_digest(Some(TokenDigest::new(digest)));
+        Ok(Embedding::new(Row::new(&Arc::from(row), 0, row.len()), prompt))
     }
 
     fn row(number: u16) -> [f32; 2] {
@@ -204,7 +206,7 @@ mod tests {
             let answer = answer(&row(number), number.into());
             checks.check_one(&state(number), &answer).unwrap();
             if number < 10 {
-                memory.insert(&state(number), &answer);
+                memory.insert(&state(number), answer.as_ref().unwrap());
             }
             checks.trim(Some(&memory));
             assert!(checks.remembered <= 101, "{}", checks.remembered);

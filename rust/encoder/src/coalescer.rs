@@ -10,9 +10,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::checks::SearchChecks;
+use crate::embedding::Answer;
 use crate::keep::Keep;
 use crate::queue::Request;
-use crate::row::Encoded;
 use crate::wait::Patience;
 use crate::worker::Worker;
 use crate::{Encoder, EncoderError, EncoderResult};
@@ -20,6 +20,7 @@ use ebm_cache::Identity;
 
 /// How requests are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CoalescerOptions {
     /// How long a batch waits for more callers, where the batch before had several.
     ///
@@ -40,8 +41,35 @@ impl Default for CoalescerOptions {
     }
 }
 
+impl CoalescerOptions {
+    /// Sets how long a batch waits for more callers.
+    #[must_use]
+    pub fn with_max_wait(self, max_wait: Duration) -> Self {
+        Self { max_wait, ..self }
+    }
+
+    /// Sets the most states of a batch.
+    #[must_use]
+    pub fn with_max_states(self, max_states: usize) -> Self {
+        Self { max_states, ..self }
+    }
+
+    /// Sets the most bytes of text in a batch.
+    #[must_use]
+    pub fn with_max_bytes(self, max_bytes: usize) -> Self {
+        Self { max_bytes, ..self }
+    }
+
+    /// Sets the most requests that wait.
+    #[must_use]
+    pub fn with_queue(self, queue: usize) -> Self {
+        Self { queue, ..self }
+    }
+}
+
 /// What a coalescer has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CoalescerStatistics {
     /// Requests that were accepted; those that were refused or given up before do not count.
     pub requests: u64,
@@ -81,7 +109,7 @@ impl fmt::Debug for SharedEncoder {
 ///
 /// Every row passes the row checks before it is handed out: a row with NaN or infinite values, a zero
 /// vector, a norm outlier, or a copy of another state's row (of this or an earlier batch) is answered
-/// as [`RowReport::Bad`](super::RowReport::Bad). Dropping it answers what has been asked and then ends
+/// as [`NoEmbedding::Bad`](crate::NoEmbedding::Bad). Dropping it answers what has been asked and then ends
 /// its thread.
 #[derive(Debug)]
 pub struct Coalescer {
@@ -180,7 +208,7 @@ impl Coalescer {
     pub async fn encode(
         &self,
         states: impl IntoIterator<Item = Arc<str>>,
-    ) -> EncoderResult<Vec<Encoded>> {
+    ) -> EncoderResult<Vec<Answer>> {
         let requests = self.queue()?;
         let (request, pending) = self.request(states);
         let count = request.len();
@@ -194,7 +222,7 @@ impl Coalescer {
         &self,
         states: Vec<Arc<str>>,
         patience: &mut Patience<'_>,
-    ) -> EncoderResult<Vec<Encoded>> {
+    ) -> EncoderResult<Vec<Answer>> {
         let pending = self.submit_with(states, patience)?;
         pending.wait_with(patience)
     }
@@ -280,7 +308,7 @@ impl Drop for Coalescer {
 #[derive(Debug)]
 #[must_use = "the rows come with the answer"]
 pub struct Pending {
-    answer: flume::Receiver<EncoderResult<Vec<Encoded>>>,
+    answer: flume::Receiver<EncoderResult<Vec<Answer>>>,
     encoder: SharedEncoder,
 }
 
@@ -289,7 +317,7 @@ impl Pending {
     ///
     /// # Errors
     /// [`EncoderError::Closed`] if the encoder's thread ended before.
-    pub fn wait(self) -> EncoderResult<Vec<Encoded>> {
+    pub fn wait(self) -> EncoderResult<Vec<Answer>> {
         self.wait_with(&mut Patience::without_end())
     }
 
@@ -297,11 +325,11 @@ impl Pending {
     ///
     /// # Errors
     /// [`EncoderError::TimedOut`]; [`EncoderError::Closed`].
-    pub fn wait_for(self, time: Duration) -> EncoderResult<Vec<Encoded>> {
+    pub fn wait_for(self, time: Duration) -> EncoderResult<Vec<Answer>> {
         self.wait_with(&mut Patience::within(Instant::now(), Some(time)))
     }
 
-    fn wait_with(self, patience: &mut Patience<'_>) -> EncoderResult<Vec<Encoded>> {
+    fn wait_with(self, patience: &mut Patience<'_>) -> EncoderResult<Vec<Answer>> {
         let mut answer = Err(EncoderError::Closed);
         self.encoder.0.block_on(&mut || answer = patience.receive(&self.answer));
         answer?
@@ -311,7 +339,7 @@ impl Pending {
     ///
     /// # Errors
     /// As [`Pending::wait`].
-    pub fn answer(self) -> impl Future<Output = EncoderResult<Vec<Encoded>>> + Send {
+    pub fn answer(self) -> impl Future<Output = EncoderResult<Vec<Answer>>> + Send {
         let answer = self.answer.into_recv_async();
         async move { answer.await.map_err(|_| EncoderError::Closed)? }
     }

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::RowReport;
 use crate::appender::RowSink;
+use crate::embedding::Answer;
 use crate::memory::Memory;
-use crate::row::Encoded;
 use ebm_cache::StateKey;
 
 /// What was encoded, counted.
@@ -25,13 +24,13 @@ pub(crate) struct Keep {
 
 impl Keep {
     /// Keeps the rows of a batch, before its callers get them.
-    pub(crate) fn keep(&self, states: &[Arc<str>], answers: &[Encoded]) {
+    pub(crate) fn keep(&self, states: &[Arc<str>], answers: &[Answer]) {
         for (state, answer) in states.iter().zip(answers) {
-            self.memory.insert(state, answer);
-            if let RowReport::Ok { tokens, truncated, .. } = answer.report {
-                self.encodings.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
-                self.encodings.truncated.fetch_add(u64::from(truncated), Ordering::Relaxed);
-            }
+            let Ok(embedding) = answer else { continue };
+            self.memory.insert(state, embedding);
+            let prompt = embedding.prompt();
+            self.encodings.tokens.fetch_add(prompt.tokens as u64, Ordering::Relaxed);
+            self.encodings.truncated.fetch_add(u64::from(prompt.truncated), Ordering::Relaxed);
         }
         if let Some(sink) = &self.appended {
             sink.append(states, answers);
@@ -39,10 +38,10 @@ impl Keep {
     }
 
     /// Puts another row in the place of one that was kept, or none.
-    pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Encoded>) {
+    pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Answer>) {
         self.memory.remove(state);
-        if let Some(answer) = answer {
-            self.memory.insert(state, answer);
+        if let Some(Ok(embedding)) = answer {
+            self.memory.insert(state, embedding);
         }
         if let Some(sink) = &self.appended {
             sink.replace(state, answer);

@@ -1,6 +1,6 @@
 //! States to rows at search time: what an encoder is, and how many callers share one.
 //!
-//! An [`Encoder`] turns states into rows in memory that the caller owns, with a [`RowReport`] for
+//! An [`Encoder`] turns states into rows in memory that the caller owns, with a [`Report`] for
 //! each. A [`Coalescer`] puts one encoder behind a queue: requests of many threads or tasks are
 //! merged into batches, every row passes the row checks, and every caller gets its rows by reference
 //! into the batch's memory. A [`CachedEncoder`] puts an [`EmbeddingCache`](ebm_cache::EmbeddingCache) in front of that.
@@ -10,22 +10,28 @@ mod appending;
 mod cached;
 mod checks;
 mod coalescer;
+mod embedding;
 mod error;
-mod fake;
+mod jobs;
 mod keep;
 mod memory;
 mod queue;
-mod row;
 mod statistics;
+#[cfg(feature = "test-util")]
+mod test_encoder;
 mod wait;
 mod worker;
 
-pub use cached::{CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, EncodedRow};
+pub use cached::{CachedAnswer, CachedEmbedding, CachedEncoder, CachedEncoderOptions};
 pub use coalescer::{Coalescer, CoalescerOptions, CoalescerStatistics, Pending};
+pub use embedding::{Answer, Embedding, NoEmbedding, PromptInfo, Report, TokenDigest};
 pub use error::{EncoderError, EncoderResult};
-pub use fake::FakeEncoder;
-pub use row::{Encoded, Row, RowReport, TokenDigest};
+
 pub use statistics::CachedEncoderStatistics;
+#[cfg(feature = "test-util")]
+pub use test_encoder::TestEncoder;
+
+use std::sync::Arc;
 
 use ebm_cache::Identity;
 
@@ -37,15 +43,15 @@ pub trait Encoder: Send + Sync {
     /// Everything that changes the rows beyond rounding.
     fn identity(&self) -> &Identity;
 
-    /// Writes the rows of some states, one after the other.
+    /// Writes the embeddings of some states, one after the other, and reports each.
     ///
-    /// `rows` has `states.len() * dim` values. The row of a state whose report is not
-    /// [`RowReport::Ok`] has no meaning and must not be used. Returns one report per state.
+    /// `rows` has `states.len() * dim` values. The row of a state whose report is an error has no meaning
+    /// and must not be used. Returns one report per state.
     ///
     /// # Errors
     /// [`EncoderError::Failed`] where nothing can be said of single states, and
     /// [`EncoderError::Argument`] if `rows` has another length.
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>>;
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>>;
 
     /// Runs something that blocks a caller's thread until this encoder has worked on another.
     ///
@@ -55,6 +61,34 @@ pub trait Encoder: Send + Sync {
         wait();
     }
 }
+
+macro_rules! encoder_by_reference {
+    ($($kind:ty),*) => {$(
+        impl<E: Encoder + ?Sized> Encoder for $kind {
+            fn dim(&self) -> usize {
+                (**self).dim()
+            }
+
+            fn identity(&self) -> &Identity {
+                (**self).identity()
+            }
+
+            fn encode_into(
+                &self,
+                states: &[&str],
+                rows: &mut [f32],
+            ) -> EncoderResult<Vec<Report>> {
+                (**self).encode_into(states, rows)
+            }
+
+            fn block_on(&self, wait: &mut (dyn FnMut() + Send)) {
+                (**self).block_on(wait);
+            }
+        }
+    )*};
+}
+
+encoder_by_reference!(Box<E>, Arc<E>, &E);
 
 /// Refuses a buffer that does not hold a row per state.
 ///

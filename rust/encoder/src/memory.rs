@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 
-use crate::row::{Encoded, Row};
+use crate::embedding::Embedding;
 use ebm_cache::StateKey;
 
 /// About what an entry takes beside its text and values: two allocations and the cache's own books.
@@ -13,29 +13,25 @@ const OVERHEAD: usize = 128;
 /// Rows by state; the least used ones go when it is full.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
-    rows: Cache<Arc<str>, Encoded>,
+    rows: Cache<Arc<str>, Embedding>,
 }
 
 impl Memory {
     pub(crate) fn new(max_bytes: u64) -> Self {
-        let weigh = |state: &Arc<str>, encoded: &Encoded| {
-            let values = encoded.row.as_deref().map_or(0, size_of_val);
-            let bytes = state.len() + values + OVERHEAD;
+        let weigh = |state: &Arc<str>, embedding: &Embedding| {
+            let bytes = state.len() + size_of_val(&**embedding) + OVERHEAD;
             u32::try_from(bytes).unwrap_or(u32::MAX)
         };
         Self { rows: Cache::builder().max_capacity(max_bytes).weigher(weigh).build() }
     }
 
-    pub(crate) fn get(&self, state: &str) -> Option<Encoded> {
+    pub(crate) fn get(&self, state: &str) -> Option<Embedding> {
         self.rows.get(state)
     }
 
-    /// Keeps a copy of a row: by reference it would keep its whole batch, and no limit would hold.
-    pub(crate) fn insert(&self, state: &Arc<str>, encoded: &Encoded) {
-        let Some(row) = &encoded.row else { return };
-        let own = Row::new(&Arc::from(&**row), 0, row.len());
-        let report = encoded.report.clone();
-        self.rows.insert(Arc::clone(state), Encoded { report, row: Some(own) });
+    /// Keeps a copy of an embedding: by reference it would keep its whole batch, and no limit would hold.
+    pub(crate) fn insert(&self, state: &Arc<str>, embedding: &Embedding) {
+        self.rows.insert(Arc::clone(state), embedding.owned());
     }
 
     pub(crate) fn remove(&self, state: &str) {
@@ -49,7 +45,7 @@ impl Memory {
     }
 
     /// All rows that are kept.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = (Arc<str>, Encoded)> + '_ {
-        self.rows.iter().map(|(state, encoded)| (Arc::clone(&*state), encoded))
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Arc<str>, Embedding)> + '_ {
+        self.rows.iter().map(|(state, embedding)| (Arc::clone(&*state), embedding))
     }
 }

@@ -3,23 +3,23 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use crate::embedding::{Answer, Embedding};
 use crate::error::{EncoderError, EncoderResult};
-use crate::row::Encoded;
 
 /// One caller's states, and what has been answered so far.
 #[derive(Debug)]
 pub(crate) struct Request {
     states: Vec<Arc<str>>,
     taken: usize,
-    answers: Vec<Option<Encoded>>,
+    answers: Vec<Option<Answer>>,
     open: usize,
-    reply: flume::Sender<EncoderResult<Vec<Encoded>>>,
+    reply: flume::Sender<EncoderResult<Vec<Answer>>>,
 }
 
 impl Request {
     pub(crate) fn new(
         states: Vec<Arc<str>>,
-        reply: flume::Sender<EncoderResult<Vec<Encoded>>>,
+        reply: flume::Sender<EncoderResult<Vec<Answer>>>,
     ) -> Self {
         let open = states.len();
         Self { answers: vec![None; open], taken: 0, open, states, reply }
@@ -35,8 +35,8 @@ impl Request {
     }
 
     /// Answers its next state with what is known of it.
-    fn answer_known(&mut self, encoded: Encoded) {
-        self.answers[self.taken] = Some(encoded);
+    fn answer_known(&mut self, embedding: Embedding) {
+        self.answers[self.taken] = Some(Ok(embedding));
         self.taken += 1;
         self.open -= 1;
     }
@@ -115,7 +115,7 @@ impl Queue {
         &mut self,
         max_states: usize,
         max_bytes: usize,
-        known: impl Fn(&str) -> Option<Encoded>,
+        known: impl Fn(&str) -> Option<Embedding>,
     ) -> Batch {
         let mut batch = Batch::default();
         let mut bytes = 0;
@@ -124,8 +124,8 @@ impl Queue {
             for (id, request) in &mut self.requests {
                 let Some(state) = request.states.get(request.taken) else { continue };
                 any = true;
-                if let Some(encoded) = known(state) {
-                    request.answer_known(encoded);
+                if let Some(embedding) = known(state) {
+                    request.answer_known(embedding);
                     continue;
                 }
                 let full = batch.states.len() >= max_states || bytes + state.len() > max_bytes;
@@ -144,8 +144,8 @@ impl Queue {
 
     /// Hands out the answers of a batch, and replies to every caller that now has all of its own.
     /// A caller of a state without an answer gets an error.
-    pub(crate) fn answer(&mut self, batch: &Batch, answers: &[Encoded]) {
-        let mut by_request: HashMap<u64, Vec<(usize, Option<&Encoded>)>> = HashMap::new();
+    pub(crate) fn answer(&mut self, batch: &Batch, answers: &[Answer]) {
+        let mut by_request: HashMap<u64, Vec<(usize, Option<&Answer>)>> = HashMap::new();
         for (place, wanted) in batch.wanted.iter().enumerate() {
             for (request, index) in wanted {
                 by_request.entry(*request).or_default().push((*index, answers.get(place)));
@@ -164,10 +164,10 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RowReport;
+    use crate::embedding::NoEmbedding;
 
     /// Requests in a queue that no worker empties, so that a batch's content can be seen.
-    fn waiting(requests: &[&[&str]]) -> (Queue, Vec<flume::Receiver<EncoderResult<Vec<Encoded>>>>) {
+    fn waiting(requests: &[&[&str]]) -> (Queue, Vec<flume::Receiver<EncoderResult<Vec<Answer>>>>) {
         let mut queue = Queue::default();
         let mut answers = Vec::new();
         for states in requests {
@@ -178,7 +178,7 @@ mod tests {
         (queue, answers)
     }
 
-    fn unknown(_: &str) -> Option<Encoded> {
+    fn unknown(_: &str) -> Option<Embedding> {
         None
     }
 
@@ -227,9 +227,9 @@ mod tests {
     fn a_missing_answer_shifts_no_row() {
         let (mut queue, answers) = waiting(&[&["a", "b", "c"], &["a"]]);
         let batch = queue.take(10, 100, unknown);
-        let report = RowReport::TooLong { tokens: 1 };
-        queue.answer(&batch, &[Encoded { report: report.clone(), row: None }]);
+        let reason = NoEmbedding::TooLong { tokens: 1 };
+        queue.answer(&batch, &[Err(reason.clone())]);
         assert!(answers[0].try_recv().unwrap().is_err(), "b and c have no answer");
-        assert_eq!(answers[1].try_recv().unwrap().unwrap()[0].report, report);
+        assert_eq!(answers[1].try_recv().unwrap().unwrap()[0], Err(reason));
     }
 }

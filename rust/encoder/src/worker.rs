@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::checks::{Bad, SearchChecks};
 use crate::coalescer::{CoalescerOptions, Counters};
+use crate::embedding::{Answer, BatchMemory, Embedding, NoEmbedding, Report, Row, TokenDigest};
 use crate::keep::Keep;
 use crate::queue::{Queue, Request};
-use crate::row::{BatchMemory, Encoded, Row, TokenDigest};
-use crate::{Encoder, EncoderError, EncoderResult, RowReport};
+use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::{BadRow, StateKey};
 
 /// A batch waits no longer than this for more callers.
@@ -40,7 +40,7 @@ pub(crate) struct Worker {
 struct Calls<'a> {
     states: &'a [Arc<str>],
     memory: BatchMemory,
-    reports: Vec<RowReport>,
+    reports: Vec<Report>,
     /// Calls that failed since one succeeded.
     failures: usize,
     /// Why no more calls are made.
@@ -48,21 +48,23 @@ struct Calls<'a> {
 }
 
 impl Calls<'_> {
-    fn answers(self, dim: usize) -> Vec<Encoded> {
+    fn answers(self, dim: usize) -> Vec<Answer> {
         let memory = self.memory;
         let answers = self.reports.into_iter().enumerate().map(|(index, report)| {
-            if !report.is_ok() {
-                return Encoded::without_row(report);
-            }
             let row = Row::new(&memory, index, dim);
+            let prompt = report?;
             if row.iter().all(|value| value.is_nan()) {
                 let reason = "the encoder did not write this row".to_owned();
-                return Encoded::without_row(RowReport::Bad { reason });
+                return Err(NoEmbedding::Bad { reason });
             }
-            Encoded { report, row: Some(row) }
+            Ok(Embedding::new(row, prompt))
         });
         answers.collect()
     }
+}
+
+fn digest_of(answer: &Answer) -> Option<TokenDigest> {
+    answer.as_ref().ok()?.prompt().digest
 }
 
 /// Why a row is bad, for a caller who knows states and not numbers of rows.
@@ -133,7 +135,7 @@ impl Worker {
     }
 
     /// One answer per state; each row has passed the row checks.
-    fn encode(&mut self, states: &[Arc<str>]) -> Vec<Encoded> {
+    fn encode(&mut self, states: &[Arc<str>]) -> Vec<Answer> {
         let mut answers = self.unchecked(states);
         let bad = self.checks.check(states, &answers);
         self.refuse(states, &mut answers, bad);
@@ -141,7 +143,7 @@ impl Worker {
     }
 
     /// Takes the bad rows out of the answers, as far as encoding their states alone does not help.
-    fn refuse(&mut self, states: &[Arc<str>], answers: &mut [Encoded], bad: Vec<Bad>) {
+    fn refuse(&mut self, states: &[Arc<str>], answers: &mut [Answer], bad: Vec<Bad>) {
         let mut verified = HashSet::new();
         let mut retries = RETRIES;
         for Bad { place, reason } in bad {
@@ -151,7 +153,7 @@ impl Worker {
                 BadRow::Duplicate { of, .. } => {
                     retries = retries.saturating_sub(1);
                     if verified.insert(*of) {
-                        let digest = answers[place].report.digest();
+                        let digest = digest_of(&answers[place]);
                         self.verify(*of, digest, again, states, answers);
                     }
                     self.settle(state, &answers[place], again)
@@ -165,14 +167,14 @@ impl Worker {
             answers[place] = settled.unwrap_or_else(|| {
                 self.counters.bad.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%reason, state = &**state, "an embedding failed the row checks");
-                Encoded::without_row(RowReport::Bad { reason: words(&reason) })
+                Err(NoEmbedding::Bad { reason: words(&reason) })
             });
         }
     }
 
     /// The row of a state that was equal to another's, now that the other was encoded again: the
     /// row itself if it is good by now, or else what the state has when encoded alone.
-    fn settle(&mut self, state: &Arc<str>, answer: &Encoded, again: bool) -> Option<Encoded> {
+    fn settle(&mut self, state: &Arc<str>, answer: &Answer, again: bool) -> Option<Answer> {
         if self.checks.check_one(state, answer).is_ok() {
             return Some(answer.clone());
         }
@@ -180,25 +182,25 @@ impl Worker {
     }
 
     /// The row of a state that is encoded alone, if it passes the checks.
-    fn alone(&mut self, state: &Arc<str>) -> Option<Encoded> {
+    fn alone(&mut self, state: &Arc<str>) -> Option<Answer> {
         let alone = self.unchecked(std::slice::from_ref(state)).pop()?;
-        let good = alone.row.is_some() && self.checks.check_one(state, &alone).is_ok();
+        let good = alone.is_ok() && self.checks.check_one(state, &alone).is_ok();
         good.then_some(alone)
     }
 
     /// Of two rows of a state that differ either may be the wrong one: encodes the state alone, and
     /// forgets the row of before. One that is stored stays unless the state can be encoded.
-    fn decide(&mut self, state: &Arc<str>) -> Option<Encoded> {
+    fn decide(&mut self, state: &Arc<str>) -> Option<Answer> {
         let key = StateKey::of(state);
         let alone = self.unchecked(std::slice::from_ref(state)).pop()?;
-        if alone.row.is_none() && self.checks.is_stored(key) {
+        if alone.is_err() && self.checks.is_stored(key) {
             return None;
         }
         self.checks.retract(key);
         if let Some(keep) = &self.keep {
             keep.replace(state, None); // what is good is kept with its batch
         }
-        let good = alone.row.is_some() && self.checks.check_one(state, &alone).is_ok();
+        let good = alone.is_ok() && self.checks.check_one(state, &alone).is_ok();
         good.then_some(alone)
     }
 
@@ -212,7 +214,7 @@ impl Worker {
         digest: Option<TokenDigest>,
         again: bool,
         states: &[Arc<str>],
-        answers: &mut [Encoded],
+        answers: &mut [Answer],
     ) {
         let in_front = self.checks.text_in_front(key);
         let place = states.iter().position(|state| StateKey::of(state) == key);
@@ -222,7 +224,7 @@ impl Worker {
             return self.checks.retract(key); // nobody can be given that row any more
         };
         let alone = again.then(|| self.unchecked(std::slice::from_ref(&text)).pop()).flatten();
-        let found = alone.as_ref().and_then(|alone| alone.report.digest());
+        let found = alone.as_ref().and_then(digest_of);
         self.checks.note_digest(key, found);
         if let Some((sink, found)) = self.keep.as_ref().and_then(|k| k.appended.as_ref()).zip(found)
         {
@@ -234,15 +236,15 @@ impl Worker {
         if in_front.is_some() {
             return; // it passed the checks when it was opened, and is not ours to change
         }
-        let no_row = alone.as_ref().is_none_or(|alone| alone.row.is_none());
+        let no_row = alone.as_ref().is_none_or(|alone| alone.is_err());
         if no_row && self.checks.is_stored(key) {
             return;
         }
         self.checks.retract(key);
-        let good = alone.filter(|a| a.row.is_some() && self.checks.check_one(&text, a).is_ok());
+        let good = alone.filter(|a| a.is_ok() && self.checks.check_one(&text, a).is_ok());
         if let Some(place) = place {
             let reason = "equal to another state's embedding, and not confirmed when encoded alone";
-            let none = || Encoded::without_row(RowReport::Bad { reason: reason.to_owned() });
+            let none = || Err(NoEmbedding::Bad { reason: reason.to_owned() });
             answers[place] = good.unwrap_or_else(none);
         } else if let Some(keep) = &self.keep {
             keep.replace(&text, good.as_ref());
@@ -250,7 +252,7 @@ impl Worker {
     }
 
     /// One answer per state, not checked yet.
-    fn unchecked(&mut self, states: &[Arc<str>]) -> Vec<Encoded> {
+    fn unchecked(&mut self, states: &[Arc<str>]) -> Vec<Answer> {
         let values = states.len() * self.encoder.dim();
         let mut calls = Calls {
             states,
@@ -289,7 +291,7 @@ impl Worker {
             }
         }
         if calls.dead.is_some() || part.len() == 1 {
-            calls.reports.extend(part.map(|_| RowReport::Error(error.clone())));
+            calls.reports.extend(part.map(|_| Err(error.clone().into())));
             return;
         }
         let middle = part.start + part.len() / 2;
@@ -316,7 +318,7 @@ impl Worker {
     }
 
     /// Encodes some states of a batch into its memory.
-    fn call(&mut self, calls: &mut Calls<'_>, part: Range<usize>) -> EncoderResult<Vec<RowReport>> {
+    fn call(&mut self, calls: &mut Calls<'_>, part: Range<usize>) -> EncoderResult<Vec<Report>> {
         let dim = self.encoder.dim();
         let states = &calls.states[part.clone()];
         // Written in place by the encoder, then shared: the values are never copied.
@@ -326,13 +328,13 @@ impl Worker {
             .ok_or_else(shared)?;
         rows.fill(f32::NAN); // also what a call that failed has written
         let reports = self.call_encoder(states, rows)?;
-        if let Some(place) = reports.iter().position(RowReport::is_ok) {
+        if let Some(place) = reports.iter().position(Report::is_ok) {
             self.worked = Some(Arc::clone(&states[place]));
         }
         Ok(reports)
     }
 
-    fn call_encoder(&self, states: &[Arc<str>], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn call_encoder(&self, states: &[Arc<str>], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         let texts: Vec<&str> = states.iter().map(|state| &**state).collect();
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
         self.counters.encoded.fetch_add(texts.len() as u64, Ordering::Relaxed);

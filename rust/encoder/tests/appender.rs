@@ -14,11 +14,9 @@ use serde_json::json;
 use support::fake;
 
 fn appending_to(path: &Path, interval: Duration) -> CachedEncoder {
-    let options = CachedEncoderOptions {
-        append_to: Some(path.to_owned()),
-        checkpoint_interval: interval,
-        ..CachedEncoderOptions::default()
-    };
+    let options = CachedEncoderOptions::default()
+        .with_append_to(path.to_owned())
+        .with_checkpoint_interval(interval);
     CachedEncoder::new(fake(), None, options).unwrap()
 }
 

@@ -3,15 +3,15 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use ebm_cache::{CacheError, EmbeddingCache, Identity, OutputLock, WriterOptions};
+use ebm_cache::{Cache, CacheError, EmbeddingCache, Identity, OpenMode, OutputLock, WriterOptions};
 use ebm_encoder::{
-    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError,
-    FakeEncoder, RowReport,
+    CachedAnswer, CachedEmbedding, CachedEncoder, CachedEncoderOptions, CoalescerOptions,
+    EncoderError, NoEmbedding, TestEncoder,
 };
 use serde_json::json;
 use support::{DIM, block_on, fake, held, identity, identity_with};
@@ -40,7 +40,7 @@ fn what_is_stored_costs_no_encoding() {
     let cache = stored(folder.path(), &["a", "b"], identity());
     let address = cache.get("a").unwrap().as_ptr();
     let encoder =
-        CachedEncoder::new(fake(), Some(Arc::new(cache)), CachedEncoderOptions::default()).unwrap();
+        CachedEncoder::new(fake(), Some(cache.into()), CachedEncoderOptions::default()).unwrap();
     let answers = encoder.encode(&["a", "b"]).unwrap();
     assert_right(&["a", "b"], &answers);
     assert_eq!(answers[0].as_ref().unwrap().as_ptr(), address, "by reference into the cache");
@@ -53,7 +53,7 @@ fn what_is_stored_costs_no_encoding() {
     assert_eq!((statistics.encoder.encoded, statistics.encoder.calls), (2, 1));
     assert_eq!(statistics.tokens, 2, "the fake counts a token a byte");
     assert!(statistics.p50 <= statistics.p95 && statistics.p95 <= statistics.p99);
-    assert!(matches!(encoder.get("c"), Some(CachedRow::Encoded(_))));
+    assert!(matches!(encoder.get("c"), Some(CachedEmbedding::Encoded(_))));
     assert!(encoder.get("never").is_none());
 }
 
@@ -61,16 +61,14 @@ fn what_is_stored_costs_no_encoding() {
 fn another_encoder_than_the_caches_is_refused_by_field() {
     let folder = tempfile::tempdir().unwrap();
     let cache = || stored(folder.path(), &["a"], identity_with("bfloat16"));
-    let error =
-        CachedEncoder::new(fake(), Some(Arc::new(cache())), CachedEncoderOptions::default());
+    let error = CachedEncoder::new(fake(), Some(cache().into()), CachedEncoderOptions::default());
     let message = error.unwrap_err().to_string();
     assert!(message.contains("dtype") && message.contains("bfloat16"), "{message}");
-    let allowed =
-        CachedEncoderOptions { allow_other_identity: true, ..CachedEncoderOptions::default() };
-    let encoder = CachedEncoder::new(fake(), Some(Arc::new(cache())), allowed.clone()).unwrap();
+    let allowed = CachedEncoderOptions::default().with_allow_other_identity(true);
+    let encoder = CachedEncoder::new(fake(), Some(cache().into()), allowed.clone()).unwrap();
     assert_right(&["a"], &encoder.encode(&["a"]).unwrap());
-    let wider = FakeEncoder::new(DIM + 1, identity()).unwrap();
-    let error = CachedEncoder::new(wider, Some(Arc::new(cache())), allowed).unwrap_err();
+    let wider = TestEncoder::new(DIM + 1, identity()).unwrap();
+    let error = CachedEncoder::new(wider, Some(cache().into()), allowed).unwrap_err();
     assert!(error.to_string().contains("rows have 8 values, the encoder's 9"), "{error}");
 }
 
@@ -80,8 +78,8 @@ fn states_without_a_row_say_why_and_are_asked_again() {
     for _ in 0..2 {
         let answers = encoder.encode(&["a", "a bad one", "poison"]).unwrap();
         assert_right(&["a"], &answers[..1]);
-        assert!(matches!(answers[1], Err(RowReport::Bad { .. })));
-        assert!(matches!(answers[2], Err(RowReport::Error(_))));
+        assert!(matches!(answers[1], Err(NoEmbedding::Bad { .. })));
+        assert!(matches!(answers[2], Err(NoEmbedding::Encoder(_))));
     }
     assert_eq!(encoder.statistics().memory_hits, 1, "only good rows are remembered");
 }
@@ -108,7 +106,7 @@ fn equal_states_asked_for_at_the_same_time_are_encoded_once() {
 
 #[test]
 fn memory_keeps_to_its_limit() {
-    let options = CachedEncoderOptions { memory_bytes: 4000, ..CachedEncoderOptions::default() };
+    let options = CachedEncoderOptions::default().with_memory_bytes(4000);
     let encoder = CachedEncoder::new(fake(), None, options).unwrap();
     let states: Vec<String> = (0..500).map(|i| format!("state {i}")).collect();
     for state in &states {
@@ -119,13 +117,44 @@ fn memory_keeps_to_its_limit() {
 }
 
 #[test]
+fn a_mapped_cache_in_front_serves_copies_and_takes_part_in_the_checks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = stored(folder.path(), &["a", "b"], identity()).path().to_owned();
+    let mapped = Cache::open(&path, OpenMode::Mapped).unwrap();
+    let encoder =
+        CachedEncoder::new(fake(), Some(mapped), CachedEncoderOptions::default()).unwrap();
+    let answers = encoder.encode(&["b", "c", "a"]).unwrap();
+    assert_right(&["b", "c", "a"], &answers);
+    assert!(matches!(answers[0], Ok(CachedEmbedding::Copied(_))));
+    let statistics = encoder.statistics();
+    assert_eq!((statistics.cache_hits, statistics.encoder.encoded), (2, 1));
+    let other = Cache::open(&path, OpenMode::Mapped).unwrap();
+    let refused = CachedEncoder::new(
+        TestEncoder::new(DIM, identity_with("bfloat16")).unwrap(),
+        Some(other),
+        CachedEncoderOptions::default(),
+    );
+    assert!(matches!(refused.unwrap_err(), CacheError::IdentityMismatch { .. }));
+}
+
+#[test]
+fn a_stored_row_that_cannot_be_read_any_more_is_encoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = stored(folder.path(), &["a", "b"], identity()).path().to_owned();
+    let mapped = Cache::open(&path, OpenMode::Mapped).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, bytes).unwrap(); // in place, as no writer should
+    let encoder =
+        CachedEncoder::new(fake(), Some(mapped), CachedEncoderOptions::default()).unwrap();
+    assert_right(&["a"], &encoder.encode(&["a"]).unwrap());
+    assert_eq!(encoder.statistics().encoder.encoded, 1);
+}
+
+#[test]
 fn what_is_encoded_is_appended_and_outlives_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("search.parquet");
-    let options = || CachedEncoderOptions {
-        append_to: Some(path.clone()),
-        ..CachedEncoderOptions::default()
-    };
+    let options = || CachedEncoderOptions::default().with_append_to(path.clone());
     let first = CachedEncoder::new(fake(), None, options()).unwrap();
     assert_right(&["a", "b"], &first.encode(&["a", "b"]).unwrap());
     let second = CachedEncoder::new(fake(), None, options()).unwrap_err();
@@ -140,7 +169,7 @@ fn what_is_encoded_is_appended_and_outlives_the_process() {
     for state in ["a", "b", "c"] {
         assert_eq!(cache.get(state).unwrap(), fake().row(state));
     }
-    let other = FakeEncoder::new(DIM, identity_with("float16")).unwrap();
+    let other = TestEncoder::new(DIM, identity_with("float16")).unwrap();
     let error = CachedEncoder::new(other, None, options()).unwrap_err();
     assert!(error.to_string().contains("dtype"), "{error}");
 }
@@ -148,8 +177,8 @@ fn what_is_encoded_is_appended_and_outlives_the_process() {
 #[test]
 fn waiting_for_room_in_the_queue_has_an_end_too() {
     let (held, begun, go_on) = held();
-    let coalescing = CoalescerOptions { queue: 1, ..CoalescerOptions::default() };
-    let options = CachedEncoderOptions { coalescing, ..CachedEncoderOptions::default() };
+    let coalescing = CoalescerOptions::default().with_queue(1);
+    let options = CachedEncoderOptions::default().with_coalescing(coalescing);
     let encoder = CachedEncoder::new(held, None, options).unwrap();
     let time = Duration::from_millis(20);
     thread::scope(|scope| {

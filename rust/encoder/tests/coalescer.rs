@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use ebm_cache::Identity;
 use ebm_encoder::{
-    Coalescer, CoalescerOptions, Encoded, Encoder, EncoderError, EncoderResult, FakeEncoder,
-    RowReport,
+    Answer, Coalescer, CoalescerOptions, Encoder, EncoderError, EncoderResult, NoEmbedding,
+    PromptInfo, Report, TestEncoder,
 };
 use flume::{Receiver, Sender};
 use support::{DIM, block_on, fake, held, identity};
@@ -19,16 +19,16 @@ fn texts(states: &[&str]) -> Vec<Arc<str>> {
     states.iter().map(|state| Arc::from(*state)).collect()
 }
 
-fn assert_right(states: &[&str], answers: &[Encoded]) {
+fn assert_right(states: &[&str], answers: &[Answer]) {
     assert_eq!(states.len(), answers.len());
     for (state, answer) in states.iter().zip(answers) {
-        assert_eq!(**answer.row.as_ref().unwrap(), *fake().row(state), "{state}");
+        assert_eq!(**answer.as_ref().unwrap(), *fake().row(state), "{state}");
     }
 }
 
 /// An hour: a test that waits for it does not end.
 fn patient() -> CoalescerOptions {
-    CoalescerOptions { max_wait: Duration::from_secs(3600), ..CoalescerOptions::default() }
+    CoalescerOptions::default().with_max_wait(Duration::from_secs(3600))
 }
 
 #[test]
@@ -54,13 +54,13 @@ fn no_state_has_an_answer_at_once() {
 #[test]
 fn limits_of_nothing_are_refused() {
     for options in [
-        CoalescerOptions { max_states: 0, ..CoalescerOptions::default() },
-        CoalescerOptions { max_bytes: 0, ..CoalescerOptions::default() },
-        CoalescerOptions { queue: 0, ..CoalescerOptions::default() },
+        CoalescerOptions::default().with_max_states(0),
+        CoalescerOptions::default().with_max_bytes(0),
+        CoalescerOptions::default().with_queue(0),
     ] {
         assert!(matches!(Coalescer::start(fake(), options), Err(EncoderError::Argument(_))));
     }
-    assert!(FakeEncoder::new(0, identity()).is_err());
+    assert!(TestEncoder::new(0, identity()).is_err());
     assert!(fake().encode_into(&["a"], &mut [0.0; DIM + 1]).is_err());
 }
 
@@ -69,13 +69,14 @@ fn a_poisoned_state_fails_only_its_own_row() {
     let coalescer = Coalescer::start(fake(), CoalescerOptions::default()).unwrap();
     let states = ["⊢ a", "poison", "⊢ b", "a bad one", "a long one", "⊢ c"];
     let answers = coalescer.submit(texts(&states)).unwrap().wait().unwrap();
-    let rows: Vec<bool> = answers.iter().map(|answer| answer.row.is_some()).collect();
+    let rows: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
     assert_eq!(rows, [true, false, true, false, false, true]);
-    assert!(answers[1].report.to_string().contains("PoisonError: a state is poisoned"));
-    assert!(matches!(answers[3].report, RowReport::Bad { .. }));
-    assert_eq!(answers[4].report, RowReport::TooLong { tokens: 5000 });
+    assert!(
+        answers[1].as_ref().unwrap_err().to_string().contains("PoisonError: a state is poisoned")
+    );
+    assert!(matches!(answers[3], Err(NoEmbedding::Bad { .. })));
+    assert_eq!(answers[4], Err(NoEmbedding::TooLong { tokens: 5000 }));
     assert_right(&["⊢ c"], &answers[5..]);
-    assert!(answers[1].clone().into_row().is_err());
     assert_right(&["⊢ d"], &coalescer.submit(texts(&["⊢ d"])).unwrap().wait().unwrap());
 }
 
@@ -87,16 +88,14 @@ fn an_encoder_that_panics_is_survived() {
     let coalescer = Coalescer::start(panicking, CoalescerOptions::default()).unwrap();
     let answers = coalescer.submit(texts(&["⊢ a", "panic"])).unwrap().wait().unwrap();
     assert_right(&["⊢ a"], &answers[..1]);
-    assert!(answers[1].report.to_string().contains("panicked"));
+    assert!(answers[1].as_ref().unwrap_err().to_string().contains("panicked"));
 }
 
 #[test]
 fn many_threads_get_each_its_own_rows() {
-    let coalescer = Coalescer::start(
-        fake(),
-        CoalescerOptions { max_states: 7, queue: 4, ..CoalescerOptions::default() },
-    )
-    .unwrap();
+    let coalescer =
+        Coalescer::start(fake(), CoalescerOptions::default().with_max_states(7).with_queue(4))
+            .unwrap();
     thread::scope(|scope| {
         for caller in 0..32 {
             let coalescer = &coalescer;
@@ -122,10 +121,10 @@ fn many_threads_get_each_its_own_rows() {
 fn rows_are_handed_out_by_reference() {
     let coalescer = Coalescer::start(fake(), CoalescerOptions::default()).unwrap();
     let answers = coalescer.submit(texts(&["a", "b", "a"])).unwrap().wait().unwrap();
-    let address = |i: usize| answers[i].row.as_ref().unwrap().as_ptr();
+    let address = |i: usize| answers[i].as_ref().ok().unwrap().as_ptr();
     assert_eq!(address(0), address(2));
     assert_eq!(address(0).wrapping_add(DIM), address(1), "one memory for the batch");
-    let kept = answers[1].row.clone().unwrap();
+    let kept = answers[1].clone().unwrap();
     let before = kept.as_ptr();
     drop((answers, coalescer));
     assert_eq!(before, kept.as_ptr());
@@ -173,8 +172,7 @@ fn a_caller_that_gives_up_is_not_encoded_for() {
 
 #[test]
 fn a_full_queue_is_told_or_waited_for() {
-    let (coalescer, begun, go_on) =
-        held_behind(CoalescerOptions { queue: 2, ..CoalescerOptions::default() });
+    let (coalescer, begun, go_on) = held_behind(CoalescerOptions::default().with_queue(2));
     let mut pending = vec![coalescer.submit(texts(&["0"])).unwrap()];
     begun.recv().unwrap();
     pending.push(coalescer.submit(texts(&["1"])).unwrap());
@@ -232,11 +230,11 @@ impl Encoder for Forgetful {
         &IDENTITY
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         for (state, row) in states.iter().zip(rows.chunks_mut(DIM)).step_by(2) {
             row.copy_from_slice(&fake().row(state));
         }
-        Ok(vec![RowReport::Ok { tokens: 1, truncated: false, digest: None }; states.len()])
+        Ok(vec![Ok(PromptInfo::new(1)); states.len()])
     }
 }
 
@@ -246,18 +244,31 @@ fn a_row_that_was_not_written_is_not_handed_out() {
     for _ in 0..3 {
         // Also where the memory is that of an earlier batch, full of its rows.
         let answers = coalescer.submit(texts(&["a", "b", "c", "d"])).unwrap().wait().unwrap();
-        let written: Vec<bool> = answers.iter().map(|answer| answer.row.is_some()).collect();
+        let written: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
         assert_eq!(written, [true, false, true, false]);
-        assert!(answers[1].report.to_string().contains("did not write this row"));
+        assert!(answers[1].as_ref().unwrap_err().to_string().contains("did not write this row"));
     }
 }
 
 #[test]
 fn waits_without_end_are_no_failure() {
-    let options = CoalescerOptions { max_wait: Duration::MAX, ..CoalescerOptions::default() };
+    let options = CoalescerOptions::default().with_max_wait(Duration::MAX);
     let coalescer = Coalescer::start(fake(), options).unwrap();
     for _ in 0..2 {
         let pending = coalescer.submit(texts(&["a"])).unwrap();
         assert_right(&["a"], &pending.wait_for(Duration::MAX).unwrap());
     }
+}
+
+#[test]
+fn encoders_behind_pointers_are_encoders() {
+    let boxed: Box<dyn Encoder> = Box::new(fake());
+    let shared: Arc<dyn Encoder> = Arc::new(fake());
+    for encoder in [Coalescer::start(boxed, patient()), Coalescer::start(shared, patient())] {
+        let encoder = encoder.unwrap();
+        assert_right(&["⊢ a"], &encoder.submit(texts(&["⊢ a"])).unwrap().wait().unwrap());
+    }
+    let (encoder, mut rows) = (fake(), [0.0; DIM]);
+    assert!((&&encoder).encode_into(&["⊢ a"], &mut rows).unwrap()[0].is_ok());
+    assert_eq!(rows[..], *encoder.row("⊢ a"));
 }

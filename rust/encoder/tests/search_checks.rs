@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ebm_cache::{EmbeddingCache, Identity, OutputLock, WriterOptions};
+use ebm_cache::{Cache, EmbeddingCache, Identity, OutputLock, WriterOptions};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, Coalescer, CoalescerOptions, Encoder, EncoderError,
-    EncoderResult, RowReport, TokenDigest,
+    EncoderResult, NoEmbedding, PromptInfo, Report, TokenDigest,
 };
 use serde_json::json;
 use support::{DIM, fake, identity};
@@ -44,13 +44,10 @@ impl Encoder for Careless {
         &self.identity
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         (self.write)(self.calls.fetch_add(1, Ordering::Relaxed), states, rows);
-        let report = |state: &&str| RowReport::Ok {
-            tokens: 9000,
-            truncated: self.truncated,
-            digest: (self.digest)(state),
-        };
+        let prompt = PromptInfo::new(9000).with_truncated(self.truncated);
+        let report = |state: &&str| Ok(prompt.with_digest((self.digest)(state)));
         Ok(states.iter().map(report).collect())
     }
 }
@@ -71,11 +68,11 @@ fn cached(encoder: Careless, options: CachedEncoderOptions) -> CachedEncoder {
 }
 
 fn appending(path: &Path) -> CachedEncoderOptions {
-    CachedEncoderOptions { append_to: Some(path.to_owned()), ..CachedEncoderOptions::default() }
+    CachedEncoderOptions::default().with_append_to(path)
 }
 
-fn reason(answer: &Result<impl Sized, RowReport>) -> String {
-    let Err(RowReport::Bad { reason }) = answer else { unreachable!("a bad row is handed out") };
+fn reason(answer: &Result<impl Sized, NoEmbedding>) -> String {
+    let Err(NoEmbedding::Bad { reason }) = answer else { unreachable!("a bad row is handed out") };
     reason.clone()
 }
 
@@ -136,7 +133,7 @@ fn a_coalescer_checks_its_rows_as_well() {
     let encoder = Careless::new(|_, _, rows| rows.fill(0.0));
     let coalescer = Coalescer::start(encoder, CoalescerOptions::default()).unwrap();
     let answer = coalescer.submit([Arc::from("a")]).unwrap().wait().unwrap().remove(0);
-    assert!(matches!(answer.report, RowReport::Bad { .. }) && answer.row.is_none());
+    assert!(matches!(answer, Err(NoEmbedding::Bad { .. })));
     assert_eq!(coalescer.statistics().bad, 1);
 }
 
@@ -185,7 +182,7 @@ fn rows_of_the_cache_in_front_and_of_the_output_take_part() {
         encoder.digest = digest_of_text;
         encoder
     };
-    let front = Some(Arc::new(EmbeddingCache::open(&path).unwrap()));
+    let front = Some(Cache::from(EmbeddingCache::open(&path).unwrap()));
     let in_front = CachedEncoder::new(copies(), front, CachedEncoderOptions::default()).unwrap();
     let appended = cached(copies(), appending(&path));
     for encoder in [in_front, appended] {
@@ -269,18 +266,18 @@ fn prompts_that_were_cut_to_the_same_tokens_have_their_rows_and_are_appended() {
         let encoder = cached(cutting(), appending(&path));
         let answers = encoder.encode(&states).unwrap();
         for answer in &answers {
-            assert_eq!(answer.as_ref().unwrap().is_truncated(), Some(true));
-            assert_eq!(answer.as_ref().unwrap().tokens(), Some(9000));
+            assert_eq!(answer.as_ref().unwrap().prompt().unwrap().truncated, true);
+            assert_eq!(answer.as_ref().unwrap().prompt().unwrap().tokens, 9000);
         }
         assert_eq!(encoder.statistics().truncated, 2);
         drop(answers);
         assert_eq!(encoder.finish(json!({})).unwrap().unwrap().rows, rows);
     }
-    let front = Arc::new(EmbeddingCache::open(&path).unwrap());
+    let front = Cache::from(EmbeddingCache::open(&path).unwrap());
     let options = CachedEncoderOptions::default();
     let encoder = CachedEncoder::new(cutting(), Some(front), options).unwrap();
     let answers = encoder.encode(&["long a", "long e"]).unwrap();
-    assert_eq!(answers[0].as_ref().unwrap().is_truncated(), None, "a cache does not record it");
+    assert_eq!(answers[0].as_ref().unwrap().prompt(), None, "a cache does not record it");
     assert!(answers[1].is_ok(), "the tokens of the stored one are found out: {:?}", answers[1]);
 }
 
@@ -294,10 +291,10 @@ fn a_partly_written_row_is_not_completed_with_values_of_another() {
     });
     let coalescer = Coalescer::start(encoder, CoalescerOptions::default()).unwrap();
     let ask = |states: [&str; 2]| coalescer.submit(states.map(Arc::from)).unwrap().wait().unwrap();
-    assert!(ask(["a", "b"]).iter().all(|answer| answer.row.is_some()));
+    assert!(ask(["a", "b"]).iter().all(|answer| answer.is_ok()));
     for answer in ask(["c", "d"]) {
-        assert!(answer.row.is_none());
-        assert!(answer.report.to_string().contains("NaN in column 1"), "{}", answer.report);
+        assert!(answer.is_err());
+        assert!(answer.as_ref().unwrap_err().to_string().contains("NaN in column 1"), "{answer:?}");
     }
 }
 
@@ -317,7 +314,7 @@ impl Encoder for Dying {
         &self.identity
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         if self.calls.fetch_add(1, Ordering::Relaxed) >= self.alive {
             let (kind, message) = ("DeadError".to_owned(), "the device is lost".to_owned());
             return Err(EncoderError::Failed { kind, message, trace: None });
@@ -337,11 +334,11 @@ fn a_dead_encoder_fails_a_batch_after_a_handful_of_calls() {
             coalescer.submit(states).unwrap().wait().unwrap()
         };
         if alive == 1 {
-            assert!(ask(3).iter().all(|answer| answer.row.is_some()));
+            assert!(ask(3).iter().all(|answer| answer.is_ok()));
         }
         let before = calls.load(Ordering::Relaxed);
         for answer in ask(256) {
-            assert!(answer.report.to_string().contains("DeadError"), "{}", answer.report);
+            assert!(answer.as_ref().unwrap_err().to_string().contains("DeadError"), "{answer:?}");
         }
         let made = calls.load(Ordering::Relaxed) - before;
         assert!(made <= 6, "{made} calls");
@@ -356,6 +353,6 @@ fn poisoned_states_fail_alone_however_many_they_are() {
     let texts = states.iter().map(|state| Arc::from(state.as_str()));
     let answers = coalescer.submit(texts).unwrap().wait().unwrap();
     for (state, answer) in states.iter().zip(&answers) {
-        assert_eq!(answer.row.is_some(), !state.contains("poison"), "{state}: {}", answer.report);
+        assert_eq!(answer.is_ok(), !state.contains("poison"), "{state}: {answer:?}");
     }
 }

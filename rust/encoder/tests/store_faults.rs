@@ -16,8 +16,7 @@ fn again<T>(mut step: impl FnMut() -> CacheResult<T>) -> T {
 
 /// A search that commits what it encodes and does not know whether that was done.
 fn search(output: &str) {
-    let options =
-        CachedEncoderOptions { append_to: Some(output.into()), ..CachedEncoderOptions::default() };
+    let options = CachedEncoderOptions::default().with_append_to(output);
     let encoder = again(|| {
         CachedEncoder::new(fake(), None, options.clone())
             .map_err(|error| CacheError::Argument(error.to_string()))

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use ebm_cache::{RowChecker, StateKey};
-use ebm_encoder::Encoder;
 use ebm_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
+use ebm_encoder::Encoder;
 
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
@@ -93,9 +93,11 @@ fn check_rows(
     let mut together = vec![f32::NAN; states.len() * dim];
     let reports = encoder.encode_into(states, &mut together)?;
     let mut right = true;
-    for (state, report) in states.iter().zip(&reports).filter(|(_, report)| !report.is_ok()) {
-        writeln!(out, "rows       {state:?}: {report}")?;
-        right = false;
+    for (state, report) in states.iter().zip(&reports) {
+        if let Err(reason) = report {
+            writeln!(out, "rows       {state:?}: {reason}")?;
+            right = false;
+        }
     }
     let keys: Vec<StateKey> = states.iter().map(|state| StateKey::of(state)).collect();
     let verdicts = RowChecker::new(dim).check(&keys, &together);

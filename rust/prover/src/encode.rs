@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use ebm_encoder::{Encoder, RowReport};
+use ebm_encoder::{Encoder, Report};
 use serde_json::json;
 
 use crate::model::{ModelArguments, PythonArguments};
@@ -63,20 +63,25 @@ impl Encode {
     }
 }
 
-fn as_text(report: &RowReport, row: &[f32]) -> String {
-    if !report.is_ok() {
-        return format!("no row: {report}");
-    }
+fn as_text(report: &Report, row: &[f32]) -> String {
+    let prompt = match report {
+        Ok(prompt) => prompt,
+        Err(reason) => return format!("no embedding: {reason}"),
+    };
     let norm = row.iter().map(|value| value * value).sum::<f32>().sqrt();
     let first: Vec<String> = row.iter().take(4).map(|value| format!("{value:.4}")).collect();
-    format!("{report}, norm {norm:.4}, [{}, ...]", first.join(", "))
+    let cut = if prompt.truncated { ", cut" } else { "" };
+    format!("{} tokens{cut}, norm {norm:.4}, [{}, ...]", prompt.tokens, first.join(", "))
 }
 
-fn as_json(state: &str, report: &RowReport, row: &[f32]) -> serde_json::Value {
+fn as_json(state: &str, report: &Report, row: &[f32]) -> serde_json::Value {
     match report {
-        RowReport::Ok { tokens, truncated, .. } => {
-            json!({"state_pp": state, "tokens": tokens, "truncated": truncated, "embedding": row})
-        }
-        other => json!({"state_pp": state, "error": other.to_string()}),
+        Ok(prompt) => json!({
+            "state_pp": state,
+            "tokens": prompt.tokens,
+            "truncated": prompt.truncated,
+            "embedding": row,
+        }),
+        Err(reason) => json!({"state_pp": state, "error": reason.to_string()}),
     }
 }

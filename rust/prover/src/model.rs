@@ -73,23 +73,21 @@ impl ModelArguments {
         python: &'static Interpreter,
         model_path: &str,
     ) -> Result<PythonEncoder, EmbedError> {
-        let options = PythonEncoderOptions {
-            template: self.template.clone(),
-            dtype: self.dtype.clone(),
-            device: self.device.clone(),
-            pooling: self.pooling.clone(),
-            layer: self.layer,
-            max_length: self.max_length,
-            overlong: self.overlong.clone(),
-            max_batch_tokens: self.max_batch_tokens,
-            batch_size: self.batch_size,
-            engine: self.engine.clone(),
-            threads: self.torch_threads,
-            revision: self.revision.clone(),
-            trust_remote_code: self.trust_remote_code,
-            code_revision: self.code_revision.clone(),
-            ..PythonEncoderOptions::new(model_path)
-        };
+        let options = PythonEncoderOptions::new(model_path)
+            .with_template(self.template.as_deref())
+            .with_dtype(self.dtype.as_deref())
+            .with_device(self.device.as_deref())
+            .with_pooling(self.pooling.as_deref())
+            .with_layer(self.layer)
+            .with_max_length(self.max_length)
+            .with_overlong(self.overlong.as_deref())
+            .with_max_batch_tokens(self.max_batch_tokens)
+            .with_batch_size(self.batch_size)
+            .with_engine(self.engine.as_deref())
+            .with_threads(self.torch_threads)
+            .with_revision(self.revision.as_deref())
+            .with_trust_remote_code(self.trust_remote_code)
+            .with_code_revision(self.code_revision.as_deref());
         PythonEncoder::load(python, &options)
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, value_parser};
-use ebm_cache::{Checks, EmbeddingCache};
+use ebm_cache::{Cache, OpenMode};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CoalescerOptions, Encoder,
 };
@@ -81,10 +81,8 @@ struct Tally {
 impl Replay {
     pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
         let searches = self.searches()?;
-        let cache = match &self.cache {
-            Some(path) => Some(Arc::new(EmbeddingCache::open_with(path, Checks::Strict)?)),
-            None => None,
-        };
+        let open = |path| Cache::open(path, OpenMode::Auto);
+        let cache = self.cache.as_ref().map(open).transpose()?;
         let encoder = self.model.load(self.python.start()?, &self.model_path)?;
         let (python_time, described, digest) =
             (encoder.time(), encoder.describe()?, encoder.identity().digest());
@@ -132,16 +130,16 @@ impl Replay {
     }
 
     fn options(&self) -> CachedEncoderOptions {
-        CachedEncoderOptions {
-            coalescing: CoalescerOptions {
-                max_wait: Duration::from_millis(self.max_wait),
-                max_states: self.max_batch,
-                ..CoalescerOptions::default()
-            },
-            memory_bytes: self.memory.saturating_mul(1 << 20),
-            append_to: self.append_to.clone(),
-            allow_other_identity: self.allow_other_identity,
-            ..CachedEncoderOptions::default()
+        let coalescing = CoalescerOptions::default()
+            .with_max_wait(Duration::from_millis(self.max_wait))
+            .with_max_states(self.max_batch);
+        let options = CachedEncoderOptions::default()
+            .with_coalescing(coalescing)
+            .with_memory_bytes(self.memory.saturating_mul(1 << 20))
+            .with_allow_other_identity(self.allow_other_identity);
+        match &self.append_to {
+            Some(output) => options.with_append_to(output),
+            None => options,
         }
     }
 

@@ -191,10 +191,9 @@ pub(crate) fn reduce<'py>(
 
 /// What opening a cache checks.
 pub(crate) fn open_options(strict: bool, verify_checksums: bool) -> OpenOptions {
-    OpenOptions {
-        checks: if strict { Checks::Strict } else { Checks::Lenient },
-        checksums: if verify_checksums { Checksums::Verify } else { Checksums::Trust },
-    }
+    OpenOptions::default()
+        .with_checks(if strict { Checks::Strict } else { Checks::Lenient })
+        .with_checksums(if verify_checksums { Checksums::Verify } else { Checksums::Trust })
 }
 
 /// Writes `count` rows into the caller's array, or one of their own.

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use ebm_encoder::{
-    CachedAnswer, CachedEncoder, CachedEncoderOptions, CachedRow, CoalescerOptions, EncoderError,
-    RowReport,
-};
+use ebm_cache::Cache;
 use ebm_embed::ObjectEncoder;
+use ebm_encoder::{
+    CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, NoEmbedding,
+};
 use numpy::PyArray1;
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
@@ -20,8 +20,25 @@ use pyo3::types::PyDict;
 use crate::cache::PyEmbeddingCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
 use crate::json;
+use crate::mapped_cache::PyMappedCache;
 use crate::texts::SomeTexts;
 use crate::waiting::interruptible;
+
+/// A cache in front of an encoder, of either kind.
+#[derive(FromPyObject)]
+enum FrontCache<'py> {
+    InMemory(Bound<'py, PyEmbeddingCache>),
+    Mapped(Bound<'py, PyMappedCache>),
+}
+
+impl From<FrontCache<'_>> for Cache {
+    fn from(cache: FrontCache<'_>) -> Self {
+        match cache {
+            FrontCache::InMemory(cache) => Self::InMemory(Arc::clone(&cache.get().cache)),
+            FrontCache::Mapped(cache) => Self::Mapped(Arc::clone(&cache.get().cache)),
+        }
+    }
+}
 
 /// The encoder of an object, until it is finished.
 type Slot = Arc<Mutex<Option<Arc<CachedEncoder>>>>;
@@ -46,7 +63,7 @@ pub(crate) struct PyNoRow {
 
 enum Why {
     /// The encoder says so.
-    Report(RowReport),
+    Report(NoEmbedding),
     /// The state never got there.
     NotText(String),
 }
@@ -57,9 +74,9 @@ impl PyNoRow {
     fn kind(&self) -> &'static str {
         match &self.why {
             Why::NotText(_) => "not_text",
-            Why::Report(RowReport::Bad { .. }) => "bad",
-            Why::Report(RowReport::TooLong { .. }) => "too_long",
-            Why::Report(RowReport::Error(_)) => "error",
+            Why::Report(NoEmbedding::Bad { .. }) => "bad",
+            Why::Report(NoEmbedding::TooLong { .. }) => "too_long",
+            Why::Report(NoEmbedding::Encoder(_)) => "error",
             Why::Report(_) => "failed",
         }
     }
@@ -75,7 +92,9 @@ impl PyNoRow {
     #[getter]
     fn traceback(&self) -> Option<&str> {
         match &self.why {
-            Why::Report(RowReport::Error(EncoderError::Failed { trace, .. })) => trace.as_deref(),
+            Why::Report(NoEmbedding::Encoder(EncoderError::Failed { trace, .. })) => {
+                trace.as_deref()
+            }
             _ => None,
         }
     }
@@ -102,7 +121,7 @@ impl PyCachedEncoder {
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         encoder: &Bound<'_, PyAny>,
-        cache: Option<&Bound<'_, PyEmbeddingCache>>,
+        cache: Option<FrontCache<'_>>,
         max_wait: f64,
         max_states: usize,
         max_bytes: usize,
@@ -113,16 +132,19 @@ impl PyCachedEncoder {
         allow_other_identity: bool,
     ) -> PyResult<Self> {
         let max_wait = seconds("max_wait", max_wait)?;
-        let coalescing = CoalescerOptions { max_wait, max_states, max_bytes, queue };
-        let options = CachedEncoderOptions {
-            coalescing,
-            memory_bytes,
-            append_to,
-            checkpoint_interval: seconds("checkpoint_interval", checkpoint_interval)?,
-            allow_other_identity,
-        };
+        let coalescing = CoalescerOptions::default()
+            .with_max_wait(max_wait)
+            .with_max_states(max_states)
+            .with_max_bytes(max_bytes)
+            .with_queue(queue);
+        let mut options = CachedEncoderOptions::default()
+            .with_coalescing(coalescing)
+            .with_memory_bytes(memory_bytes)
+            .with_checkpoint_interval(seconds("checkpoint_interval", checkpoint_interval)?)
+            .with_allow_other_identity(allow_other_identity);
+        options.append_to = append_to;
         let object = ObjectEncoder::new(encoder)?;
-        let cache = cache.map(|cache| Arc::clone(&cache.get().cache));
+        let cache = cache.map(Cache::from);
         let made = interruptible(encoder.py(), || CachedEncoder::new(object, cache, options))?;
         let made = Arc::new(made.map_err(cache_error)?);
         let dim = made.dim();
@@ -270,9 +292,9 @@ fn report_each<'py>(
         }
         let too_few = || encoding_error("the encoder answered for too few states");
         let answer = answers.next().ok_or_else(too_few)?;
-        let row = answer.as_ref().ok();
-        let tokens = row.and_then(CachedRow::tokens);
-        let truncated = row.and_then(CachedRow::is_truncated);
+        let prompt = answer.as_ref().ok().and_then(|embedding| embedding.prompt()).copied();
+        let tokens = prompt.map(|prompt| prompt.tokens);
+        let truncated = prompt.map(|prompt| prompt.truncated);
         Ok((row_or_reason(py, answer)?, tokens, truncated))
     });
     reported.collect()

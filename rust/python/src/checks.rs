@@ -80,7 +80,8 @@ fn sequences<'a>(ids: &'a [u32], offsets: &[i64]) -> PyResult<Vec<&'a [u32]>> {
 #[pyfunction]
 #[pyo3(signature = (path, *, examples = 5))]
 pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<Bound<'_, PyAny>> {
-    let report = interruptible(py, move || ebm_cache::audit(path, examples))?.map_err(cache_error)?;
+    let report =
+        interruptible(py, move || ebm_cache::audit(path, examples))?.map_err(cache_error)?;
     let report = serde_json::to_value(report).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &report)
 }

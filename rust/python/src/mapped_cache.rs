@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use ebm_cache::{MappedCache, OpenMode, OpenOptions};
+use ebm_cache::{Cache, MappedCache, OpenOptions, free_memory};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
@@ -19,13 +20,13 @@ use crate::waiting::interruptible;
 /// Whether `auto` would map the cache rather than hold it in memory.
 #[pyfunction]
 pub(crate) fn prefers_mapped(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
-    let mode = interruptible(py, move || OpenMode::Auto.resolve(path))?;
-    Ok(mode.map_err(cache_error)? == OpenMode::Mapped)
+    let prefers = move || Cache::prefers_mapped(path, free_memory());
+    interruptible(py, prefers)?.map_err(cache_error)
 }
 
 #[pyclass(frozen, name = "MappedCache", module = "ebm_encode._core")]
 pub(crate) struct PyMappedCache {
-    cache: MappedCache,
+    pub(crate) cache: Arc<MappedCache>,
     options: OpenOptions,
 }
 
@@ -36,7 +37,7 @@ impl PyMappedCache {
     fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
         let options = open_options(strict, verify_checksums);
         let cache = interruptible(py, move || MappedCache::open_with(path, options))?;
-        Ok(Self { cache: cache.map_err(cache_error)?, options })
+        Ok(Self { cache: Arc::new(cache.map_err(cache_error)?), options })
     }
 
     fn __len__(&self) -> usize {

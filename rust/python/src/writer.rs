@@ -112,12 +112,10 @@ impl PyCacheWriter {
         let checkpoint_interval = Duration::try_from_secs_f64(checkpoint_seconds)
             .map_err(|error| argument_error(format!("checkpoint_seconds: {error}")))?;
         let lock = py.detach(|| self.take_lock())?;
-        let options = WriterOptions {
-            checkpoint_rows,
-            checkpoint_interval,
-            overwrite,
-            ..WriterOptions::default()
-        };
+        let options = WriterOptions::default()
+            .with_checkpoint_rows(checkpoint_rows)
+            .with_checkpoint_interval(checkpoint_interval)
+            .with_overwrite(overwrite);
         let identity = identity.identity.clone();
         let open = move || lock.open(identity, dim, options);
         let writer = interruptible(py, open)?.map_err(cache_error)?;
@@ -137,7 +135,7 @@ impl PyCacheWriter {
             self.with(py, |writer| writer.append(&states, rows))?.map_err(cache_error)?;
         let verdicts = verdicts.into_iter().map(|verdict| match verdict {
             Verdict::Bad(reason) => Some(PyBadRow::from(reason)),
-            Verdict::Accepted | Verdict::Present => None,
+            _ => None,
         });
         Ok(verdicts.collect())
     }

@@ -51,10 +51,7 @@ pub struct Threads {
 
 impl Threads {
     /// Starts the threads.
-    pub fn new(
-        name: &'static str,
-        count: NonZero<usize>,
-    ) -> Result<Self, ThreadPoolBuildError> {
+    pub fn new(name: &'static str, count: NonZero<usize>) -> Result<Self, ThreadPoolBuildError> {
         let (first, process) = (Some(build(name, Some(count))?), process::id());
         Ok(Self { name, count, first, process, forked: ForkedPool::new() })
     }

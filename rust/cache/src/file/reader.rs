@@ -22,7 +22,6 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 use parquet::file::reader::{ChunkReader, Length};
 
-use crate::storage::store_at;
 use crate::file::external::file_of_rows;
 use crate::file::rows::Rows;
 use crate::file::sound::{self, Sound};
@@ -35,6 +34,7 @@ use crate::page::direct;
 use crate::page::plain::{self, PlainPage};
 use crate::storage::input::Input;
 use crate::storage::mapping;
+use crate::storage::store_at;
 
 /// Rows decoded at a time: 16 MiB at dimension 4,096.
 const BATCH_ROWS: usize = 1024;

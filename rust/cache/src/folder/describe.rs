@@ -11,6 +11,7 @@ use crate::format::footer::Footer;
 
 /// One file of a cache, from its metadata alone.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct FileDescription {
     /// The file.
     #[serde(serialize_with = "as_shown")]

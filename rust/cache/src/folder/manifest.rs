@@ -20,6 +20,7 @@ pub const MANIFEST: &str = "manifest.json";
 
 /// The parts of a cache in their order; of a state's rows the last counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// Version of this file and of the parts' layout.
     pub format_version: u32,
@@ -36,6 +37,7 @@ pub struct Manifest {
 
 /// One part of a cache: a file that is a cache by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Part {
     /// Its name in the folder.
     pub file: String,

@@ -39,6 +39,7 @@ impl StateKey {
 
 /// The JSON value under [`METADATA_KEY`] in a cache file's footer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Footer {
     /// Version of this value and of the file's layout.
     pub format_version: u32,

@@ -24,11 +24,26 @@ pub enum Checksums {
 
 /// How a cache is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Whether rows are checked.
     pub checks: Checks,
     /// Whether checksums of embeddings are verified.
     pub checksums: Checksums,
+}
+
+impl OpenOptions {
+    /// Sets whether rows are checked.
+    #[must_use]
+    pub fn with_checks(self, checks: Checks) -> Self {
+        Self { checks, ..self }
+    }
+
+    /// Sets whether checksums of embeddings are verified.
+    #[must_use]
+    pub fn with_checksums(self, checksums: Checksums) -> Self {
+        Self { checksums, ..self }
+    }
 }
 
 impl From<Checks> for OpenOptions {
@@ -39,6 +54,7 @@ impl From<Checks> for OpenOptions {
 
 /// Where a cache's rows are to be while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum OpenMode {
     /// In memory if they take at most half of what is free, or if that cannot be told; else mapped.
     #[default]

@@ -13,9 +13,7 @@ use serde_json::Value;
 
 use crate::check::row_check::RowChecker;
 use crate::file::reader::RowFile;
-use crate::folder::parts::{
-    self, common_kind, provenances, require_values, runs, same_tokens,
-};
+use crate::folder::parts::{self, common_kind, provenances, require_values, runs, same_tokens};
 use crate::format::error::{CacheError, CacheResult};
 use crate::format::footer::StateKey;
 use crate::format::identity::Identity;

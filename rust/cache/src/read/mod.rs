@@ -2,8 +2,9 @@
 
 pub(crate) mod batch;
 pub(crate) mod buffer;
+pub(crate) mod cache;
 pub(crate) mod in_memory;
 pub(crate) mod mapped;
-pub(crate) mod mode;
+
 pub(crate) mod neighbours;
 pub(crate) mod state_index;

@@ -26,7 +26,8 @@ pub(crate) fn at_once<I: Send, T: Send>(
     let cores = available_parallelism().map_or(1, usize::from);
     let threads = if remote { REQUESTS } else { OF_A_CORE * cores }.min(items.len());
     let done: Vec<Done<T>> = items.iter().map(|_| Mutex::new(None)).collect();
-    let items: Vec<Mutex<Option<I>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    let items: Vec<Mutex<Option<I>>> =
+        items.into_iter().map(|item| Mutex::new(Some(item))).collect();
     let next = AtomicUsize::new(0);
     let failed = AtomicUsize::new(usize::MAX);
     let work = || {
@@ -54,7 +55,8 @@ pub(crate) fn at_once<I: Send, T: Send>(
         work();
     });
     let unfinished = || Err(CacheError::Argument("an earlier step failed".to_owned()));
-    let results = done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let results =
+        done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
     results.map(|result| result.unwrap_or_else(unfinished)).collect()
 }
 

@@ -78,9 +78,7 @@ pub fn list(folder: &Path, ending: &str) -> CacheResult<Vec<PathBuf>> {
 /// # Errors
 /// [`CacheError::NotFound`], [`CacheError::Io`].
 #[cfg(feature = "parquet")]
-pub fn open(
-    path: &Path,
-) -> CacheResult<impl parquet::file::reader::ChunkReader + Clone + 'static> {
+pub fn open(path: &Path) -> CacheResult<impl parquet::file::reader::ChunkReader + Clone + 'static> {
     store_at(path)?.open()
 }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use super::stamp::Stamp;
 use crate::format::error::{CacheError, CacheResult};
 
-
 /// A state of a file that a later state differs from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Version {

@@ -30,6 +30,6 @@ pub fn compact(folder: impl AsRef<Path>) -> CacheResult<FinishReport> {
         return refuse("made by other software, so its encoder is unknown");
     };
     let last = provenances(&files).pop().unwrap_or_default();
-    let options = WriterOptions { compact: true, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_compact(true);
     lock.open(identity, dim, options)?.finish(last)
 }

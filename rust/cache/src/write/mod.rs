@@ -39,6 +39,7 @@ use growing::Growing;
 
 /// When to checkpoint, and what to do with an output that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WriterOptions {
     /// Checkpoint when there are this many new rows: those that make whole row groups, if any do.
     pub checkpoint_rows: usize,
@@ -57,8 +58,35 @@ impl Default for WriterOptions {
     }
 }
 
+impl WriterOptions {
+    /// Sets after how many new rows to checkpoint.
+    #[must_use]
+    pub fn with_checkpoint_rows(self, checkpoint_rows: usize) -> Self {
+        Self { checkpoint_rows, ..self }
+    }
+
+    /// Sets after how much time to checkpoint.
+    #[must_use]
+    pub fn with_checkpoint_interval(self, checkpoint_interval: Duration) -> Self {
+        Self { checkpoint_interval, ..self }
+    }
+
+    /// Sets whether an existing output is replaced.
+    #[must_use]
+    pub fn with_overwrite(self, overwrite: bool) -> Self {
+        Self { overwrite, ..self }
+    }
+
+    /// Sets whether all parts of a folder are written as one.
+    #[must_use]
+    pub fn with_compact(self, compact: bool) -> Self {
+        Self { compact, ..self }
+    }
+}
+
 /// What became of a row given to [`CacheWriter::append`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Verdict {
     /// It will be in the cache.
     Accepted,
@@ -70,6 +98,7 @@ pub enum Verdict {
 
 /// What [`CacheWriter::finish`] did.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct FinishReport {
     /// Rows in the finished cache.
     pub rows: u64,

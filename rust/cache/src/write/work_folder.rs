@@ -161,7 +161,10 @@ impl WorkFolder {
         }
         for folder in self.folders() {
             let files = storage::list(&folder, ROWS)?;
-            files.iter().filter(|file| !kept(file)).try_for_each(|file| storage::remove_file(file))?;
+            files
+                .iter()
+                .filter(|file| !kept(file))
+                .try_for_each(|file| storage::remove_file(file))?;
         }
         Ok(())
     }

@@ -55,7 +55,7 @@ pub fn refs(states: &[String]) -> Vec<&str> {
 }
 
 pub fn open(output: &Path, dim: usize, checkpoint_rows: usize) -> CacheWriter {
-    let options = WriterOptions { checkpoint_rows, ..WriterOptions::default() };
+    let options = WriterOptions::default().with_checkpoint_rows(checkpoint_rows);
     OutputLock::acquire(output).unwrap().open(identity(), dim, options).unwrap()
 }
 

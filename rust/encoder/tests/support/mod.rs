@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use ebm_cache::Identity;
-use ebm_encoder::{Encoder, EncoderError, FakeEncoder, RowReport};
+use ebm_encoder::{Encoder, EncoderError, Report, TestEncoder};
 
 pub const DIM: usize = 8;
 
@@ -21,13 +21,13 @@ pub fn identity() -> Identity {
     identity_with("float32")
 }
 
-pub fn fake() -> FakeEncoder {
-    FakeEncoder::new(DIM, identity()).unwrap()
+pub fn fake() -> TestEncoder {
+    TestEncoder::new(DIM, identity()).unwrap()
 }
 
 /// An encoder that does not go on before it is told to, so that requests pile up behind it.
 pub struct Held {
-    pub inner: FakeEncoder,
+    pub inner: TestEncoder,
     pub begun: flume::Sender<usize>,
     pub go_on: flume::Receiver<()>,
 }
@@ -41,11 +41,7 @@ impl Encoder for Held {
         self.inner.identity()
     }
 
-    fn encode_into(
-        &self,
-        states: &[&str],
-        rows: &mut [f32],
-    ) -> Result<Vec<RowReport>, EncoderError> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> Result<Vec<Report>, EncoderError> {
         self.begun.send(states.len()).unwrap();
         self.go_on.recv().unwrap();
         self.inner.encode_into(states, rows)

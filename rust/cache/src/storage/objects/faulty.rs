@@ -149,4 +149,3 @@ pub fn bucket(fault: Option<(usize, Fault)>) -> (Arc<Faulty>, String, String) {
     use_store(&sound, inner);
     (store, faulty, sound)
 }
-

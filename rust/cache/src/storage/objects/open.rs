@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
-use super::{Object, one_line};
 use super::requests::wait;
+use super::{Object, one_line};
 use crate::format::error::CacheResult;
 use crate::storage::failure::LastRead;
 use crate::storage::input::Remote;

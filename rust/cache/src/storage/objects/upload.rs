@@ -6,8 +6,8 @@ use std::io;
 use bytes::Bytes;
 use object_store::{ObjectStoreExt, WriteMultipart};
 
-use super::{Condition, Object};
 use super::requests::wait;
+use super::{Condition, Object};
 use crate::format::error::{CacheError, CacheResult};
 use crate::storage::sink::RemoteWrite;
 

@@ -1,9 +1,11 @@
 //! An encoder without a model, for tests of what is built on encoders.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{Encoder, EncoderError, EncoderResult, RowReport, TokenDigest, require_room};
+use crate::{
+    Encoder, EncoderError, EncoderResult, NoEmbedding, PromptInfo, Report, TokenDigest,
+    require_room,
+};
 use ebm_cache::Identity;
 
 /// Rows made from a hash of the state: the same state always has the same row, on any machine.
@@ -11,7 +13,7 @@ use ebm_cache::Identity;
 /// Faults are put in by the text: a state with the word `poison` makes the whole call fail, as a
 /// Python exception would; one with `bad` has a bad row, and one with `long` is too long.
 #[derive(Debug)]
-pub struct FakeEncoder {
+pub struct TestEncoder {
     dim: usize,
     identity: Identity,
     calls: AtomicUsize,
@@ -19,7 +21,7 @@ pub struct FakeEncoder {
     before: fn(&[&str]),
 }
 
-impl FakeEncoder {
+impl TestEncoder {
     /// An encoder of rows of `dim` values that passes for the one of an identity.
     ///
     /// # Errors
@@ -61,7 +63,7 @@ impl FakeEncoder {
     }
 }
 
-impl Encoder for FakeEncoder {
+impl Encoder for TestEncoder {
     fn dim(&self) -> usize {
         self.dim
     }
@@ -70,7 +72,7 @@ impl Encoder for FakeEncoder {
         &self.identity
     }
 
-    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<RowReport>> {
+    fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         require_room(states.len(), self.dim, rows.len())?;
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.encoded.fetch_add(states.len(), Ordering::Relaxed);
@@ -82,19 +84,22 @@ impl Encoder for FakeEncoder {
                 trace: None,
             });
         }
-        let faults = HashMap::from([
-            ("bad", RowReport::Bad { reason: "norm 0e0 is zero".to_owned() }),
-            ("long", RowReport::TooLong { tokens: 5000 }),
-        ]);
         let mut reports = Vec::with_capacity(states.len());
         for (state, row) in states.iter().zip(rows.chunks_mut(self.dim)) {
             row.copy_from_slice(&self.row(state));
-            let fault = faults.iter().find(|(word, _)| state.contains(**word));
-            let tokens: Vec<u32> = state.bytes().map(u32::from).collect();
-            let digest = Some(TokenDigest::of(&tokens));
-            let fine = RowReport::Ok { tokens: tokens.len(), truncated: false, digest };
-            reports.push(fault.map_or(fine, |(_, report)| report.clone()));
+            reports.push(report(state));
         }
         Ok(reports)
     }
+}
+
+fn report(state: &str) -> Report {
+    if state.contains("bad") {
+        return Err(NoEmbedding::Bad { reason: "norm 0e0 is zero".to_owned() });
+    }
+    if state.contains("long") {
+        return Err(NoEmbedding::TooLong { tokens: 5000 });
+    }
+    let tokens: Vec<u32> = state.bytes().map(u32::from).collect();
+    Ok(PromptInfo::new(tokens.len()).with_digest(Some(TokenDigest::of(&tokens))))
 }
