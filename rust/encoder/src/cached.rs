@@ -11,78 +11,17 @@ use serde_json::Value;
 
 use crate::appender::Appender;
 use crate::checks::SearchChecks;
-use crate::coalescer::{Coalescer, CoalescerOptions};
+use crate::coalescer::Coalescer;
 use crate::embedding::{Answer, Embedding, NoEmbedding, PromptInfo};
 use crate::keep::{Encodings, Keep};
 use crate::memory::Memory;
+use crate::options::CachedEncoderOptions;
 use crate::statistics::{CachedEncoderStatistics, Requests, read};
 use crate::wait::Patience;
 use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::{
     Cache, CacheError, CacheResult, CacheWriter, FinishReport, OutputLock, WriterOptions,
 };
-
-/// How a [`CachedEncoder`] works.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct CachedEncoderOptions {
-    /// How requests are merged.
-    pub coalescing: CoalescerOptions,
-    /// Most bytes of rows encoded at search time that are kept in memory.
-    pub memory_bytes: u64,
-    /// A cache, a file or a folder of parts, to which rows encoded at search time are appended,
-    /// crash-safe.
-    pub append_to: Option<PathBuf>,
-    /// No appended row stays unsaved for longer than this, also while nothing is asked.
-    pub checkpoint_interval: Duration,
-    /// Go on though the cache was made with a different encoder, or with an unknown one. Logged as a
-    /// warning.
-    pub allow_other_identity: bool,
-}
-
-impl Default for CachedEncoderOptions {
-    fn default() -> Self {
-        Self {
-            coalescing: CoalescerOptions::default(),
-            memory_bytes: 1 << 30,
-            append_to: None,
-            checkpoint_interval: WriterOptions::default().checkpoint_interval,
-            allow_other_identity: false,
-        }
-    }
-}
-
-impl CachedEncoderOptions {
-    /// Sets how requests are merged.
-    #[must_use]
-    pub fn with_coalescing(self, coalescing: CoalescerOptions) -> Self {
-        Self { coalescing, ..self }
-    }
-
-    /// Sets the most bytes of embeddings that are kept in memory.
-    #[must_use]
-    pub fn with_memory_bytes(self, memory_bytes: u64) -> Self {
-        Self { memory_bytes, ..self }
-    }
-
-    /// Sets the cache that embeddings are appended to.
-    #[must_use]
-    pub fn with_append_to(self, append_to: impl Into<PathBuf>) -> Self {
-        Self { append_to: Some(append_to.into()), ..self }
-    }
-
-    /// Sets the longest time that an embedding stays unsaved.
-    #[must_use]
-    pub fn with_checkpoint_interval(self, checkpoint_interval: Duration) -> Self {
-        Self { checkpoint_interval, ..self }
-    }
-
-    /// Sets whether a cache of a different encoder is served.
-    #[must_use]
-    pub fn with_allow_other_identity(self, allow_other_identity: bool) -> Self {
-        Self { allow_other_identity, ..self }
-    }
-}
 
 /// An embedding: of the cache, or encoded by this process. It lends its values as a slice.
 #[derive(Debug, Clone)]

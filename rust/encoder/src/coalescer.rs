@@ -12,88 +12,13 @@ use std::time::{Duration, Instant};
 use crate::checks::SearchChecks;
 use crate::embedding::Answer;
 use crate::keep::Keep;
+use crate::options::CoalescerOptions;
 use crate::queue::Request;
+use crate::statistics::{CoalescerStatistics, Counters};
 use crate::wait::Patience;
 use crate::worker::Worker;
 use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::Identity;
-
-/// How requests are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CoalescerOptions {
-    /// How long a batch waits for more callers, where the batch before had several.
-    ///
-    /// A lone caller never waits; an hour is the longest wait.
-    pub max_wait: Duration,
-    /// Most states of a batch.
-    pub max_states: usize,
-    /// Most bytes of text in a batch, a measure of its tokens; a longer state is a batch of its own.
-    pub max_bytes: usize,
-    /// Most requests that wait; whoever asks then has to wait as well.
-    pub queue: usize,
-}
-
-impl Default for CoalescerOptions {
-    fn default() -> Self {
-        let max_wait = Duration::from_millis(3);
-        Self { max_wait, max_states: 256, max_bytes: 64 * 1024, queue: 1024 }
-    }
-}
-
-impl CoalescerOptions {
-    /// Sets how long a batch waits for more callers.
-    #[must_use]
-    pub fn with_max_wait(self, max_wait: Duration) -> Self {
-        Self { max_wait, ..self }
-    }
-
-    /// Sets the most states of a batch.
-    #[must_use]
-    pub fn with_max_states(self, max_states: usize) -> Self {
-        Self { max_states, ..self }
-    }
-
-    /// Sets the most bytes of text in a batch.
-    #[must_use]
-    pub fn with_max_bytes(self, max_bytes: usize) -> Self {
-        Self { max_bytes, ..self }
-    }
-
-    /// Sets the most requests that wait.
-    #[must_use]
-    pub fn with_queue(self, queue: usize) -> Self {
-        Self { queue, ..self }
-    }
-}
-
-/// What a coalescer has done so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CoalescerStatistics {
-    /// Requests that were accepted; those that were refused or given up before do not count.
-    pub requests: u64,
-    /// States in them, each time it was asked for.
-    pub states: u64,
-    /// Calls of the encoder.
-    pub calls: u64,
-    /// States that were given to the encoder; fewer than `states` where callers asked for the same.
-    pub encoded: u64,
-    /// Batches that served more than one caller.
-    pub shared_batches: u64,
-    /// Rows that failed the row checks here, after the encoder had reported them as good.
-    pub bad: u64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    requests: AtomicU64,
-    states: AtomicU64,
-    pub(crate) calls: AtomicU64,
-    pub(crate) encoded: AtomicU64,
-    pub(crate) shared_batches: AtomicU64,
-    pub(crate) bad: AtomicU64,
-}
 
 /// An encoder that several threads refer to.
 #[derive(Clone)]

@@ -15,6 +15,7 @@ mod error;
 mod jobs;
 mod keep;
 mod memory;
+mod options;
 mod queue;
 mod statistics;
 #[cfg(feature = "test-util")]
@@ -22,12 +23,13 @@ mod test_encoder;
 mod wait;
 mod worker;
 
-pub use cached::{CachedAnswer, CachedEmbedding, CachedEncoder, CachedEncoderOptions};
-pub use coalescer::{Coalescer, CoalescerOptions, CoalescerStatistics, Pending};
+pub use cached::{CachedAnswer, CachedEmbedding, CachedEncoder};
+pub use coalescer::{Coalescer, Pending};
 pub use embedding::{Answer, Embedding, NoEmbedding, PromptInfo, Report, TokenDigest};
 pub use error::{EncoderError, EncoderResult};
 
-pub use statistics::CachedEncoderStatistics;
+pub use options::{CachedEncoderOptions, CoalescerOptions};
+pub use statistics::{CachedEncoderStatistics, CoalescerStatistics};
 #[cfg(feature = "test-util")]
 pub use test_encoder::TestEncoder;
 

@@ -6,10 +6,36 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::coalescer::CoalescerStatistics;
-
 /// Upper bound of the histogram of latencies; longer ones count as this.
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// What a coalescer has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoalescerStatistics {
+    /// Requests that were accepted; those that were refused or given up before do not count.
+    pub requests: u64,
+    /// States in them, each time it was asked for.
+    pub states: u64,
+    /// Calls of the encoder.
+    pub calls: u64,
+    /// States that were given to the encoder; fewer than `states` where callers asked for the same.
+    pub encoded: u64,
+    /// Batches that served more than one caller.
+    pub shared_batches: u64,
+    /// Rows that failed the row checks here, after the encoder had reported them as good.
+    pub bad: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) states: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) encoded: AtomicU64,
+    pub(crate) shared_batches: AtomicU64,
+    pub(crate) bad: AtomicU64,
+}
 
 /// What a [`CachedEncoder`](super::CachedEncoder) has done so far.
 #[derive(Debug, Clone, Copy, PartialEq)]

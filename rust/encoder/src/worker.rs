@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::checks::{Bad, SearchChecks};
-use crate::coalescer::{CoalescerOptions, Counters};
 use crate::embedding::{Answer, BatchMemory, Embedding, NoEmbedding, Report, Row, TokenDigest};
 use crate::keep::Keep;
+use crate::options::CoalescerOptions;
 use crate::queue::{Queue, Request};
+use crate::statistics::Counters;
 use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::{BadRow, StateKey};
 
