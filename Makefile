@@ -1,4 +1,4 @@
-# Everything a user or developer runs. Set-up goes into a virtual environment of the project's own.
+# Everything a user or developer runs. Packages are installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +58,7 @@ format: setup ## Format all code
 bench: build ## Run the cache benchmark (see docs/benchmarks.md for larger sizes)
 	$(BIN)/python benchmarks/cache_recipe.py --rows 20000
 
-lock: setup ## Choose the newest dependencies anew, and write both lock files
+lock: setup ## Choose the newest dependencies, and write both lock files
 	cargo update
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock

@@ -248,7 +248,7 @@ def damage(cache: Path, output: Path) -> list[int]:
 def catch_damage(cache: Path, states: list[str]) -> None:
     damaged = cache.with_name("damaged.parquet")
     rows = damage(cache, damaged)
-    tell("a copy, by pyarrow, checksums right: 3 embeddings zeroed, 1 copied, 1 with a NaN")
+    tell("a copy by pyarrow, with right checksums: 3 embeddings zeroed, 1 copied, 1 NaN")
     code, (report,) = run_cli("audit", str(damaged))
     found = sorted(report["examples"], key=lambda bad: bad["row"])
     show(
@@ -291,7 +291,7 @@ def read_everywhere(path: Path, query: str, prover: Path) -> None:
     )
     by_polars = pl.read_parquet(path).filter(pl.col("state_pp") == query)["embedding"][0]
     require(np.array_equal(by_polars.to_numpy(), row), "Polars reads the same values")
-    tell(f"Polars reads the same {len(row)} values of its embedding, bit for bit")
+    tell(f"Polars reads the same embedding: {len(row)} values, bit for bit")
 
 
 def encode_in_rust(model: Path, cache: Path, query: str, prover: Path) -> None:
