@@ -148,7 +148,7 @@ def compare(folder: Path, rows: int, dim: int, repeat: int, *, recipe: bool) -> 
 
 
 def lookups(path: Path) -> None:
-    command = ["cargo", "run", "--release", "--quiet", "--package", "ebm-encode"]
+    command = ["cargo", "run", "--release", "--quiet", "--package", "ebm-cache"]
     command += ["--example", "lookups", "--", str(path.resolve())]
     root = Path(__file__).parent.parent
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)

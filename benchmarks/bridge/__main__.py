@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--calls", type=int, default=200, help="per size, without a model")
     parser.add_argument("--requests", type=int, default=8, help="requests of each caller")
     arguments = parser.parse_args()
-    build = ["cargo", "build", "--release", "--locked", "--package", "ebm-encode-embed"]
+    build = ["cargo", "build", "--release", "--locked", "--package", "ebm-embed"]
     environment = os.environ | {"PYO3_PYTHON": sys.executable}
     subprocess.run([*build, "--examples", "--quiet"], check=True, cwd=ROOT, env=environment)
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
