@@ -40,6 +40,7 @@ SAMPLES = Path(os.path.relpath(Path(__file__).parent))
 BATCH = 32  # of the padded loop
 ROUNDS = 3
 NEIGHBOURS = 3
+DEVICE = ("--device", "cpu")  # where the padded loop runs too, and as `plan` counts
 ROUNDING = 1e-5  # largest relative difference of float32 embeddings of one state
 # A state whose neighbours resemble it even in a random model: they have most tokens in common.
 QUERY = "⊢ coeff f ((revAt (natDegree f)) 1) = nextCoeff f"
@@ -122,7 +123,7 @@ def make_model(folder: Path) -> Path:
 def encode(model: Path, output: Path) -> None:
     files = sorted(str(file) for file in SAMPLES.glob("*.parquet"))
     inputs = ("--model-path", str(model), "--trajectories", *files)
-    code, summary = run_cli("encode", *inputs, "--output", str(output))
+    code, summary = run_cli("encode", *inputs, "--output", str(output), *DEVICE)
     require(code == 0 and not summary["quarantined"], "every state gets an embedding")
     with contextlib.redirect_stdout(io.StringIO()) as plan:
         ebm_encode(["plan", *inputs, "--json"])
@@ -203,7 +204,7 @@ def one_thread() -> Iterator[None]:
 
 def measure_speed(model: Path, states: list[str]) -> None:
     with one_thread():
-        encoder = Encoder.load(str(model))
+        encoder = Encoder.load(str(model), device="cpu")
         ways = [Way("ebm-encode", lambda: encoder.encode(states)), padded_loop(model, states)]
         encoder.encode(states)  # compares the longest ones with the reference, as a run does once
         found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ways)
@@ -281,6 +282,7 @@ def read_everywhere(path: Path, query: str, prover: Path) -> None:
     by_duckdb = [float(cosine) for (cosine,) in duckdb.execute(statement, given).fetchall()]
     tell(f"nearest to {goal(query)}")
     readers = [[cosine for _, cosine in near], by_rust, by_duckdb]
+    require(len(by_rust) == len(near) == len(by_duckdb), "all readers print the neighbours")
     require(np.allclose(readers, readers[0], atol=1e-4), "all readers see the same embeddings")
     show(
         [
@@ -297,8 +299,8 @@ def read_everywhere(path: Path, query: str, prover: Path) -> None:
 def encode_in_rust(model: Path, cache: Path, query: str, prover: Path) -> None:
     file = cache.with_name("state.txt")
     file.write_text(query, encoding="utf-8")
-    arguments = ("encode", "--model-path", str(model), "--states", str(file), "--json")
-    answer = json.loads(run_prover(prover, *arguments))
+    arguments = ("--model-path", str(model), "--states", str(file), *DEVICE, "--json")
+    answer = json.loads(run_prover(prover, "encode", *arguments))
     stored = EmbeddingCache.open(cache)[query]
     error = difference(np.array(answer["embedding"], np.float32), stored)
     require(error < ROUNDING, "a Rust process computes the embedding that the cache has")
