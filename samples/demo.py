@@ -217,10 +217,10 @@ def measure_speed(model: Path, states: list[str]) -> None:
     ours, padded = (statistics.median(taken) for taken in seconds)
     show(
         [
-            (ways[0].name, f"{len(states) / ours:,.0f} states/s", ""),
+            (ways[0].name, f"{len(states) / ours:>5,.0f} states/s", ""),
             (
                 ways[1].name,
-                f"{len(states) / padded:,.0f} states/s",
+                f"{len(states) / padded:>5,.0f} states/s",
                 f"{padded / ours:.1f}x as long",
             ),
         ]
@@ -317,7 +317,7 @@ def demo(folder: Path, prover: Path) -> None:
     encode(model, cache)
     states = EmbeddingCache.open(cache).states()
     step(f"3. Measure the speed here: one CPU thread, {len(states)} states, median of {ROUNDS}")
-    measure_speed(model, states)
+    measure_speed(model, sorted(states))  # in text order, as `plan` counts the padding
     step("4. Damage copies of the cache, and audit them")
     catch_damage(cache, states)
     query = next(state for state in states if goal(state) == QUERY)
