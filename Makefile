@@ -1,4 +1,4 @@
-# Everything a user or developer runs. Set-up goes into a virtual environment of the project's own.
+# Everything a user or developer runs. Packages are installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,23 +14,22 @@ setup: $(VENV)/installed ## Make the virtual environment with everything in it
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	@echo "== Installing the Python packages of requirements.lock into $(VENV) (torch alone is gigabytes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install -r requirements.lock
 	touch $@
 
 build: setup ## Build the extension into the environment, and the prover
-	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin develop --release --quiet
-	cargo build --release --locked --quiet --package ebm-prover
+	@echo "== Compiling the Python extension (minutes the first time; cargo lists each crate)"
+	PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin develop --release
+	@echo "== Compiling ebm-prover"
+	cargo build --release --locked --package ebm-prover
 
-demo: build ## Make a small model, encode real proof states, audit the cache, open it from Rust
+demo: build ## Encode real proof states with a small model; show speed, checks and readers of the cache
+	@echo "== Running the demo"
 	rm -rf $(DEMO)
-	mkdir $(DEMO)
-	$(BIN)/python samples/tiny_model.py $(DEMO)/model
-	$(BIN)/ebm-encode encode --model-path $(DEMO)/model --trajectories samples/*.parquet \
-		--output $(DEMO)/states.parquet --batch-size 32
-	$(BIN)/ebm-encode audit $(DEMO)/states.parquet
-	target/release/ebm-prover inspect $(DEMO)/states.parquet
+	$(BIN)/python samples/demo.py $(DEMO)
 
 test: test-rust test-bridge test-python ## Run all tests
 
@@ -59,7 +58,7 @@ format: setup ## Format all code
 bench: build ## Run the cache benchmark (see docs/benchmarks.md for larger sizes)
 	$(BIN)/python benchmarks/cache_recipe.py --rows 20000
 
-lock: setup ## Choose the newest dependencies anew, and write both lock files
+lock: setup ## Choose the newest dependencies, and write both lock files
 	cargo update
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock

@@ -1,12 +1,12 @@
-"""The cache's writer and reader beside the plain recipe, on the same data in the same run.
+"""Writing and loading a cache beside a plain pyarrow recipe, on the same data in the same run.
 
     python benchmarks/cache_recipe.py [--rows 20000] [--dim 4096] [--repeat 3] [--no-recipe]
 
 The recipe is what projects like ours do with pyarrow: collect rows in a dictionary of lists and
-rewrite the whole table every 10,000 rows; load with `to_pylist` into a dictionary. Every figure
-comes from a process of its own, so that peak memory is that of the step alone; the two sides take
-turns, and medians are printed. The recipe holds rows as Python floats, 32 bytes for every 4, so at
-full size (217,499 rows) it does not fit ordinary machines: leave it out there.
+rewrite the whole table every 10,000 rows; load with `to_pylist` into a dictionary. Every step runs
+in its own process, so that peak memory is that of this step only; the two sides take turns, and
+medians are printed. The recipe holds rows as Python floats, 32 bytes for every 4, so at full size
+(217,499 rows) it does not fit ordinary machines: use --no-recipe there.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def write_recipe(path: Path, rows: int, dim: int) -> None:
 
 
 def write_nothing(path: Path, rows: int, dim: int) -> None:
-    """Makes the data and drops it: what the measurement itself costs."""
+    """Makes the data and drops it: the cost of the measurement."""
     del path
     for _ in data(rows, dim):
         pass
@@ -105,7 +105,7 @@ STEPS = {
 
 
 def measure(step: str, path: Path, rows: int, dim: int) -> tuple[float, float]:
-    """Runs a step in a process of its own: seconds and peak memory in MB."""
+    """Runs a step in its own process: seconds and peak memory in MB."""
     command = [sys.executable, __file__, "--step", step, "--path", str(path)]
     command += ["--rows", str(rows), "--dim", str(dim)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -148,7 +148,7 @@ def compare(folder: Path, rows: int, dim: int, repeat: int, *, recipe: bool) -> 
 
 
 def lookups(path: Path) -> None:
-    command = ["cargo", "run", "--release", "--quiet", "--package", "ebm-encode"]
+    command = ["cargo", "run", "--release", "--quiet", "--package", "ebm-cache"]
     command += ["--example", "lookups", "--", str(path.resolve())]
     root = Path(__file__).parent.parent
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000, help=f"full size is {FULL_ROWS}")
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--no-recipe", action="store_true", help="measure ours alone")
+    parser.add_argument("--no-recipe", action="store_true", help="skip the recipe")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/out"))
     parser.add_argument("--step", choices=sorted(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""Peak memory of a process, from the system's own count."""
+"""Peak memory of a process, as the kernel counts it."""
 
 from pathlib import Path
 
 
 def most_resident(process: int | str = "self") -> int:
-    """Bytes that a process held at most, 0 once it ended; `getrusage` would count its parent's too.
+    """Peak resident bytes of a process, 0 once it ended; `getrusage` would count its parent's too.
 
     Args:
         process: Its id.

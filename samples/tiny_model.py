@@ -1,8 +1,8 @@
-"""Makes a small causal model with seeded random weights, and a tokenizer trained on real states.
+"""Makes a small causal LM with seeded random weights, and a tokenizer trained on real states.
 
     python samples/tiny_model.py FOLDER [--architecture llama] [--states samples]
 
-The model knows nothing, but it is a whole model: it is loaded, run and pooled like any other.
+The model has learned nothing, but it is complete: it is loaded, run and pooled like any other.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SAMPLES = Path(__file__).parent
 
-# The shape that all architectures share, in the names most of them use.
+# The shape of all architectures, in the names that most of them use.
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -96,7 +96,7 @@ def make_model(
 ) -> Path:
     """Saves a model of an architecture with random weights, and the tokenizer, in a folder.
 
-    Weights are wider than the usual 0.02, so that layers do something to the numbers.
+    The standard deviation is above the usual 0.02, so that each layer changes the hidden states.
     """
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     tokens |= {"vocab_size": len(tokenizer)}

@@ -1,11 +1,11 @@
-"""The road from Rust to the encoder and back, beside Python's own and that of HTTP and JSON.
+"""Overhead of a request from Rust to the encoder, beside direct Python calls and HTTP with JSON.
 
     python benchmarks/bridge [--rounds 3] [--calls 200] [--requests 8]
 
-Per request of 1, 8, 32 and 64 states: (a) the bridge, (b) the Python encoder called from Python,
-(c) a FastAPI server on this machine that takes JSON and returns JSON; first with a near-free
-encoder of 4,096 values, so that only the road is measured, then with two small random models, there
-also with 16 callers at the same time and 8 states each. The three run in turns, round after
+Requests of 1, 8, 32 and 64 states through (a) the bridge, (b) the Python encoder called from
+Python, (c) a FastAPI server on this machine with JSON both ways. First with an encoder that writes
+a constant embedding of 4,096 values, so that only the overhead is measured; then with two small
+random models, and with 16 concurrent callers of 8 states each. The three run in turns, round after
 round; medians over the rounds are printed.
 """
 
@@ -90,18 +90,18 @@ def show(name, rounds):
 
 def show_callers(rounds):
     rate = statistics.median(r["together"] for r in rounds)
-    print(f"{CALLERS} callers at the same time, 8 states each: {rate:.0f} states/s")
-    for name, kind in [("through HTTP", "http_together"), ("one after the other", "one_at_a_time")]:
+    print(f"{CALLERS} concurrent callers, 8 states each: {rate:.0f} states/s")
+    for name, kind in [("HTTP", "http_together"), ("one request after the other", "one_at_a_time")]:
         ratio = statistics.median(r["together"] / r[kind] for r in rounds)
         rate = statistics.median(r[kind] for r in rounds)
-        print(f"  {ratio:.2f} times the same {name} ({rate:.0f} states/s)")
+        print(f"  {ratio:.2f} times {name} ({rate:.0f} states/s)")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=200, help="per size, with the free encoder")
-    parser.add_argument("--requests", type=int, default=8, help="of each of the 16 callers")
+    parser.add_argument("--calls", type=int, default=200, help="per size, without a model")
+    parser.add_argument("--requests", type=int, default=8, help="requests of each caller")
     arguments = parser.parse_args()
     build = ["cargo", "build", "--release", "--locked", "--package", "ebm-embed"]
     environment = os.environ | {"PYO3_PYTHON": sys.executable}
@@ -118,7 +118,7 @@ def main():
             one_round(tiny, states, free=True, calls=arguments.calls, requests=0)
             for _ in range(arguments.rounds)
         ]
-        show("the road alone, 4,096 values", rounds)
+        show("overhead only, a constant embedding of 4,096 values", rounds)
         for name, model in [("64 wide, 3 layers", tiny), ("384 wide, 6 layers", small)]:
             rounds = [
                 one_round(model, states, free=False, calls=20, requests=arguments.requests)

@@ -1,4 +1,4 @@
-"""Times requests to the server, parsed with the fastest parser there is. Prints one JSON object."""
+"""Times requests to the server, parsed with orjson. Prints one JSON object."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def connect(port):
 
 
 def wait_for(port):
-    """Until the server has loaded its model."""
+    """Waits until the server has loaded its model."""
     with connect(port) as client:
         for _ in range(600):
             try:
@@ -37,7 +37,7 @@ def wait_for(port):
 
 
 def together(port, texts, callers, requests):
-    """States per second of callers at the same time, each with a connection of its own."""
+    """States per second of concurrent callers, each with its own connection."""
 
     def call(caller):
         with connect(port) as client:

@@ -1,4 +1,4 @@
-"""The Python encoder called from Python: the bridge's baseline. Prints one JSON object."""
+"""Times the Python encoder called from Python: the baseline. Prints one JSON object."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""A near-free encoder: what is measured with it is the road there and back."""
+"""An encoder that writes a constant embedding, to measure the overhead of a request."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def _encode_into(self, states, out):
 
 
 def make_free():
-    """From here on encoders have `DIM` values and give all states the same row."""
+    """Has every `Encoder` of this process give all states the same `DIM` values."""
     Encoder.dim = DIM
     Encoder.encode_into = _encode_into
 

@@ -1,4 +1,4 @@
-"""The encoder behind HTTP and JSON, as it is usually put beside a prover."""
+"""The encoder behind HTTP and JSON, as projects usually serve a model to a prover."""
 
 import argparse
 
@@ -33,7 +33,7 @@ def main():
     def encode(request: Request) -> JSONResponse:
         out = np.empty((len(request.states), encoder.dim), np.float32)
         encoder.encode_into(request.states, out)
-        # Not by way of FastAPI's own encoder, which takes much longer for lists of floats.
+        # FastAPI's own encoder takes much longer for lists of floats.
         return JSONResponse({"embeddings": out.tolist()})
 
     uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="error")

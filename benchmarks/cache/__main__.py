@@ -1,12 +1,11 @@
-"""A cache's rows into memory, beside other formats and readers; same rows, one run.
+"""Loading a cache beside other formats and readers; same rows, one run.
 
     python benchmarks/cache [--rows 20000] [--dim 4096] [--rounds 5] [--contenders ours,limit,...]
 
 Makes random rows and writes them in every format: as a cache by our writer, as a raw file (both
-timed, with fsync), as safetensors, and into LMDB. Then each contender loads all of them in a
-process of its own, in turns, round after round, with the page cache warm and cold; a ratio compares
-two contenders of the same round, and medians are printed. `limit` is what reading the same bytes
-costs.
+timed, with fsync), as safetensors, and into LMDB. Then each contender loads all of them in its own
+process, in turns, round after round, with the page cache warm and cold; a ratio compares two
+contenders of the same round, and medians are printed. `limit` only reads the bytes.
 """
 
 import argparse
@@ -35,7 +34,7 @@ _IDENTITY = {
 
 
 def make(folder: Path, count: int, dim: int, names: list[str]) -> dict[str, float]:
-    """The same rows in every format; seconds that our writer and a raw file took."""
+    """Writes the same rows in every format; seconds of our writer and of a raw file."""
     draw = np.random.default_rng(0)
     rows = np.memmap(folder / "made.bin", np.float32, "w+", shape=(count, dim))
     for start in range(0, count, _AT_ONCE):
@@ -82,7 +81,7 @@ def write_lmdb(folder: Path, states: list[str], rows: np.ndarray) -> None:
     size = 2 * rows.nbytes + 2**30
     with lmdb.open(str(folder / "lmdb"), map_size=size) as store, store.begin(write=True) as put:
         for i, (state, row) in enumerate(zip(states, rows, strict=True)):
-            # Its keys end at 511 bytes, and begin with the number so that they are distinct.
+            # LMDB allows keys of 511 bytes; the number keeps them distinct.
             put.put(f"{i:09}{state}".encode()[:511], row.tobytes())
 
 
@@ -95,12 +94,12 @@ def run(name: str, folder: Path, page_cache: str) -> dict[str, Any]:
         raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     report: dict[str, Any] = json.loads(done.stdout)
     if not report.get("right", True):
-        raise SystemExit(f"{name}: other rows than were written")
+        raise SystemExit(f"{name}: loads other rows than were written")
     return report
 
 
 def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], title: str) -> None:
-    print(f"\n{title}\n\n| contender | seconds | MB beyond the start | limit / it | it / ours |")
+    print(f"\n{title}\n\n| contender | seconds | peak MB added | limit / it | it / ours |")
     print("| --- | --- | --- | --- | --- |")
     for name in names:
 
@@ -123,7 +122,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--folder", type=Path, help="where the files go; a disk with room")
+    parser.add_argument("--folder", type=Path, help="folder for the files")
     options = parser.parse_args()
     names = list(dict.fromkeys(["ours", "limit", *options.contenders.split(",")]))
     with tempfile.TemporaryDirectory(dir=options.folder) as work:
@@ -140,13 +139,13 @@ def main() -> None:
             for number in range(options.rounds):
                 rounds.append({name: run(name, folder, page_cache) for name in names})
                 print(f"{page_cache} round {number + 1} of {options.rounds}", file=sys.stderr)
-            show(rounds, names, f"All rows into memory, page cache {page_cache}")
+            show(rounds, names, f"Load all rows into memory, page cache {page_cache}")
         opened = run("first-lookup", folder, "warm")["mapped"]
-        print(f"\nmapped, opening to the first row: {opened * 1e3:.0f} ms")
+        print(f"\nmemory-mapped, open and first row: {opened * 1e3:.0f} ms")
         batch = run("batches", folder, "warm")
         print("\n2,048 random rows into one array, milliseconds:")
         for name, seconds in batch.items():
-            print(f"  {name}: {seconds * 1e3:.1f} ({seconds / batch['numpy']:.2f} of numpy's)")
+            print(f"  {name}: {seconds * 1e3:.1f} ({seconds / batch['numpy']:.2f}x numpy)")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One way to a cache's rows, in a process of its own: `python contenders.py NAME FOLDER COLD`.
+"""One way to load a cache, in its own process: `python contenders.py NAME FOLDER warm|cold`.
 
-FOLDER holds the same rows in every format (see `__main__.py`). Each loader gives the states and all
-rows as one float32 matrix; what it needs is imported before the clock starts. The figures go to
-standard output as JSON.
+FOLDER holds the same rows in every format (see `__main__.py`). Each loader returns the states and
+all rows as one float32 matrix `[rows, dim]`; imports happen before the clock starts. The figures go
+to standard output as JSON.
 """
 
 import json
@@ -29,7 +29,7 @@ def ours(folder: Path) -> Loader:
 
 
 def ours_unchecked(folder: Path) -> Loader:
-    """The same without the row checks; checksums of pages are still verified."""
+    """The same without row checks; page checksums are still verified."""
     return _ours(folder, strict=False)
 
 
@@ -66,7 +66,7 @@ def polars(folder: Path) -> Loader:
 
 
 def duckdb(folder: Path) -> Loader:
-    """duckdb, by way of an Arrow table."""
+    """duckdb, through an Arrow table."""
     import duckdb as db
 
     def load() -> Loaded:
@@ -76,7 +76,7 @@ def duckdb(folder: Path) -> Loader:
 
 
 def datasets(folder: Path) -> Loader:
-    """Hugging Face datasets, its own copy of the file made before."""
+    """Hugging Face datasets; its copy of the file is made before the clock starts."""
     import datasets as hf
 
     hf.disable_progress_bars()
@@ -90,7 +90,7 @@ def datasets(folder: Path) -> Loader:
 
 
 def safetensors(folder: Path) -> Loader:
-    """safetensors, the states as JSON beside it."""
+    """safetensors, with the states in a JSON file."""
     from safetensors.numpy import load_file
 
     def load() -> Loaded:
@@ -115,7 +115,7 @@ def lmdb(folder: Path) -> Loader:
 
 
 def raw_mapped(folder: Path) -> Loader:
-    """A raw file mapped and copied, the states as JSON beside it."""
+    """A raw file, memory-mapped and copied, with the states in a JSON file."""
 
     def load() -> Loaded:
         states = _states(folder)
@@ -126,7 +126,7 @@ def raw_mapped(folder: Path) -> Loader:
 
 
 def limit(folder: Path) -> Loader:
-    """The bytes of a raw file read into fresh huge pages, without states: what reading costs."""
+    """The bytes of a raw file read into fresh huge pages, without states: the read limit."""
 
     def load() -> Loaded:
         size = (folder / "rows.bin").stat().st_size
@@ -168,7 +168,7 @@ CONTENDERS: dict[str, Callable[[Path], Loader]] = {
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """The next read of the folder's files comes from the disk."""
+    """Drops the folder's files from the page cache, so that the next read is from disk."""
     os.sync()
     for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
@@ -176,7 +176,7 @@ def drop_from_page_cache(folder: Path) -> None:
 
 
 def batches(cache: Any, rows: np.ndarray) -> dict[str, float]:
-    """Seconds for 2,048 random rows into one array, by us and by numpy from memory; medians."""
+    """Median seconds for 2,048 random rows into one array, by us and by numpy from memory."""
     draw = np.random.default_rng(0)
     out = np.empty((2048, rows.shape[1]), np.float32)
     found: dict[str, list[float]] = {"gather": [], "gather_rows": [], "numpy": []}
@@ -196,7 +196,7 @@ def batches(cache: Any, rows: np.ndarray) -> dict[str, float]:
 
 
 def first_lookup(folder: Path) -> dict[str, float]:
-    """Seconds from opening a mapped cache to the first row, with a warm page cache."""
+    """Median seconds to open a memory-mapped cache and read one row, page cache warm."""
     from ebm_encode import MappedCache
 
     state = _states(folder)[-1]
@@ -229,7 +229,7 @@ def main() -> None:
         peak = most_resident() / 2**20
         truth = np.memmap(folder / "rows.bin", np.float32, "r")
         flat = rows.reshape(-1)
-        # LMDB's order is its own; of the others the ends and the middle are compared.
+        # LMDB sorts by key; of the others the ends and the middle are compared.
         picks = [0, len(truth) // 2, len(truth) - 1]
         right = name == "lmdb" or all(flat[i] == truth[i] for i in picks)
         report = {

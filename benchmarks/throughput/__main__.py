@@ -1,26 +1,27 @@
-"""Encoding throughput beside other ways to the same rows: same model, states and dtype, one run.
+"""Encoding throughput beside other ways to the same embeddings: same model, states and dtype.
 
     python benchmarks/throughput TRAJECTORIES [--size small] [--states 1000] [--rounds 3]
-        [--stretch shared|unrelated|whole] [--start 0.5] [--contenders ours,alone,...]
+        [--stretch shared|unrelated|whole] [--start 0.5] [--contenders ours,unbatched,...]
         [--vllm-python PYTHON] [--words 8192] [--vocabulary 32000] [--template raw]
         [--device cuda] [--dtype bfloat16] [--corpus 217499]
 
-TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in the
-order of their texts, with the sharing that they naturally have, in each round from another part of
-the whole; `--stretch unrelated` takes states of which no two begin alike; `--stretch whole` goes
-through all of them, `--states` in each round. The model has seeded random weights; its tokenizer is
-trained on the states.
+TRAJECTORIES are Parquet files of real proof states. `--stretch shared` takes neighbours in text
+order, with the sharing that they have, in each round from another part of the corpus; `--stretch
+unrelated` takes states of which no two begin alike; `--stretch whole` goes through all of them,
+`--states` in each round. The model has seeded random weights; its tokenizer is trained on the
+states.
 
-Every contender runs in a process of its own, in turns, round after round, so that noise of the
-machine hits all alike; a ratio compares two contenders of the same round. Medians are printed, and
-under "together" the ratio of the times of all rounds.
-Matrix products of the model's largest shape take turns with the work in each process: "of products"
-is the FLOPs that the distinct prefixes need, over time, as a share of what these products sustain,
-"of best" as a share of the fastest one. A contender whose rows differ from those of each state
-alone is shown as failed; the column "error" is relative to the largest value in float32, and in 16
-bits how far the cosine is from 1.
+Every contender runs in its own process, in turns, round after round, so that noise of the machine
+hits all alike; a ratio compares two contenders of the same round. Medians are printed, and under
+"together" the ratio of the times of all rounds.
 
-On one GPU, the model that such provers use: `--size 7b --vocabulary 102400 --dtype bfloat16
+Matmuls of the model's largest shape take turns with the work in each process. "matmul peak" is the
+FLOPs that the unique tokens need (after prefix sharing), over time, as a share of what these
+matmuls sustain; "best matmul" as a share of the fastest one. A contender whose embeddings differ
+from the unbatched reference is shown as failed. The column "error" is relative to the largest value
+in float32, and 1 - cosine in 16 bits.
+
+On one GPU, with the shape of a 7B prover model: `--size 7b --vocabulary 102400 --dtype bfloat16
 --device cuda --states 8192 --template deepseek-prover-v2`.
 """
 
@@ -99,14 +100,14 @@ def make_model(
     }  # fmt: skip
     tokenizer.pad_token = "</s>"
     tokenizer.model_max_length = _LONGEST
-    # Products of wide layers stay of the size that they have in narrow ones.
+    # So that hidden states of wide layers are as large as those of narrow ones.
     std = min(0.1, 2 * width**-0.5)
     dtype = getattr(torch, options.dtype)
     tiny_model.make_model(folder, tokenizer, "llama", std=std, dtype=dtype, **shape)
 
 
 def run(python: str, name: str, work: Path) -> dict[str, Any]:
-    """One contender in a process of its own; its report."""
+    """The report of one contender, run in its own process."""
     script = Path(__file__).with_name("contenders.py")
     done = subprocess.run([python, script, name, work], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -122,26 +123,24 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--states", type=int, default=1000)
     parser.add_argument("--stretch", choices=["shared", "unrelated", "whole"], default="shared")
+    parser.add_argument("--start", type=float, help="first state of every round, from 0 to 1")
+    parser.add_argument("--words", type=int, default=8192, help="vocabulary size of the tokenizer")
     parser.add_argument(
-        "--start", type=float, help="where the stretch of every round begins, from 0 to 1"
+        "--vocabulary", type=int, default=0, help="vocabulary size of the model, if larger"
     )
-    parser.add_argument("--words", type=int, default=8192, help="tokens of the tokenizer")
-    parser.add_argument(
-        "--vocabulary", type=int, default=0, help="tokens of the model, if more than its tokenizer"
-    )
-    parser.add_argument("--template", default="raw", help="put around every state first")
-    parser.add_argument("--rounds", type=int, default=3, help="as many as it takes for the whole")
+    parser.add_argument("--template", default="raw", help="text around every state")
+    parser.add_argument("--rounds", type=int, default=3, help="`whole` runs as many as it needs")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument(
-        "--slow-once", action="store_true", help="run the classic recipes once only"
+        "--slow-once", action="store_true", help="run the classic recipes in the first round only"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(_TOLERANCE), default="float32")
     parser.add_argument(
-        "--corpus", type=int, default=217_499, help="states to tell the expected time of"
+        "--corpus", type=int, default=217_499, help="states to estimate the time for"
     )
-    parser.add_argument("--vllm-python", help="interpreter of an environment with vllm in it")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
+    parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     names = options.contenders.split(",")
     if options.vllm_python is None and "vllm" in names:
@@ -183,18 +182,18 @@ def main() -> None:
 
 
 def check(reports: dict[str, dict[str, Any]], work: Path, dtype: str) -> None:
-    """Compares all rows of a round with those of each state alone."""
-    truth = reports.get("alone") or run(sys.executable, "alone", work)
+    """Compares all embeddings of a round with the unbatched reference."""
+    truth = reports.get("unbatched") or run(sys.executable, "unbatched", work)
     if "failed" in truth:
-        raise SystemExit(f"the states alone: {truth['failed']}")
-    rows = np.load(work / "alone.npy")
+        raise SystemExit(f"the unbatched reference: {truth['failed']}")
+    rows = np.load(work / "unbatched.npy")
     for name, report in reports.items():
         if "failed" in report:
             continue
         relative, cosine = compare(np.load(work / f"{name}.npy"), rows)
         report["error"] = relative if dtype == "float32" else 1 - cosine
         if not report["error"] <= _TOLERANCE[dtype]:
-            report["failed"] = f"other rows than alone (error {report['error']:.1e})"
+            report["failed"] = f"differs from the reference (error {report['error']:.1e})"
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -204,7 +203,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def sharing(rounds: list[dict[str, dict[str, Any]]]) -> str:
-    """Tokens per distinct prefix in each round, the same for all contenders, and together."""
+    """Tokens per unique token in each round, the same for all contenders, and together."""
     ran = ([r for r in each.values() if "nodes" in r] for each in rounds)
     reports = [some[0] for some in ran if some]
     if not reports:
@@ -218,14 +217,14 @@ def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any
     print(
         f"{options.size} {SIZES[options.size]}, {options.states} states a round ({options.stretch},"
         f" template {options.template},"
-        f" tokens per distinct prefix {sharing(rounds)}),"
+        f" tokens per unique token {sharing(rounds)}),"
         f" {len(rounds)} rounds, {options.dtype} on {where(options.device)}, torch"
         f" {torch.__version__}, transformers {transformers.__version__},"
         f" Python {platform.python_version()}"
     )
     print(
-        "| contender | states/s | tokens/s | unique tokens/s | TFLOP/s | of products | of best | MB"
-        " | error | it / ours, by round | median | together |"
+        "| contender | states/s | tokens/s | unique tokens/s | TFLOP/s | matmul peak | best matmul"
+        " | peak MB | error | time / ours, by round | median | together |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     expected = ""
@@ -260,12 +259,12 @@ def show(rounds: list[dict[str, dict[str, Any]]], names: list[str], options: Any
         )
         if name == _OURS:
             minutes = options.corpus / median(lambda r: r["states"] / r["seconds"]) / 60
-            expected = f"{options.corpus:,} such states would take ours {minutes:,.1f} minutes"
+            expected = f"estimated time for {options.corpus:,} states: {minutes:,.1f} minutes"
     print(expected)
 
 
 def where(device: str) -> str:
-    """What the work ran on."""
+    """The device, or the number of CPU threads."""
     if device == "cuda":
         return f"one {torch.cuda.get_device_name()}"
     return f"{torch.get_num_threads()} threads"

@@ -1,9 +1,8 @@
-"""One way to the rows, in a process of its own: `python contenders.py NAME FOLDER`.
+"""One way to compute embeddings, in its own process: `python contenders.py NAME FOLDER`.
 
-The folder holds `model/`, `states.json` and `machine.json`, which says device and dtype; the rows
-go to `NAME.npy`, the figures to `NAME.json`.
-What a contender needs is imported by its own function, so that each runs where its own packages
-are.
+The folder holds `model/`, `states.json` and `machine.json` (device and dtype). Embeddings go to
+`NAME.npy`, figures to `NAME.json`. Each contender imports its packages inside its function, so that
+it can run in its own environment.
 """
 
 import json
@@ -32,23 +31,23 @@ SIZES = {
 }
 BATCH = 32
 PART = 4096
-"""States given to a contender at once, as many as a bulk run plans together; whole batches."""
+"""States given to a contender at once: as many as a bulk run plans together."""
 LONGEST = 2048
 TURN = 2.0
-"""Seconds of work on a CPU before matrix products have a turn."""
+"""Seconds of work on a CPU between two turns of matmuls."""
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contenders of a run have in common.
+    """The input of all contenders of a run.
 
     Attributes:
         model: The model's folder.
-        states: The texts.
-        device: Where the model is.
-        dtype: Its compute dtype.
+        states: The prompts.
+        device: torch device of the model.
+        dtype: Compute dtype.
     """
 
     model: str
@@ -57,7 +56,7 @@ class Setup:
     dtype: str
 
     def causal(self) -> Any:
-        """The model as transformers has it, with its head."""
+        """The model of transformers, with its language-model head."""
         import torch
         import transformers
 
@@ -68,12 +67,12 @@ class Setup:
 
 
 def ours(setup: Setup) -> Encode:
-    """This package as it comes: the self-test chooses the engine."""
+    """ebm-encode with its defaults: the self-test chooses the engine."""
     return _ours(setup, "auto")
 
 
 def packed(setup: Setup) -> Encode:
-    """This package without sharing."""
+    """ebm-encode without prefix sharing."""
     return _ours(setup, "packed")
 
 
@@ -92,23 +91,23 @@ def _ours(setup: Setup, engine: Any) -> Encode:
     return encoder.encode
 
 
-def alone(setup: Setup) -> Encode:
-    """One state at a time, base model only."""
+def unbatched(setup: Setup) -> Encode:
+    """Batch size 1, base model only: the reference."""
     return _batches(setup, size=1)
 
 
 def sorted_by_length(setup: Setup) -> Encode:
-    """Batches of 32 of like length, base model only."""
+    """Padded batches of 32, sorted by length, base model only."""
     return _batches(setup, size=BATCH, by_length=True)
 
 
 def classic_base(setup: Setup) -> Encode:
-    """The recipe: batches of 32 in the order of the text; base model only."""
+    """The classic recipe: padded batches of 32 in text order; base model only."""
     return _batches(setup, size=BATCH)
 
 
 def classic_logits(setup: Setup) -> Encode:
-    """The recipe as found: batches of 32 in the order of the text, logits and all layers."""
+    """The classic recipe as found: padded batches of 32 in text order, logits, all layers."""
     return _batches(setup, size=BATCH, head=True)
 
 
@@ -160,10 +159,10 @@ def sentence_transformers(setup: Setup) -> Encode:
 
 
 def radix_mlp(setup: Setup) -> Encode:
-    """RadixMLP's folding: all but attention once per shared prefix, attention on whole sequences.
+    """RadixMLP's folding: shared prefixes once in all layers but attention.
 
-    The folding is the `radix-mlp` package's; its own models are forks, so here transformers' model
-    runs on the folded tokens and its attention function unfolds and folds them.
+    The folding is the `radix-mlp` package's. Its own models are forks, so here transformers' model
+    runs on the folded tokens, and the attention function unfolds and folds them.
     """
     import torch
     import transformers
@@ -223,7 +222,7 @@ def radix_mlp(setup: Setup) -> Encode:
 
 
 def vllm(setup: Setup) -> Encode:
-    """Mean pooling by vLLM."""
+    """Mean pooling by vLLM's pooling runner."""
     from vllm import LLM
     from vllm.config import PoolerConfig
 
@@ -245,7 +244,7 @@ def vllm(setup: Setup) -> Encode:
 CONTENDERS: dict[str, Callable[[Setup], Encode]] = {
     "ours": ours,
     "packed": packed,
-    "alone": alone,
+    "unbatched": unbatched,
     "sorted-by-length": sorted_by_length,
     "sentence-transformers": sentence_transformers,
     "radix-mlp": radix_mlp,
@@ -256,15 +255,15 @@ CONTENDERS: dict[str, Callable[[Setup], Encode]] = {
 
 
 class Peak:
-    """What matrix products of the model's largest shape reach, while the contender runs.
+    """FLOP/s that matmuls of the model's largest shape reach while the contender runs.
 
-    Products take turns with the contender's work, so that both meet the same noise of the machine:
-    a lucky moment is no measure of what minutes of work could have been.
+    Matmuls take turns with the contender's work, so that both meet the same noise of the machine; a
+    single fast moment says nothing of minutes of work.
 
     Attributes:
-        best: FLOP/s of the fastest product.
-        bytes: What its own matrices take.
-        device: Where they are.
+        best: FLOP/s of the fastest matmul.
+        bytes: Memory of its matrices.
+        device: torch device of the matrices.
     """
 
     def __init__(self, width: int, inner: int, setup: Setup) -> None:
@@ -283,14 +282,14 @@ class Peak:
 
     @property
     def sustained(self) -> float:
-        """FLOP/s of all products together."""
+        """FLOP/s of all matmuls together."""
         return self._count * self._each / self._seconds
 
     def measure(self, seconds: float) -> None:
-        """Multiplies for so long."""
+        """Runs matmuls for some seconds."""
         import torch
 
-        torch.mm(self._left, self._right, out=self._out)  # threads of the contender's fall asleep
+        torch.mm(self._left, self._right, out=self._out)  # lets the contender's threads fall asleep
         self._wait()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
@@ -305,9 +304,9 @@ class Peak:
 
 @contextmanager
 def taking_turns(peak: Peak) -> Iterator[list[float]]:
-    """Measures products after a pass of a model on a CPU, some seconds after the last time.
+    """Runs matmuls after a forward pass on a CPU, every few seconds.
 
-    Gives the seconds that this took. vLLM's passes are in a process of its own.
+    Yields the list of seconds that this took. vLLM's passes are in another process.
     """
     from torch.nn.modules.module import register_module_forward_hook
 
@@ -322,7 +321,7 @@ def taking_turns(peak: Peak) -> Iterator[list[float]]:
             last = time.perf_counter()
             pauses.append(last - start)
 
-    if peak.device != "cpu":  # a pass is not over when its call returns
+    if peak.device != "cpu":  # a pass still runs when its call returns
         yield pauses
         return
     handle = register_module_forward_hook(turn)
@@ -333,10 +332,10 @@ def taking_turns(peak: Peak) -> Iterator[list[float]]:
 
 
 def cost(model: str, states: list[str]) -> tuple[int, int, float]:
-    """Tokens, distinct prefixes, and the FLOPs that the distinct prefixes take.
+    """Tokens, unique tokens after prefix sharing, and the FLOPs that the unique tokens take.
 
-    Twice the weights of the layers for each prefix, and four times the width for each pair of a
-    prefix and a token it sees, in every layer.
+    In every layer: twice its weights for each unique token, and four times the width for each pair
+    of a unique token and a token that it attends to.
     """
     import transformers
 
@@ -359,9 +358,9 @@ def cost(model: str, states: list[str]) -> tuple[int, int, float]:
 
 
 def _most_memory(setup: Setup, peak: Peak) -> float:
-    """The most that was in use at a time, in bytes: on the device, where the model is on one.
+    """Peak memory in bytes: of the device; on a CPU, of this process and its children.
 
-    On a CPU it is that of this process and of those it has started, where vLLM has its model.
+    Children, because vLLM runs its model in one.
     """
     if setup.device == "cpu":
         import psutil
@@ -384,7 +383,7 @@ def main() -> None:
     setup = Setup(model, states, machine["device"], machine["dtype"])
     config = json.loads((folder / "model" / "config.json").read_text())
     encode = CONTENDERS[name](setup)
-    # The longest too: ours compares lengths that are new to it with states alone, once in a corpus.
+    # The longest too: ours compares the longest sequence with the reference once in a corpus.
     encode([states[0], max(states, key=len)])
     peak = Peak(config["hidden_size"], config["intermediate_size"], setup)
     parts, seconds = [], 0.0
