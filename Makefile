@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+# The recipes below name what is built there.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo test test-rust test-bridge test-python lint format bench lock clean
+.PHONY: help setup build demo test test-rust test-bridge test-python lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +52,9 @@ lint: build ## Check formatting, lints, types and stubs
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest ebm_encode._core --mypy-config-file pyproject.toml
+
+package: setup ## Package the published crates, and build each from its package
+	cargo package --locked $(PUBLISHED)
 
 format: setup ## Format all code
 	cargo fmt --all

@@ -1,9 +1,47 @@
-//! States to rows at search time: what an encoder is, and how many callers share one.
+//! States to embeddings at search time: what an encoder is, and how many callers share one.
 //!
-//! An [`Encoder`] turns states into rows in memory that the caller owns, with a [`Report`] for
-//! each. A [`Coalescer`] puts one encoder behind a queue: requests of many threads or tasks are
-//! merged into batches, every row passes the row checks, and every caller gets its rows by reference
-//! into the batch's memory. A [`CachedEncoder`] puts an [`EmbeddingCache`](ebm_cache::EmbeddingCache) in front of that.
+//! - An [`Encoder`] writes embeddings into memory that the caller owns, with a [`Report`] for each state.
+//! - A [`Coalescer`] puts one encoder behind a queue: requests of many threads or tasks are merged into
+//!   batches, every embedding passes the row checks, and every caller gets its own by reference.
+//! - A [`CachedEncoder`] puts a [`Cache`](ebm_cache::Cache) in front of that, keeps what was encoded in
+//!   memory, and appends it to a file.
+//!
+//! ```
+//! use ebm_cache::Identity;
+//! use ebm_encoder::{CachedEncoder, CachedEncoderOptions, Encoder, EncoderResult, PromptInfo, Report};
+//!
+//! /// Counts letters; a model stands here, behind `ebm-embed` for example.
+//! struct Letters(Identity);
+//!
+//! impl Encoder for Letters {
+//!     fn dim(&self) -> usize {
+//!         2
+//!     }
+//!
+//!     fn identity(&self) -> &Identity {
+//!         &self.0
+//!     }
+//!
+//!     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
+//!         for (state, row) in states.iter().zip(rows.chunks_mut(2)) {
+//!             row.copy_from_slice(&[state.chars().count() as f32, state.matches('=').count() as f32]);
+//!         }
+//!         Ok(states.iter().map(|state| Ok(PromptInfo::new(state.chars().count()))).collect())
+//!     }
+//! }
+//!
+//! # let identity = Identity::from_json(r#"{"weights": "w", "config": "c", "tokenizer": "t",
+//! #     "template": "{state}", "special_tokens": "tokenizer-default-once", "pooling": "mean",
+//! #     "layer": -1, "dtype": "float32", "quantization": "none", "max_length": null,
+//! #     "truncation": "none"}"#)?;
+//! let encoder = CachedEncoder::new(Letters(identity), None, CachedEncoderOptions::default())?;
+//! for answer in encoder.encode(&["⊢ 1 = 1", "⊢ True", "⊢ 1 = 1"])? {
+//!     let embedding = answer?; // or why there is none: a `NoEmbedding`
+//!     assert_eq!(embedding.len(), 2);
+//! }
+//! assert_eq!(encoder.statistics().encoder.encoded, 2, "equal states are encoded once");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod appender;
 mod appending;

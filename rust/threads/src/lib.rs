@@ -2,7 +2,14 @@
 //!
 //! A fork takes one thread along. Work given to the others would be waited for without end, so a
 //! forked process, a worker of a `DataLoader` for example, gets threads of its own. Whatever has
-//! threads in this crate has them from here.
+//! threads in the crates of ebm-encode has them from here.
+//!
+//! ```
+//! use rayon::prelude::*;
+//!
+//! let sum: u64 = ebm_threads::spread(|| (0..1000_u64).into_par_iter().sum());
+//! assert_eq!(sum, 499_500);
+//! ```
 
 use std::mem;
 use std::num::NonZero;
