@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 import tiny_model
-from ebm_encode import Identity, engines
+from ebm_encode import Identity
 from ebm_encode._core import CacheWriter
 from ebm_encode.cli import main
+from ebm_encode.engines.padded import PaddedEngine
 from support import FILES
 
 settings.register_profile("quick", max_examples=25, deadline=None)
@@ -159,7 +160,7 @@ def spoil(monkeypatch):
     """Puts a fault into the rows of padded batches, or into those encoded alone."""
 
     def put(fault, *, alone=False):
-        right, right_states = engines.PaddedEngine.forward, engines.PaddedEngine.states
+        right, right_states = PaddedEngine.forward, PaddedEngine.states
         name = "alone" if alone else "padded"
 
         def forward(self, sequences, rows):
@@ -174,7 +175,7 @@ def spoil(monkeypatch):
                 rows.array[rows.places] = fault(rows.array[rows.places], sequences)
             return found
 
-        monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
-        monkeypatch.setattr(engines.PaddedEngine, "states", states)
+        monkeypatch.setattr(PaddedEngine, "forward", forward)
+        monkeypatch.setattr(PaddedEngine, "states", states)
 
     return put

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from ebm_encode.engines import Arrival, Budget, Engine, Rows
-from ebm_encode.model import Model
-from ebm_encode.tokens import Tokens
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.rows import Arrival, Rows
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 FAULTS = (
     "last_token_left_out",  # of the mean

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from support import FILES, first_copied, zero_tail
 
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.bulk import _settings_of
-from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling, rows
+from ebm_encode.bulk.run import _settings_of
+from ebm_encode.engines import calibration, pooling, rows
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.calibration import Memory, calibrate
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
+from ebm_encode.engines.reference import compare
 from ebm_encode.engines.rows import Arrival, Landing, Rows
 from ebm_encode.errors import ArgumentError
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 from test_parity import alone
 
 
@@ -222,7 +225,7 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
         budget.tokens = result.tokens
         return result
 
-    monkeypatch.setattr("ebm_encode.runner.calibrate", measure)
+    monkeypatch.setattr("ebm_encode.engines.runner.calibrate", measure)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     run = Encoder.run
 
@@ -252,7 +255,7 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
     def failing(*_, **__):
         raise RuntimeError("no such counter")
 
-    monkeypatch.setattr("ebm_encode.runner.calibrate", failing)
+    monkeypatch.setattr("ebm_encode.engines.runner.calibrate", failing)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     code, _, err = run_cli(*arguments)
     assert code == 0

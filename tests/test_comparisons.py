@@ -4,19 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_encode import Encoder, _core, engines
-from ebm_encode.engines import (
-    Compared,
-    NoiseFloor,
-    Reference,
-    compare,
-    default_engines,
-    deviation,
-    embeddings_agree,
-    windows,
-)
+from ebm_encode import Encoder, _core
+from ebm_encode.engines import prefix
+from ebm_encode.engines.compared import Compared
+from ebm_encode.engines.noise import NoiseFloor
+from ebm_encode.engines.padded import AloneEngine
+from ebm_encode.engines.reference import Reference, compare, deviation, embeddings_agree
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import EncodingError
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 from plain_trie import PlainTrie
 from test_parity import alone
 
@@ -84,7 +80,7 @@ def test_the_last_token_of_a_pass_is_one_of_the_sequence_named(llama, states, sh
         sequences = [tokens[i] for i in range(count)]
         both = Tokens.of(sequences)
         trie = _core.Trie(both.ids, both.offsets, share=share)
-        cuts = windows._cuts(len(trie.ids), nodes or len(trie.ids))
+        cuts = prefix._cuts(len(trie.ids), nodes or len(trie.ids))
         sizes = [own.stop - own.start for own in cuts]
         assert engine.at_once(engine.size(sequences)) == max(sizes) <= (nodes or sum(sizes))
         last = cuts[sizes.index(max(sizes))].stop - 1
@@ -207,7 +203,7 @@ def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, st
 
 def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypatch, heard):
     right = Encoder.load(llama).encode(states[:9])
-    run = engines.AloneEngine.states
+    run = AloneEngine.states
     longest = []
 
     def overflowing(self, sequences, rows, wanted):
@@ -217,7 +213,7 @@ def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypat
             rows.array[rows.places] = np.inf
         return states
 
-    monkeypatch.setattr(engines.AloneEngine, "states", overflowing)
+    monkeypatch.setattr(AloneEngine, "states", overflowing)
     encoder = Encoder.load(llama)
     assert max(longest) > 80, "a probe does overflow"
     assert encoder.choice.engine.name == "shared-prefix"

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Calibration, Compared, compare, compiled
+from ebm_encode.engines import compiled
+from ebm_encode.engines.calibration import Calibration
+from ebm_encode.engines.compared import Compared
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, ModelError
 from test_parity import alone
 
@@ -105,7 +108,7 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 
     def run(rate, compiled_rate, times=1e6):
         monkeypatch.setattr(
-            "ebm_encode.runner.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
+            "ebm_encode.engines.runner.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
         )
         if isinstance(compiled_rate, Exception):
 
@@ -117,7 +120,7 @@ def on_a_gpu(llama, states, monkeypatch, heard):
             def measure(*_, **__):
                 return compiled_rate
 
-        monkeypatch.setattr("ebm_encode.runner.rate_of", measure)
+        monkeypatch.setattr("ebm_encode.engines.runner.rate_of", measure)
         encoder = Encoder.load(llama)
         encoder._to_calibrate = encoder.runner.selection.tries_compiling = True
         encoder.calibrate(encoder.prompts.tokenize(states[:20]), times=times)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Compared, compare
+from ebm_encode.engines.compared import Compared
+from ebm_encode.engines.reference import compare
 from ebm_encode.engines.rows import Arrival
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from support import first_copied, zero_tail

@@ -11,15 +11,10 @@ import torch
 import tiny_model
 from ebm_encode import Encoder
 from ebm_encode.encoder import EngineName
-from ebm_encode.engines import (
-    Compared,
-    attention,
-    compare,
-    default_engines,
-    kernel,
-    varlen,
-    windows,
-)
+from ebm_encode.engines import attention, kernel, prefix, varlen
+from ebm_encode.engines.compared import Compared
+from ebm_encode.engines.reference import compare
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ArgumentError, ModelError
 from plain_trie import Scaled
 from test_parity import alone
@@ -96,7 +91,7 @@ def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
     "architecture", ["llama", "mistral", "llama4_text", "gemma2", "gpt_oss", "deepseek_v3"]
 )
 def test_the_size_of_slices_changes_nothing(make_model, mixed, monkeypatch, architecture, nodes):
-    monkeypatch.setattr(windows, "_SLICE_NODES", nodes)
+    monkeypatch.setattr(prefix, "_SLICE_NODES", nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
     assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
@@ -296,7 +291,7 @@ def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monk
     def unsupported(*_, **__):
         raise RuntimeError("not with this model")
 
-    monkeypatch.setattr("ebm_encode.engines.windows.attending_over_paths", unsupported)
+    monkeypatch.setattr("ebm_encode.engines.prefix.attending_over_paths", unsupported)
     encoder = Encoder.load(folder, max_batch_tokens=500)
     assert encoder.choice.engine.name == "shared-prefix-mask"
     rows = encoder.encode(states)
@@ -379,8 +374,8 @@ def test_the_layout_for_the_kernel_of_a_gpu(
 
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     monkeypatch.setattr(varlen, "usable", lambda _q, _k, _v, mask: mask.banded)
-    monkeypatch.setattr(windows, "_MOST_QUERIES", 10_000)
-    monkeypatch.setattr(windows, "_SLICE_NODES", slice_nodes)
+    monkeypatch.setattr(prefix, "_MOST_QUERIES", 10_000)
+    monkeypatch.setattr(prefix, "_SLICE_NODES", slice_nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
     assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5

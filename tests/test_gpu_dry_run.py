@@ -22,13 +22,13 @@ from torch.nn.attention import varlen as torch_varlen
 from transformers import masking_utils
 from transformers.utils import import_utils
 
-from ebm_encode.engines import rows, varlen, windows
+from ebm_encode.engines import prefix, rows, varlen
 from ebm_encode.engines.attention import PathMask
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.padded import PaddedEngine
+from ebm_encode.engines.prefix import WindowEngine
 from ebm_encode.engines.rows import Rows
-from ebm_encode.engines.windows import WindowEngine
-from ebm_encode.model import Model
+from ebm_encode.loading.model import Model
 
 _WIDTH = 256
 _SHAPE = {
@@ -124,7 +124,7 @@ def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
 
     monkeypatch.setattr(varlen, "varlen_attn", told)
     # Tensors without numbers cannot be handed out.
-    monkeypatch.setattr(windows, "along_paths", lambda *_: [])
+    monkeypatch.setattr(prefix, "along_paths", lambda *_: [])
     model = model_on(mode, architecture, dtype)
     engine = WindowEngine(model, pooling, -1, Budget(4096), share=share)
     some = sequences()

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ebm_encode._core import CacheWriter
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.trajectories import read_states
 
 
 def parquet(path, *states):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Compared
+from ebm_encode.engines.compared import Compared
 from ebm_encode.engines.rows import Arrival
 
 

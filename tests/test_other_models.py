@@ -7,7 +7,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
 
 T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Compared
+from ebm_encode.engines.compared import Compared
 from support import SAMPLES
 
 
@@ -86,7 +86,7 @@ def test_no_weights_are_needed_and_bad_input_is_named(plan, llama, tmp_path):
 
 def test_windows_are_those_of_chunks_that_a_bulk_run_plans(plan, monkeypatch):
     whole = json.loads(plan("--json")[1])
-    monkeypatch.setattr("ebm_encode.planning.CHUNK_STATES", 20)
+    monkeypatch.setattr("ebm_encode.bulk.forecast.CHUNK_STATES", 20)
     parts = json.loads(plan("--json")[1])
     assert parts["windows"] >= 430 / 20 > whole["windows"]
     assert parts["window_nodes"] > whole["window_nodes"]

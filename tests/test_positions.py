@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError
-from ebm_encode.rotary import max_positions, stretches_after
+from ebm_encode.loading.rotary import max_positions, stretches_after
 
 BASE = 64
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 6.0}

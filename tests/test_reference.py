@@ -8,9 +8,9 @@ import pytest
 import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.bulk import BulkRun
-from ebm_encode.progress import EncodingProgress
-from ebm_encode.reference import KEY, difference, reference_of
+from ebm_encode.bulk.progress import EncodingProgress
+from ebm_encode.bulk.reference_embeddings import KEY, difference, reference_of
+from ebm_encode.bulk.run import BulkRun
 
 MLP = transformers.models.llama.modeling_llama.LlamaMLP
 

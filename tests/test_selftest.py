@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare, default_engines
+from ebm_encode.engines.reference import compare
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ModelError
 from plain_trie import FAULTS, ONLY_WITH_WINDOW, PlainTrie
 

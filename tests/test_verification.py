@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CacheWriter
-from ebm_encode.bulk import BulkRun
-from ebm_encode.engines import Arrival, default_engines
+from ebm_encode.bulk.progress import EncodingProgress, stderr_console
+from ebm_encode.bulk.run import BulkRun
+from ebm_encode.bulk.verification import sample_size, wrong_at_most
+from ebm_encode.engines.rows import Arrival
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import RejectedRowsError, TextFailedError, VerificationError
-from ebm_encode.progress import EncodingProgress, stderr_console
-from ebm_encode.verification import sample_size, wrong_at_most
 from plain_trie import Scaled
 from support import FILES
 

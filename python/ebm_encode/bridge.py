@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ebm_encode.bulk.provenance import describe_encoder
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError
-from ebm_encode.provenance import describe_encoder
 
 Prompt = tuple[int, int | None]
 """Length of a state's prompt in tokens, and a 64-bit digest of its token ids, if there is one."""

@@ -13,22 +13,15 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode._core import BadRow
-from ebm_encode.control_tokens import NOT_PLAIN
-from ebm_encode.cutting import Overlong, cut_for
 from ebm_encode.digests import digest_tokens
-from ebm_encode.engines import (
-    Budget,
-    Compile,
-    EngineChoice,
-    EngineFactory,
-    EngineName,
-    NoiseFloor,
-    Pooling,
-    Selection,
-    compare,
-    embeddings_agree,
-)
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.engine import Pooling
+from ebm_encode.engines.noise import NoiseFloor
+from ebm_encode.engines.reference import compare, embeddings_agree
 from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.runner import Runner
+from ebm_encode.engines.selection import Compile, EngineFactory, EngineName, Selection
+from ebm_encode.engines.selftest import EngineChoice
 from ebm_encode.equal_rows import RowClasses
 from ebm_encode.errors import (
     ArgumentError,
@@ -38,8 +31,8 @@ from ebm_encode.errors import (
     TemplateError,
     TextFailedError,
 )
-from ebm_encode.identity import identify
-from ebm_encode.model import (
+from ebm_encode.identity.identity import identify
+from ebm_encode.loading.model import (
     DTYPES,
     Dtype,
     Model,
@@ -47,10 +40,11 @@ from ebm_encode.model import (
     longest_prompt,
     text_config_of,
 )
-from ebm_encode.runner import Runner
-from ebm_encode.templates import Template
+from ebm_encode.prompts.control_tokens import NOT_PLAIN
+from ebm_encode.prompts.cutting import Overlong, cut_for
+from ebm_encode.prompts.templates import Template
+from ebm_encode.prompts.tokens import Prompts, Tokens
 from ebm_encode.texts import Texts, preview, texts_of
-from ebm_encode.tokens import Prompts, Tokens
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ebm_encode import __version__
+from ebm_encode.bulk.progress import stderr_console
 from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
 from ebm_encode.cli.encode import encode
@@ -26,7 +27,6 @@ from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
 from ebm_encode.errors import EbmEncodeError
-from ebm_encode.progress import stderr_console
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141

@@ -17,16 +17,16 @@ from cyclopts import Parameter
 from ebm_encode import _core
 from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import SECONDS, whole
+from ebm_encode.data.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN
-from ebm_encode.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
-from ebm_encode.templates import Template
+from ebm_encode.prompts.templates import Template
 
 if TYPE_CHECKING:
-    from ebm_encode.bulk import Outcome
-    from ebm_encode.engines import EngineChoice
-    from ebm_encode.objects import InputFile
-    from ebm_encode.trajectories import States
+    from ebm_encode.bulk.run import Outcome
+    from ebm_encode.data.objects import InputFile
+    from ebm_encode.data.trajectories import States
+    from ebm_encode.engines.selftest import EngineChoice
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def encode(
     output = _usable(output)
     Template.load(template)  # before anything that takes long
     # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.progress import EncodingProgress, stderr_console  # noqa: PLC0415
-    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+    from ebm_encode.bulk.progress import EncodingProgress, stderr_console  # noqa: PLC0415
+    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     if any(_same(output, file) for file in states.files):
@@ -138,11 +138,11 @@ def encode(
     _tell_input(states)
     with _writer(output) as writer:
         require_model_libraries()
-        from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
+        from ebm_encode.bulk.provenance import describe_run  # noqa: PLC0415
+        from ebm_encode.bulk.run import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
-        from ebm_encode.former import naming_the_way_out  # noqa: PLC0415
-        from ebm_encode.model import silence_transformers  # noqa: PLC0415
-        from ebm_encode.provenance import describe_run  # noqa: PLC0415
+        from ebm_encode.identity.former import naming_the_way_out  # noqa: PLC0415
+        from ebm_encode.loading.model import silence_transformers  # noqa: PLC0415
 
         log.info("loading the model %s", model_path)
         if quiet:

@@ -11,7 +11,7 @@ from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import PER_SECOND, whole
 from ebm_encode.errors import InputError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN
-from ebm_encode.templates import Template
+from ebm_encode.prompts.templates import Template
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +58,17 @@ def plan(
     require_names(model_path=model_path, template=template)
     chosen = Template.load(template)
     # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     for warning in states.warnings:
         log.warning("%s", warning)
     require_model_libraries()
-    from ebm_encode.cutting import cut_for  # noqa: PLC0415
+    from ebm_encode.bulk.forecast import forecast  # noqa: PLC0415
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
-    from ebm_encode.model import load_tokenizer, longest_prompt  # noqa: PLC0415
-    from ebm_encode.planning import forecast  # noqa: PLC0415
-    from ebm_encode.tokens import Prompts  # noqa: PLC0415
+    from ebm_encode.loading.model import load_tokenizer, longest_prompt  # noqa: PLC0415
+    from ebm_encode.prompts.cutting import cut_for  # noqa: PLC0415
+    from ebm_encode.prompts.tokens import Prompts  # noqa: PLC0415
 
     tokenizer, limit = load_tokenizer(
         model_path,

@@ -19,7 +19,7 @@ from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.rows import Rows
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 
 SIZES = tuple(2**k for k in range(12, 18))
 """Tokens of a pass that are tried, 4,096 to 131,072."""

@@ -12,7 +12,7 @@ import torch
 from ebm_encode.engines.attention import stay_out_of_graphs
 from ebm_encode.engines.layer import blocks_of
 from ebm_encode.errors import ModelError
-from ebm_encode.model import Model
+from ebm_encode.loading.model import Model
 
 _BACKEND = "inductor"
 

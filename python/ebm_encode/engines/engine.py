@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.engines.rows import Arrival, Rows
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 
 Pooling = Literal["mean", "last"]
 

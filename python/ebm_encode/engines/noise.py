@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode.engines.layer import blocks_of
-from ebm_encode.model import DTYPES, Model
+from ebm_encode.loading.model import DTYPES, Model
 
 FLOAT32_FLOOR = 1e-5
 """In float32 this much is always allowed, relative to the largest value."""

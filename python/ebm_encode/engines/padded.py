@@ -12,8 +12,8 @@ from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.engines.torch_settings import inference
-from ebm_encode.model import Model
-from ebm_encode.tokens import Tokens
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 
 class PaddedEngine:

@@ -14,12 +14,12 @@ from ebm_encode.engines.engine import Engine, Pooling
 from ebm_encode.engines.memory import free_memory
 from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.padded import AloneEngine, PaddedEngine
+from ebm_encode.engines.prefix import MaskedWindowEngine, WindowEngine
 from ebm_encode.engines.rows import Rows
 from ebm_encode.engines.selftest import EngineChoice, SelfTest, require_engine
-from ebm_encode.engines.windows import MaskedWindowEngine, WindowEngine
-from ebm_encode.errors import EbmEncodeError, ModelError
-from ebm_encode.model import Model, one_line
-from ebm_encode.tokens import Tokens
+from ebm_encode.errors import EbmEncodeError, ModelError, one_line
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

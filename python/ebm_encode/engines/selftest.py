@@ -13,9 +13,9 @@ from ebm_encode.engines.noise import NoiseFloor, rounded, token_errors, unstable
 from ebm_encode.engines.padded import AloneEngine
 from ebm_encode.engines.reference import Deviation, Reference, deviation
 from ebm_encode.engines.rows import Rows
-from ebm_encode.errors import ModelError
-from ebm_encode.model import Model, one_line
-from ebm_encode.tokens import Tokens
+from ebm_encode.errors import ModelError, one_line
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

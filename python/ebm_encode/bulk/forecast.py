@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode.tokens import CHUNK_STATES, Tokens
+from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens
 
 _RECIPE_ROWS = 32
 _SEED = 0

@@ -12,9 +12,9 @@ import numpy as np
 
 from ebm_encode import _core
 from ebm_encode._core import Identity
-from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EbmEncodeError, IdentityMismatchError
-from ebm_encode.identity import former_longest, is_former_form
+from ebm_encode.identity.identity import former_longest, is_former_form
+from ebm_encode.prompts.tokens import Prompts
 
 
 def former_identity(cache: str, present: Identity) -> Identity | None:
@@ -31,10 +31,10 @@ def former_identity(cache: str, present: Identity) -> Identity | None:
     return former if is_former_form(former, present) else None
 
 
-def with_the_same_tokens(encoder: Encoder, states: Sequence[str], former: Identity) -> list[str]:
+def with_the_same_tokens(prompts: Prompts, states: Sequence[str], former: Identity) -> list[str]:
     """Those states whose embeddings a cache with the identity `former` has as this encoder's."""
-    now = encoder.prompts.tokenize(states)
-    before = encoder.prompts.as_before(states, longest=former_longest(former))
+    now = prompts.tokenize(states)
+    before = prompts.as_before(states, longest=former_longest(former))
     return [state for i, state in enumerate(states) if np.array_equal(now[i], before[i])]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ebm_encode.templates import PLACE, Template, looks_like_marker
+from ebm_encode.prompts.templates import PLACE, Template, looks_like_marker
 
 NOT_PLAIN = np.uint32(2**32 - 1)
 """Stands for a prompt that the tokenizer cannot be kept from reading control tokens in. No model

@@ -10,9 +10,9 @@ import tokenizers
 import torch
 import transformers
 
-from ebm_encode import __version__
+from ebm_encode import _core
+from ebm_encode.data.trajectories import States
 from ebm_encode.encoder import Encoder
-from ebm_encode.trajectories import States
 
 
 def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The software that makes embeddings, and its versions."""
     return {
-        "ebm_encode": __version__,
+        "ebm_encode": _core.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ebm_encode._core import CacheWriter
 from ebm_encode.encoder import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

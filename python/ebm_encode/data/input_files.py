@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebm_encode import _core
+from ebm_encode.data.objects import Found, InputFile, expand_url
+from ebm_encode.data.side_files import SIDE_FILES
 from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.objects import Found, InputFile, expand_url
-from ebm_encode.side_files import SIDE_FILES
 
 _SUFFIXES = frozenset({".parquet", ".jsonl", ".ndjson"})
 _WORK_FOLDER = ".partial"

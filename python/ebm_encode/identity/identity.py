@@ -8,9 +8,10 @@ from typing import Any
 from ebm_encode._core import Identity
 from ebm_encode.digests import digest_file, digest_files, digest_json
 from ebm_encode.errors import ModelError
-from ebm_encode.model import Model, weight_files
-from ebm_encode.tokenizer_identity import digest_of_ids, tokenizer_as_it_runs
-from ebm_encode.tokens import FORMER_SPECIAL_TOKENS_RULE, SPECIAL_TOKENS_RULE, Prompts
+from ebm_encode.identity.tokenizer import digest_of_ids, tokenizer_as_it_runs
+from ebm_encode.loading.model import Model
+from ebm_encode.loading.model_files import weight_files
+from ebm_encode.prompts.tokens import FORMER_SPECIAL_TOKENS_RULE, SPECIAL_TOKENS_RULE, Prompts
 
 # Keys of config.json that change no number, but do change from one release of a library to the next
 # or from one copy of a model to another.

@@ -13,16 +13,23 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode._core import BadRow, CacheWriter
-from ebm_encode.ahead import ahead
+from ebm_encode.bulk.ahead import ahead
+from ebm_encode.bulk.progress import EncodingProgress
+from ebm_encode.bulk.reference_embeddings import Reference
+from ebm_encode.bulk.verification import Verification, alone_at_last, verify
+from ebm_encode.data.side_files import (
+    OVERLONG,
+    QUARANTINE,
+    Journal,
+    read_list,
+    side_file,
+    write_list,
+)
 from ebm_encode.encoder import Batch, Encoder, RowReport
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
-from ebm_encode.former import former_identity, with_the_same_tokens
-from ebm_encode.progress import EncodingProgress
-from ebm_encode.reference import Reference
-from ebm_encode.side_files import OVERLONG, QUARANTINE, Journal, read_list, side_file, write_list
-from ebm_encode.tokens import CHUNK_STATES, Tokens
-from ebm_encode.verification import Verification, alone_at_last, verify
+from ebm_encode.identity.former import former_identity, with_the_same_tokens
+from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +150,7 @@ class BulkRun:
             self._writer.adopt(cache, todo)
             return
         for chunk in _chunks(todo, CHUNK_STATES):
-            same = with_the_same_tokens(self._encoder, chunk, former)
+            same = with_the_same_tokens(self._encoder.prompts, chunk, former)
             self._writer.adopt(cache, same, made_by=former)
 
     def encode(self, states: list[str], progress: EncodingProgress) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ebm_encode.data.json_lines import Invalid, Row
+from ebm_encode.data.objects import InputFile
 from ebm_encode.errors import InputError
-from ebm_encode.json_lines import Invalid, Row
-from ebm_encode.objects import InputFile
 
 
 def read_parquet(file: InputFile, column: str, flag: str, invalid: Invalid) -> Iterator[Row]:

@@ -14,26 +14,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.batch import Done, PassError, UnderWay
-from ebm_encode.engines import (
-    Budget,
-    Calibration,
-    Deviation,
-    EngineChoice,
-    Memory,
-    Reference,
-    Rows,
-    Selection,
-    calibrate,
-    deviation,
-    rate_of,
-)
+from ebm_encode.engines.batch import Done, PassError, UnderWay
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.calibration import Calibration, Memory, calibrate, rate_of
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.noise import ROUNDED_RUNS, rounded, unstable_tokens
-from ebm_encode.engines.reference import embedding_deviation
-from ebm_encode.errors import EncodingError, ModelError, TextFailedError
-from ebm_encode.model import Model, one_line
-from ebm_encode.tokens import Tokens
+from ebm_encode.engines.reference import Deviation, Reference, deviation, embedding_deviation
+from ebm_encode.engines.rows import Rows
+from ebm_encode.engines.selection import Selection
+from ebm_encode.engines.selftest import EngineChoice
+from ebm_encode.errors import EncodingError, ModelError, TextFailedError, one_line
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from ebm_encode.engines import EngineChoice
 from ebm_encode.engines.rows import Arrival, Rows
-from ebm_encode.errors import EncodingError
-from ebm_encode.model import one_line
+from ebm_encode.engines.selftest import EngineChoice
+from ebm_encode.errors import EncodingError, one_line
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.control_tokens import NOT_PLAIN, ControlTokens
-from ebm_encode.cutting import Cut, cut_end, without_hypotheses
 from ebm_encode.errors import ModelError
-from ebm_encode.templates import PLACE, Template
+from ebm_encode.prompts.control_tokens import NOT_PLAIN, ControlTokens
+from ebm_encode.prompts.cutting import Cut, cut_end, without_hypotheses
+from ebm_encode.prompts.templates import PLACE, Template
 
 CHUNK_STATES = 4096
 """States that are tokenized and planned at a time; lists of Python numbers take much memory."""

@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ebm_encode.data.objects import InputFile
 from ebm_encode.errors import InputError
-from ebm_encode.objects import InputFile
 from ebm_encode.texts import why_not_text
 
 Row = tuple[str | None, bool]

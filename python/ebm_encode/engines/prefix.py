@@ -31,8 +31,8 @@ from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.pooling import along_paths, pool_last, pool_mean
 from ebm_encode.engines.rows import Arrival, Rows, to_device
 from ebm_encode.engines.torch_settings import inference
-from ebm_encode.model import Model
-from ebm_encode.tokens import Tokens
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 _MOST_QUERIES = 96
 """Longer runs are cut on a CPU: the first part need not be held against the others' keys."""

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ebm_encode.data.input_files import expand
+from ebm_encode.data.json_lines import Row, read_json_lines
+from ebm_encode.data.objects import InputFile, ObjectFile
+from ebm_encode.data.parquet_texts import read_parquet
 from ebm_encode.digests import digest_file
 from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.input_files import expand
-from ebm_encode.json_lines import Row, read_json_lines
-from ebm_encode.objects import InputFile, ObjectFile
 from ebm_encode.options import DEFAULT_COLUMN
-from ebm_encode.parquet_texts import read_parquet
 
 _COMPLETE_COLUMN = "is_proof_complete"
 

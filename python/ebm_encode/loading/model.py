@@ -17,29 +17,15 @@ import transformers
 from numpy.typing import NDArray
 
 from ebm_encode.errors import ArgumentError, ModelError, one_line
-from ebm_encode.loaded_weights import require_same_shapes, require_weights
-from ebm_encode.model_files import (
+from ebm_encode.loading.loaded_weights import require_same_shapes, require_weights
+from ebm_encode.loading.model_files import (
     FileStates,
     commit_of,
     find_folder,
     foreign_code,
     weight_files,
 )
-from ebm_encode.rotary import RotaryState, max_positions, stretches_after
-
-__all__ = [
-    "DTYPES",
-    "Dtype",
-    "Model",
-    "find_folder",
-    "load_model",
-    "load_tokenizer",
-    "longest_prompt",
-    "one_line",
-    "silence_transformers",
-    "text_config_of",
-    "weight_files",
-]
+from ebm_encode.loading.rotary import RotaryState, max_positions, stretches_after
 
 log = logging.getLogger(__name__)
 
