@@ -157,22 +157,22 @@ def encode(run_cli, llama, tmp_path):
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Puts a fault into the rows of padded batches, or into those encoded alone."""
+    """Puts a fault into the embeddings of padded batches, or of the reference."""
 
-    def put(fault, *, alone=False):
+    def put(fault, *, unbatched=False):
         right, right_states = PaddedEngine.forward, PaddedEngine.states
-        name = "alone" if alone else "padded"
+        name = "unbatched" if unbatched else "padded"
 
-        def forward(self, sequences, rows):
-            arrival = right(self, sequences, rows)
+        def forward(self, sequences, slots):
+            arrival = right(self, sequences, slots)
             if self.name == name:
-                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+                slots.array[slots.places] = fault(slots.array[slots.places], sequences)
             return arrival
 
-        def states(self, sequences, rows, wanted):
-            found = right_states(self, sequences, rows, wanted)
-            if self.name == name == "alone":
-                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+        def states(self, sequences, slots, wanted):
+            found = right_states(self, sequences, slots, wanted)
+            if self.name == name == "unbatched":
+                slots.array[slots.places] = fault(slots.array[slots.places], sequences)
             return found
 
         monkeypatch.setattr(PaddedEngine, "forward", forward)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines.compared import Compared
-from support import SAMPLES
+from support import SAMPLES, compare_nothing
 
 
 @pytest.fixture
@@ -54,12 +53,12 @@ def test_the_forecast_is_what_encoding_then_puts_through_the_model(
     engine = encoder.choice.engine
     right = engine.forward
 
-    def forward(sequences, rows):  # a window goes through the model in several slices
+    def forward(sequences, slots):  # a window goes through the model in several slices
         windows.append(len(sequences))
-        return right(sequences, rows)
+        return right(sequences, slots)
 
     monkeypatch.setattr(engine, "forward", forward)
-    encoder.runner.selection.compared = Compared(10_000, 10_000)
+    compare_nothing(encoder)
     encoder.encode(states)
     assert (len(windows), sum(counted)) == (report["windows"], report["window_nodes"])
     assert len(counted) > len(windows)

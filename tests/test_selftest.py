@@ -65,9 +65,9 @@ def test_deep_float32_models_keep_the_fast_engine(make_model, states, layers, st
     def broken(model, _pooling, _layer, budget):
         return [PlainTrie(model, budget, fault) for fault in faults_of("llama")]
 
-    assert Encoder.load(folder, engines=broken).choice.engine.name == "alone"
+    assert Encoder.load(folder, engines=broken).choice.engine.name == "unbatched"
     some = sorted(states)[:12]
-    reference = Encoder.load(folder, engine="alone").encode(some)
+    reference = Encoder.load(folder, engine="unbatched").encode(some)
     assert compare(encoder.encode(some), reference)[0] <= encoder.noise.bound
 
 
@@ -85,7 +85,7 @@ def test_a_fault_that_the_self_test_does_not_meet_is_found_in_use(llama, states,
     some = sorted(states)[100:112]
     rows = encoder.encode(some)
     assert encoder.choice.engine.name == "shared-prefix", encoder.choice.reason
-    reference = Encoder.load(llama, dtype=dtype, engine="alone").encode(some)
+    reference = Encoder.load(llama, dtype=dtype, engine="unbatched").encode(some)
     assert compare(rows, reference)[1] >= 0.9999
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ebm_encode._core import EmbeddingCache, MappedCache, is_remote, prefers_mapped
-from ebm_encode.errors import ArgumentError, CacheFormatError
+from ebm_encode.errors import CacheFormatError
+from ebm_encode.options import OpenMode, require
 
 Mapping.register(EmbeddingCache)
 Mapping.register(MappedCache)
@@ -15,7 +16,7 @@ Mapping.register(MappedCache)
 def open_cache(
     path: str | PathLike[str],
     *,
-    mode: Literal["auto", "memory", "mapped"] = "auto",
+    mode: OpenMode = "auto",
     strict: bool = True,
     verify_checksums: bool = True,
 ) -> EmbeddingCache | MappedCache:
@@ -35,8 +36,7 @@ def open_cache(
         CacheError: If it is no cache, damaged, or has bad rows.
         ArgumentError: If there is no such mode.
     """
-    if mode not in ("auto", "memory", "mapped"):
-        raise ArgumentError(f"mode {mode!r}: expected auto, memory or mapped")
+    require("mode", mode, OpenMode)
     if mode == "mapped" or (mode == "auto" and prefers_mapped(path)):
         return MappedCache.open(path, strict=strict, verify_checksums=verify_checksums)
     return EmbeddingCache.open(path, strict=strict, verify_checksums=verify_checksums)

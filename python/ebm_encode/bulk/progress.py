@@ -103,8 +103,3 @@ class _Rates(ProgressColumn):
         """The rates beside the bar."""
         del task  # its unit is bytes of text
         return Text(self._progress.rates())
-
-
-def stderr_console() -> Console:
-    """Where people read of progress and problems; results go to standard output."""
-    return Console(stderr=True)

@@ -56,9 +56,9 @@ def versions() -> dict[str, str]:
 
 def _batches(encoder: Encoder) -> dict[str, Any]:
     """The most that went through the model at a time, and what was measured to find it."""
-    budget, found = encoder.runner.budget, encoder.runner.calibration
-    most = {"max_batch_tokens": budget.tokens, "batch_size": budget.rows}
-    most |= {"layers_compiled": encoder.runner.compiled}
+    budget, found = encoder.budget, encoder.tuning.calibration
+    most = {"max_batch_tokens": budget.tokens, "batch_size": budget.sequences}
+    most |= {"layers_compiled": encoder.selection.compiled}
     return most | ({} if found is None else found.to_json())
 
 

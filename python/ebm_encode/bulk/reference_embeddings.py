@@ -49,7 +49,7 @@ def reference_of(encoder: Encoder) -> list[dict[str, Any]]:
         if reports[i].status != "ok":
             continue
         try:
-            row = encoder.run_alone(tokens[i]).astype(np.float64)
+            row = encoder.run_unbatched(tokens[i]).astype(np.float64)
         except EncodingError:
             continue
         if np.isfinite(row).all():
@@ -83,7 +83,7 @@ def _distance(left: dict[str, Any], right: dict[str, Any]) -> float:
     return float(np.linalg.norm(a - b) / max(float(left["norm"]), 1e-12))
 
 
-class Reference:
+class ReferenceEmbeddings:
     """An encoder's reference embeddings, and the caches that they are compared with.
 
     Args:

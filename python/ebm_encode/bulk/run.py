@@ -6,17 +6,18 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ebm_encode import _core
-from ebm_encode._core import BadRow, CacheWriter
+from ebm_encode._core import CacheWriter
 from ebm_encode.bulk.ahead import ahead
+from ebm_encode.bulk.outcome import Outcome
 from ebm_encode.bulk.progress import EncodingProgress
-from ebm_encode.bulk.reference_embeddings import Reference
-from ebm_encode.bulk.verification import Verification, alone_at_last, verify
+from ebm_encode.bulk.recheck import Recheck, kind_of
+from ebm_encode.bulk.reference_embeddings import ReferenceEmbeddings
+from ebm_encode.bulk.verification import verify
 from ebm_encode.data.side_files import (
     OVERLONG,
     QUARANTINE,
@@ -25,37 +26,17 @@ from ebm_encode.data.side_files import (
     side_file,
     write_list,
 )
-from ebm_encode.encoder import Batch, Encoder, RowReport
-from ebm_encode.engines.reference import compare
+from ebm_encode.encoder import Encoder
+from ebm_encode.engines.output import Pass
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.identity.former import former_identity, with_the_same_tokens
 from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens
+from ebm_encode.reports import RowReport
 
 log = logging.getLogger(__name__)
 
 _SETTINGS = "settings.jsonl"
 """In the work folder of a run: what was measured to be fastest."""
-
-
-@dataclass
-class Outcome:
-    """What a run did. `rows` counts what the cache holds in the end.
-
-    `same_by_cutting` counts states whose prompts became another state's when they were cut.
-    """
-
-    rows: int = 0
-    encoded: int = 0
-    already_there: int = 0
-    from_caches: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    skipped: int = 0
-    same_by_cutting: int = 0
-    retried_alone: int = 0
-    written: bool = False
-    quarantined: list[dict[str, Any]] = field(default_factory=list)
-    verification: Verification | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +85,14 @@ class BulkRun:
         self._output = output
         self._overlong = Journal(writer.work_folder())
         self._settings = f"{writer.work_folder()}/{_SETTINGS}"
-        self._reference = Reference(encoder)
+        self._recheck = Recheck(encoder, writer, self.outcome, self._overlong, self._settings)
+        self._reference = ReferenceEmbeddings(encoder)
         # Rows saved by other code are not resumed; `adopt` takes them back.
         self._starts_over = not self._reference.continues(
             output, writer.work_folder(), overwrite=overwrite
         )
         for damage in writer.discarded():
-            log.warning("a damaged checkpoint was removed, its rows are encoded anew: %s", damage)
+            log.warning("a damaged checkpoint was removed, its states are re-encoded: %s", damage)
         for state, bad in writer.left_out():
             log.warning("bad embedding in the output, not used: %r: %s", state[:60], bad.reason)
 
@@ -168,12 +150,12 @@ class BulkRun:
         try:
             self._settle(order)
             chunks = ahead(self._tokenized(order), "tokenize")
-            with closing(ahead(self._batches(chunks), "forward")) as batches:
-                for chunk, batch in batches:
-                    if batch is None:
+            with closing(ahead(self._passes(chunks), "forward")) as passes:
+                for chunk, done in passes:
+                    if done is None:
                         self._begin(chunk, progress)
                     else:
-                        self._take(chunk, batch, progress)
+                        self._take(chunk, done, progress)
         except VerificationError:
             raise  # what is stored is wrong, and marked so
         except BaseException:
@@ -185,11 +167,11 @@ class BulkRun:
         """Retries norm outliers, verifies a sample, writes the side files and the cache."""
         for state, bad in self._writer.norm_outliers():
             self._writer.retract(state)
-            self._retry_alone(state, bad)
+            self._recheck.retry(state, bad)
         try:
             self.outcome.verification = verify(self._writer, self._encoder, sample=sample)
         except VerificationError as error:
-            raise self._without_settings(error) from error
+            raise self._recheck.without_settings(error) from error
         provenance["verification"] = (
             self.outcome.verification.to_json() if self.outcome.verification else None
         )
@@ -198,7 +180,7 @@ class BulkRun:
         self.outcome.truncated = sum(record["action"] == "truncated" for record in overlong)
         self.outcome.skipped = sum(record["action"] == "skipped" for record in overlong)
         self.outcome.same_by_cutting = sum("same_as" in record for record in overlong)
-        provenance["counts"] = self.counts()
+        provenance["counts"] = self.outcome.counts()
         # In a store only the end shows that the output is this run's; here the lock does, and lists
         # that stand before the cache does outlive a crash.
         remote = _core.is_remote(self._output)
@@ -206,7 +188,7 @@ class BulkRun:
             self._write_lists(overlong)
         self.outcome.rows, left_out, self.outcome.written = self._writer.finish(provenance)
         for state, bad in left_out:
-            self._quarantine(state, bad.kind, bad.reason)
+            self._recheck.quarantine(state, bad.kind, bad.reason)
         if remote or left_out:
             self._write_lists(overlong)
         return self.outcome
@@ -215,28 +197,13 @@ class BulkRun:
         write_list(side_file(self._output, OVERLONG), overlong)
         write_list(side_file(self._output, QUARANTINE), self.outcome.quarantined)
 
-    def counts(self) -> dict[str, int]:
-        """The numbers of this run for the cache's provenance."""
-        outcome = self.outcome
-        return {
-            "encoded": outcome.encoded,
-            "already_there": outcome.already_there,
-            "from_caches": outcome.from_caches,
-            "tokens": outcome.tokens,
-            "truncated": outcome.truncated,
-            "skipped": outcome.skipped,
-            "same_by_cutting": outcome.same_by_cutting,
-            "retried_alone": outcome.retried_alone,
-            "quarantined": len(outcome.quarantined),
-        }
-
     def _settle(self, order: list[str]) -> None:
         """Measures what the device is fastest with; a resumed run has the run before's settings.
 
-        Rows differ by rounding with what else is in their batch, so a run that measured anew would
-        not end with the same ones.
+        Embeddings differ by rounding with what else is in their batch, so a run that measured again
+        would end with other ones.
         """
-        if not self._encoder.wants_calibration:
+        if not self._encoder.tuning.wanted:
             return
         former = _settings_of(_core.read_file(self._settings))
         if former is not None and self._encoder.resume(former):
@@ -247,14 +214,6 @@ class BulkRun:
         if self._encoder.calibrate(tokens, times=times):
             settings = json.dumps(self._encoder.settings())
             _core.write_file(self._settings, settings.encode() + b"\n")
-
-    def _without_settings(self, error: VerificationError) -> VerificationError:
-        """Rows were wrong with these settings, so that no run may go on with them."""
-        _core.remove_file(self._settings)
-        hint = (
-            "; its layers were compiled: add --compile off" if self._encoder.runner.compiled else ""
-        )
-        return VerificationError(f"{error}{hint}")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
         for texts in _chunks(states, CHUNK_STATES):
@@ -271,16 +230,16 @@ class BulkRun:
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         return reports, usable, tokens.select(usable)
 
-    def _batches(
+    def _passes(
         self, chunks: Generator[_Chunk, None, None]
-    ) -> Generator[tuple[_Chunk, Batch | None], None, None]:
-        """Each chunk without a batch first, and then with each of its batches."""
+    ) -> Generator[tuple[_Chunk, Pass | None], None, None]:
+        """Each chunk without a pass first, and then with each of its passes."""
         with closing(chunks):
             for chunk in chunks:
                 yield chunk, None
                 if chunk.tokens is not None:
-                    for batch in self._encoder.run(chunk.tokens, wanted=chunk.wants):
-                        yield chunk, batch
+                    for done in self._encoder.run(chunk.tokens, wanted=chunk.wants):
+                        yield chunk, done
 
     def _begin(self, chunk: _Chunk, progress: EncodingProgress) -> None:
         """Counts and lists what will not be encoded."""
@@ -295,49 +254,39 @@ class BulkRun:
         ]
         progress.advance(sum(unusable), _size(chunk.states, unusable), 0)
 
-    def _take(self, chunk: _Chunk, batch: Batch, progress: EncodingProgress) -> None:
-        """Saves a batch's rows."""
+    def _take(self, chunk: _Chunk, done: Pass, progress: EncodingProgress) -> None:
+        """Saves the embeddings of a pass."""
         tokens = chunk.tokens
         assert tokens is not None
-        new = [k for k, i in enumerate(batch.indices) if not chunk.saved[chunk.usable[i]]]
-        self._check_saved(chunk, batch)
-        indices = [batch.indices[k] for k in new]
+        new = [k for k, i in enumerate(done.indices) if not chunk.saved[chunk.usable[i]]]
+        self._check_saved(chunk, done)
+        indices = [done.indices[k] for k in new]
         texts = [chunk.states[chunk.usable[i]] for i in indices]
-        self._save(texts, batch.rows[new], tokens.select(indices))
-        for i, error in batch.failed.items():
+        self._recheck.save(texts, done.embeddings[new], tokens.select(indices))
+        for i, error in done.failed.items():
             if chunk.saved[chunk.usable[i]]:
                 continue
             text = chunk.states[chunk.usable[i]]
-            self._quarantine(text, _kind(error), str(error), int(tokens.full_lengths[i]))
+            self._recheck.quarantine(text, kind_of(error), str(error), int(tokens.full_lengths[i]))
             progress.advance(1, len(text.encode()), 0)
-        done = sum(len(tokens[i]) for i in indices)
-        progress.advance(len(texts), sum(len(text.encode()) for text in texts), done)
-        self.outcome.tokens += done
+        count = sum(len(tokens[i]) for i in indices)
+        progress.advance(len(texts), sum(len(text.encode()) for text in texts), count)
+        self.outcome.tokens += count
 
-    def _check_saved(self, chunk: _Chunk, batch: Batch) -> None:
-        """Saved states run again with others of their batch; one without a row has no right one.
+    def _check_saved(self, chunk: _Chunk, done: Pass) -> None:
+        """Saved states run again with others of their batch; each must still have an embedding.
 
         Raises:
-            VerificationError: If the model alone makes none, either.
+            VerificationError: If one has none at batch size 1 either.
         """
         assert chunk.tokens is not None
-        infinite = np.flatnonzero(~np.isfinite(batch.rows).all(axis=1))
-        doubtful = [batch.indices[k] for k in infinite]
-        doubtful += [i for i, error in batch.failed.items() if isinstance(error, TextFailedError)]
+        infinite = np.flatnonzero(~np.isfinite(done.embeddings).all(axis=1))
+        doubtful = [done.indices[k] for k in infinite]
+        doubtful += [i for i, error in done.failed.items() if isinstance(error, TextFailedError)]
         for i in doubtful:
-            if not chunk.saved[chunk.usable[i]]:
-                continue
-            try:
-                row = alone_at_last(self._encoder, chunk.tokens[i])
-            except TextFailedError as error:
-                why = str(error)
-            except EncodingError:  # no memory for it alone; it did fit when it was saved
-                continue
-            else:
-                if np.isfinite(row).all():
-                    continue
-                why = "alone it has none that is finite"
-            self._reject(chunk.states[chunk.usable[i]], why)
+            if chunk.saved[chunk.usable[i]]:
+                state = chunk.states[chunk.usable[i]]
+                self._recheck.require_embedding(state, chunk.tokens[i])
 
     def _note_adopted(self, states: list[str], caches: Sequence[str]) -> None:
         """Lists those rows of other caches whose prompts were cut, and what that made equal."""
@@ -382,105 +331,9 @@ class BulkRun:
                 action = "truncated" if report.truncated else "skipped"
                 records.append({"state": state, "tokens": report.tokens, "action": action})
             elif report.status in ("empty", "unknown_token") and not done:
-                self._quarantine(state, report.status, report.reason, report.tokens)
+                self._recheck.quarantine(state, report.status, report.reason, report.tokens)
         # Before the rows are saved: a resumed run does not look at saved states again.
         self._overlong.add(records)
-
-    def _save(self, states: list[str], rows: NDArray[np.float32], tokens: Tokens) -> None:
-        verdicts = self._writer.append(states, np.ascontiguousarray(rows))
-        for i, bad in enumerate(verdicts):
-            if bad is not None and not self._rightly_equal(states[i], rows[i], tokens[i], bad):
-                self._retry_alone(states[i], bad)
-        self.outcome.encoded += sum(self._writer.contains_many(states))
-
-    def _rightly_equal(
-        self, state: str, row: NDArray[np.float32], tokens: NDArray[np.uint32], bad: BadRow
-    ) -> bool:
-        """Accepts a row that equals others of which the model makes no difference."""
-        looked_at: set[str] = set()
-        while bad.duplicate_of is not None and bad.duplicate_of not in looked_at:
-            looked_at.add(bad.duplicate_of)
-            other = self._writer.stored(bad.duplicate_of)
-            if other is None:
-                return False
-            both = self._encoder.prompts.tokenize([other[0], state])
-            if not self._encoder.classes.same(tokens, both[0]):
-                return False
-            if (both.full_lengths > both.lengths).any() and np.array_equal(tokens, both[0]):
-                self._note_same(state, other[0], int(both.full_lengths[1]))
-            self._writer.allow_equal(state, other[0])
-            again = self._writer.append([state], row[None, :])[0]
-            if again is None:
-                return True
-            bad = again
-        return False
-
-    def _note_same(self, state: str, other: str, tokens: int) -> None:
-        """Lists a state whose cut prompt is that of another state."""
-        action = "truncated" if tokens > (self._encoder.prompts.max_length or tokens) else "kept"
-        record = {"state": state, "tokens": tokens, "action": action, "same_as": other}
-        self._overlong.add([record], replace=True)
-
-    def _retry_alone(self, state: str, bad: BadRow) -> None:
-        """Encodes a refused state alone; what is refused again is quarantined."""
-        log.warning("%r: %s; encoding it alone", state[:60], bad.reason)
-        self.outcome.retried_alone += 1
-        tokens = self._encoder.prompts.tokenize([state])
-        length = int(tokens.full_lengths[0])
-        try:
-            row = self._encoder.run_alone(tokens[0])
-        except EncodingError as error:
-            self._quarantine(state, _kind(error), str(error), length)
-            return
-        again = self._writer.append([state], row[None, :])[0]
-        if again is None or self._rightly_equal(state, row, tokens[0], again):
-            return
-        if again.duplicate_of is not None:  # of two equal rows the stored one may be the wrong one
-            self._check_stored(again.duplicate_of)
-        self._quarantine(state, again.kind, again.reason, length)
-
-    def _check_stored(self, key: str) -> None:
-        """Compares a stored row with the state alone; if it is wrong, nothing stored is safe.
-
-        Raises:
-            EncodingError: If there is no memory for that.
-            VerificationError: If it is wrong.
-        """
-        stored = self._writer.stored(key)
-        if stored is None:
-            return
-        state, row = stored
-        tokens = self._encoder.prompts.tokenize([state])
-        try:
-            reference = alone_at_last(self._encoder, tokens[0])
-        except TextFailedError as error:
-            why = str(error)
-        else:
-            if self._encoder.is_embedding_of(tokens[0], row, reference):
-                return
-            why = f"cosine {compare(row[None], reference[None])[1]:.6f}"
-        self._reject(state, why)
-
-    def _reject(self, state: str, why: str) -> NoReturn:
-        """Marks what is stored as wrong, for later runs too."""
-        reason = f"the stored row of {state[:60]!r} is not its own ({why})"
-        self._writer.reject(reason)
-        wrong = f"{reason}. Run again with --overwrite to encode all rows anew"
-        raise self._without_settings(VerificationError(wrong))
-
-    def _quarantine(self, state: str, kind: str, reason: str, tokens: int | None = None) -> None:
-        log.warning("quarantined %r: %s", state[:60], reason)
-        record: dict[str, Any] = {"state": state, "kind": kind, "reason": reason}
-        record["tokens"] = (
-            int(self._encoder.prompts.tokenize([state]).full_lengths[0])
-            if tokens is None
-            else tokens
-        )
-        self.outcome.quarantined.append(record)
-
-
-def _kind(error: EncodingError) -> str:
-    return "model_failed" if isinstance(error, TextFailedError) else "out_of_memory"
 
 
 def _settings_of(note: bytes | None) -> dict[str, Any] | None:

@@ -189,7 +189,7 @@ def _encode(taken: _Sample, encoder: Encoder) -> None:
     """Adds the references, and the states that the model fails on."""
     for i in range(len(taken.states)):
         try:
-            taken.references[i] = alone_at_last(encoder, taken.tokens[i])
+            taken.references[i] = unbatched_with_retry(encoder, taken.tokens[i])
         except TextFailedError as error:
             taken.wrong[i] = str(error)
         except EncodingError as error:
@@ -244,7 +244,7 @@ def _compare_with_others(taken: _Sample, encoder: Encoder) -> tuple[float, int]:
             farthest = max(farthest, at)
             continue
         try:
-            reach = 2 * encoder.runner.spread_along(taken.tokens[i], ways[place])
+            reach = 2 * encoder.selection.unbatched.spread_along(taken.tokens[i], ways[place])
         except EncodingError as error:
             taken.forget(i, error)
             continue
@@ -266,23 +266,23 @@ def _refuse_wrong(writer: CacheWriter, taken: _Sample) -> None:
     examples = [f"{taken.states[i][:60]!r} ({why})" for i, why in [*taken.wrong.items()][:3]]
     raise VerificationError(
         f"{reason}: {'; '.join(examples)}. Nothing was written; the rows in {where} are marked as"
-        " wrong\nhint: run again with --overwrite to encode all again; --engine alone encodes at"
-        " batch size 1"
+        " wrong\nhint: run again with --overwrite to re-encode all; --engine unbatched encodes"
+        " at batch size 1"
     )
 
 
-def alone_at_last(encoder: Encoder, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
+def unbatched_with_retry(encoder: Encoder, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
     """The embedding of one sequence at batch size 1, tried once more where the model fails.
 
     No run is thrown away for one failure that does not come again.
 
     Raises:
-        EncodingError: As of `Encoder.run_alone`.
-        TextFailedError: As of `Encoder.run_alone`.
-        ModelError: As of `Encoder.run_alone`.
+        EncodingError: As of `Encoder.run_unbatched`.
+        TextFailedError: As of `Encoder.run_unbatched`.
+        ModelError: As of `Encoder.run_unbatched`.
     """
     try:
-        return encoder.run_alone(sequence)
+        return encoder.run_unbatched(sequence)
     except TextFailedError as error:
         log.warning("%s; trying once more", error)
-    return encoder.run_alone(sequence)
+    return encoder.run_unbatched(sequence)

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from ebm_encode import __version__
-from ebm_encode.bulk.progress import stderr_console
 from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
+from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.option_names import as_options
@@ -55,11 +55,9 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command(encode)
-app.command(plan)
-app.command(inspect)
-app.command(audit)
-app.command(compact)
+COMMANDS = {own.__name__: own for own in (encode, plan, inspect, audit, compact)}
+for _command in COMMANDS.values():
+    app.command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,23 +8,33 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cyclopts import Parameter
 
 from ebm_encode import _core
+from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import SECONDS, whole
+from ebm_encode.cli.option_names import ENGINE
 from ebm_encode.data.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
-from ebm_encode.options import DEFAULT_COLUMN
+from ebm_encode.options import (
+    DEFAULT_COLUMN,
+    Compile,
+    Dtype,
+    EngineName,
+    InvalidRows,
+    Overlong,
+    Pooling,
+)
 from ebm_encode.prompts.templates import Template
 
 if TYPE_CHECKING:
-    from ebm_encode.bulk.run import Outcome
-    from ebm_encode.data.objects import InputFile
+    from ebm_encode.bulk.outcome import Outcome
+    from ebm_encode.data.remote import InputFile
     from ebm_encode.data.trajectories import States
     from ebm_encode.engines.selftest import EngineChoice
 
@@ -42,20 +52,18 @@ def encode(
     output: str,
     batch_size: Annotated[int | None, AtLeastOne] = None,
     max_batch_tokens: Annotated[int | None, AtLeastOne] = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
-    engine: Literal[
-        "auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"
-    ] = "auto",
-    compile_layers: Annotated[Literal["auto", "on", "off"], Parameter(name="--compile")] = "auto",
+    engine: Annotated[EngineName, ENGINE] = "auto",
+    compile_layers: Annotated[Compile, Parameter(name="--compile")] = "auto",
     max_length: Annotated[int | None, AtLeastOne] = None,
-    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
+    overlong: Overlong = "skip",
     template: str = "raw",
-    pooling: Literal["mean", "last"] = "mean",
+    pooling: Pooling = "mean",
     layer: int = -1,
     cache: Annotated[list[str] | None, MANY] = None,
     column: str = DEFAULT_COLUMN,
-    invalid_rows: Literal["error", "skip"] = "error",
+    invalid_rows: InvalidRows = "error",
     verify_sample: Annotated[int | None, whole(at_least=0)] = None,
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
@@ -129,7 +137,7 @@ def encode(
     output = _usable(output)
     Template.load(template)  # before anything that takes long
     # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.bulk.progress import EncodingProgress, stderr_console  # noqa: PLC0415
+    from ebm_encode.bulk.progress import EncodingProgress  # noqa: PLC0415
     from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)

@@ -2,15 +2,14 @@
 
 import json
 import logging
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 
 from ebm_encode.cli.names import MANY, require_names
 from ebm_encode.cli.numbers import PER_SECOND, whole
 from ebm_encode.errors import InputError, require_model_libraries
-from ebm_encode.options import DEFAULT_COLUMN
+from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong
 from ebm_encode.prompts.templates import Template
 
 log = logging.getLogger(__name__)
@@ -25,10 +24,10 @@ def plan(
     batch_size: Annotated[int | None, whole(at_least=1)] = None,
     max_batch_tokens: Annotated[int | None, whole(at_least=1)] = None,
     max_length: Annotated[int | None, whole(at_least=1)] = None,
-    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
+    overlong: Overlong = "skip",
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
-    invalid_rows: Literal["error", "skip"] = "error",
+    invalid_rows: InvalidRows = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
     revision: str | None = None,
     trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -57,7 +56,9 @@ def plan(
     """
     require_names(model_path=model_path, template=template)
     chosen = Template.load(template)
-    # Here, so that help needs neither pyarrow nor torch.
+    # Here, so that help needs neither numpy nor pyarrow nor torch.
+    import numpy as np  # noqa: PLC0415
+
     from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
@@ -93,7 +94,7 @@ def plan(
     report = forecast(
         tokens.select(usable),
         max_nodes=budget.tokens,
-        max_rows=budget.rows,
+        max_rows=budget.sequences,
         rate=rate,
         without_tokens=int((~has_tokens).sum()),
         too_long=int((~fits).sum()),

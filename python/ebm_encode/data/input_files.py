@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebm_encode import _core
-from ebm_encode.data.objects import Found, InputFile, expand_url
+from ebm_encode.data.remote import Found, InputFile, expand_url, is_remote, open_random
 from ebm_encode.data.side_files import SIDE_FILES
 from ebm_encode.errors import ArgumentError, InputError
 
@@ -61,7 +61,7 @@ def expand(paths: list[str]) -> Expansion:
     known: dict[InputFile | str, InputFile] = {}
     for text in paths:
         try:
-            found = expand_url(text) if _core.is_remote(text) else _expand_path(text)
+            found = expand_url(text) if is_remote(text) else _expand_path(text)
         except (OSError, ValueError) as error:  # a name too long, or with a zero byte
             raise InputError(f"{text[:80]}: cannot be read: {error}") from error
         before = len(expansion.warnings)
@@ -170,7 +170,7 @@ def _why_skipped(file: InputFile) -> str | None:
 
 def _is_cache(file: InputFile) -> bool:
     try:
-        with file.open("rb") as source:
+        with open_random(file) as source:
             metadata = pq.read_metadata(source).metadata or {}
     except (pa.ArrowException, OSError):
         return False  # reading it as an input will say what is wrong with it

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ebm_encode.data.objects import InputFile
+from ebm_encode.data.remote import InputFile, open_stream
 from ebm_encode.errors import InputError
 from ebm_encode.texts import why_not_text
 
@@ -33,7 +33,7 @@ def read_json_lines(file: InputFile, column: str, flag: str, invalid: Invalid) -
         InputError: If the file cannot be read, or is UTF-16.
     """
     try:
-        with file.open("rb") as lines:
+        with open_stream(file) as lines:
             for number, line in enumerate(lines, 1):
                 if number == 1 and (line.startswith(_UTF_16) or b"\0" in line[:4]):
                     raise InputError(

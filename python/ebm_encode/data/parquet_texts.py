@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ebm_encode.data.json_lines import Invalid, Row
-from ebm_encode.data.objects import InputFile
+from ebm_encode.data.remote import InputFile, open_random
 from ebm_encode.errors import InputError
 
 
@@ -25,7 +25,7 @@ def read_parquet(file: InputFile, column: str, flag: str, invalid: Invalid) -> I
     """
     try:
         # Opened here: Arrow takes no name that is not text.
-        with file.open("rb") as source, pq.ParquetFile(source) as parquet:
+        with open_random(file) as source, pq.ParquetFile(source) as parquet:
             schema = parquet.schema_arrow
             _require_text(file, column, schema)
             columns = [column]

@@ -6,15 +6,15 @@ Knows nothing of models. Streams Parquet row groups and JSON lines; keeps only t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ebm_encode.data.input_files import expand
 from ebm_encode.data.json_lines import Row, read_json_lines
-from ebm_encode.data.objects import InputFile, ObjectFile
 from ebm_encode.data.parquet_texts import read_parquet
-from ebm_encode.digests import digest_file
-from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.options import DEFAULT_COLUMN
+from ebm_encode.data.remote import InputFile, RemoteFile, open_stream
+from ebm_encode.digests import digest_file, digest_stream
+from ebm_encode.errors import InputError
+from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, require
 
 _COMPLETE_COLUMN = "is_proof_complete"
 
@@ -57,7 +57,7 @@ def read_states(
     paths: list[str],
     column: str = DEFAULT_COLUMN,
     *,
-    invalid_rows: Literal["error", "skip"] = "error",
+    invalid_rows: InvalidRows = "error",
 ) -> States:
     """Reads the distinct, non-empty states of files, folders and globs.
 
@@ -74,15 +74,14 @@ def read_states(
         InputError: Naming the file and column, if a file is missing, damaged, has no such column
             or another type there, or no valid row, or if there is no state at all.
     """
-    if invalid_rows not in ("error", "skip"):
-        raise ArgumentError(f"`invalid_rows` {invalid_rows!r}: expected error or skip")
+    require("`invalid_rows`", invalid_rows, InvalidRows)
     inputs = expand(paths)
     reading = _Reading(column, skip=invalid_rows == "skip")
     digests = {}
     for file in inputs.files:
         with _unchanging(file):
             reading.take(file)
-            digests[file] = file.digest() if isinstance(file, ObjectFile) else digest_file(file)
+            digests[file] = _digest(file)
     if not reading.seen:
         some = ", ".join([str(file) for file in inputs.files][:3])
         more = f" and {len(inputs.files) - 3} more" if len(inputs.files) > 3 else ""  # noqa: PLR2004
@@ -156,6 +155,13 @@ class _Reading:
         else:
             self.seen[text] = None
             self.counts.unique += 1
+
+
+def _digest(file: InputFile) -> str:
+    if not isinstance(file, RemoteFile):
+        return digest_file(file)
+    with open_stream(file) as source:
+        return digest_stream(source)
 
 
 @contextmanager

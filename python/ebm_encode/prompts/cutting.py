@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from ebm_encode.options import Overlong
+
 Cut = Literal["none", "end", "hypotheses"]
 """What is done about prompts that are too long: nothing, cut off an end of them, or drop
 hypotheses of the state."""
-
-Overlong = Literal["error", "skip", "truncate", "truncate-state"]
-"""What users say about it."""
 
 _CUTS: dict[Overlong, Cut] = {"truncate": "end", "truncate-state": "hypotheses"}
 _GOAL = "⊢"

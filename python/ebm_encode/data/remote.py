@@ -1,4 +1,7 @@
-"""Input files in object stores, through pyarrow."""
+"""Input files in object stores and on the Hugging Face Hub, by pyarrow's file systems.
+
+Keys and endpoints come from the environment, as for any tool of those stores.
+"""
 
 import io
 import os
@@ -7,19 +10,15 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
-import blake3
 import pyarrow as pa
 from pyarrow import fs
 
+from ebm_encode import _core
 from ebm_encode.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from _typeshed import WriteableBuffer
-
+_HUB = "hf"
 _WILDCARDS = frozenset("*?[")
 _BLOCK = 1 << 22
 _PATIENCE = timedelta(seconds=60)
@@ -34,8 +33,8 @@ class Stamp(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ObjectFile:
-    """An object with the methods that `pathlib.Path` has for files.
+class RemoteFile:
+    """A remote file with the methods that `pathlib.Path` has for files.
 
     Attributes:
         url: Its URL.
@@ -53,15 +52,8 @@ class ObjectFile:
 
     @property
     def suffix(self) -> str:
-        """The ending of its name."""
+        """The extension of its name."""
         return PurePosixPath(self.url).suffix
-
-    def open(self, mode: str) -> io.BufferedReader:
-        """Opens it; `mode` is `rb`."""
-        if mode != "rb":
-            raise ValueError(f"mode {mode!r}: objects are read only, as bytes")
-        files, key = _split(self.url)
-        return io.BufferedReader(_Bytes(files.open_input_file(key)), _BLOCK)
 
     def stat(self) -> Stamp:
         """Its size and time of modification."""
@@ -69,53 +61,33 @@ class ObjectFile:
         info = files.get_file_info(key)
         return Stamp(info.size or 0, info.mtime_ns or 0)
 
-    def digest(self) -> str:
-        """Digest of its content."""
-        hasher = blake3.blake3()
-        with self.open("rb") as file:
-            while block := file.read(_BLOCK):
-                hasher.update(block)
-        return f"blake3:{hasher.hexdigest()}"
+
+InputFile = Path | RemoteFile
 
 
-class _Bytes(io.RawIOBase):
-    """The bytes of an object; past its end there are none, where Google's store has an error."""
+def open_random(file: InputFile) -> BinaryIO | pa.NativeFile:
+    """Opens a file for reading at any place, as Parquet is read.
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        super().__init__()
-        self._file = file
-        # The stubs leave out its second argument.
-        self._read_at = cast("Callable[[int, int], bytes]", file.read_at)
-        self._size = file.size()
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(0, self._size - self._at))
-        if wanted == 0:
-            return 0
-        found = self._read_at(wanted, self._at)
-        view[: len(found)] = found
-        self._at += len(found)
-        return len(found)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    if isinstance(file, Path):
+        return file.open("rb")
+    files, key = _split(file.url)
+    return files.open_input_file(key)
 
 
-InputFile = Path | ObjectFile
+def open_stream(file: InputFile) -> BinaryIO:
+    """Opens a file for reading from its start to its end.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    if isinstance(file, Path):
+        return file.open("rb")
+    files, key = _split(file.url)
+    stream = files.open_input_stream(key)
+    return io.BufferedReader(cast("io.RawIOBase", stream), _BLOCK)
 
 
 class Found(NamedTuple):
@@ -132,8 +104,17 @@ class Found(NamedTuple):
     within: tuple[str, ...] = ()
 
 
+def is_remote(text: str) -> bool:
+    """Whether an input is a URL of a store or of the hub.
+
+    Raises:
+        ArgumentError: If it is a URL of something else.
+    """
+    return text.startswith(f"{_HUB}://") or _core.is_remote(text)
+
+
 def expand_url(url: str) -> list[Found]:
-    """The objects that a URL stands for: one, all those below it, or those of a pattern.
+    """The files that a URL stands for: one, all those below it, or those of a pattern.
 
     Raises:
         InputError: If the store cannot be asked, or the pattern has `**`.
@@ -144,16 +125,17 @@ def expand_url(url: str) -> list[Found]:
             " above them: its subfolders are read"
         )
     scheme = url.split("://", 1)[0]
-    files, key = _split(url)
     try:
+        files, key = _split(url)
         info = files.get_file_info(key)
         if info.type is fs.FileType.File:
-            return [Found(ObjectFile(f"{scheme}://{info.path}"))]
+            return [Found(RemoteFile(f"{scheme}://{info.path}"))]
         parts = key.split("/")
         # All levels at once: not every store tells of folders that no object was made for.
         fixed = next((i for i, part in enumerate(parts) if _WILDCARDS & set(part)), len(parts))
-        below = _below(files, "/".join(parts[:fixed]))
-    except (OSError, pa.ArrowException) as error:
+        selector = fs.FileSelector("/".join(parts[:fixed]), allow_not_found=True, recursive=True)
+        below = files.get_file_info(selector)
+    except (OSError, ValueError, pa.ArrowException) as error:  # the hub refuses some names so
         raise InputError(f"{url}: cannot be read: {error}") from error
     names = sorted(info.path.split("/") for info in below if info.type is fs.FileType.File)
     return [
@@ -165,15 +147,10 @@ def expand_url(url: str) -> list[Found]:
 
 
 def _found(scheme: str, name: list[str], depth: int) -> Found:
-    file = ObjectFile(f"{scheme}://{'/'.join(name)}")
+    file = RemoteFile(f"{scheme}://{'/'.join(name)}")
     if len(name) == depth:
         return Found(file)
     return Found(file, f"{scheme}://{'/'.join(name[:depth])}", tuple(name[depth:]))
-
-
-def _below(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
-    return files.get_file_info(selector)
 
 
 def _split(url: str) -> tuple[fs.FileSystem, str]:
@@ -191,7 +168,11 @@ def _settings() -> tuple[str | None, ...]:
 @cache
 def _file_system(scheme: str, settings: tuple[str | None, ...]) -> fs.FileSystem:
     region, endpoint, google = settings
-    if scheme == "gs" and google:
+    if scheme == _HUB:
+        return fs.FileSystem.from_uri(f"{_HUB}://")[0]
+    if scheme == "s3":
+        return fs.S3FileSystem(region=region, endpoint_override=endpoint)
+    if google:
         # As Google's own libraries take it: a server other than Google's, which asks for no name.
         protocol, _, host = google.rpartition("://")
         return fs.GcsFileSystem(
@@ -200,6 +181,4 @@ def _file_system(scheme: str, settings: tuple[str | None, ...]) -> fs.FileSystem
             endpoint_override=host,
             retry_time_limit=_PATIENCE,
         )
-    if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=_PATIENCE)
-    return fs.S3FileSystem(region=region, endpoint_override=endpoint)
+    return fs.GcsFileSystem(retry_time_limit=_PATIENCE)
