@@ -279,7 +279,7 @@ class Encoder:
                 `encode([state])[0]`.
 
         Raises:
-            ArgumentError: If states are not text (`None`, NaN, half of a surrogate pair), naming
+            ArgumentError: If states are not text (`None`, NaN, half of a surrogate pair), listing
                 them by index, or `states` is no such collection. Nothing is encoded then.
             BadRowsError: If an embedding fails the row checks, unbatched too, or the model fails
                 on a state; lists the states.
@@ -292,10 +292,10 @@ class Encoder:
         reports = self.encode_into(texts, out)
         wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
         if wrong:
-            named = "; ".join(
+            listed = "; ".join(
                 f"state {i} ({preview(texts[i])}): {reports[i].reason}" for i in wrong[:3]
             )
-            message = f"{len(wrong)} of {len(texts)} states have no valid embedding; {named}"
+            message = f"{len(wrong)} of {len(texts)} states have no valid embedding; {listed}"
             kinds = {reports[i].status for i in wrong}
             if "overlong" in kinds:
                 message += (
@@ -309,7 +309,7 @@ class Encoder:
 
         Args:
             states: Texts in any ordered collection, as for `encode`. What is not text gets a report
-                of its own and harms no other state.
+                and affects no other state.
             out: float32 `[len(states), dim]`, C order, writeable; it stays the caller's. The row of
                 a state whose status is not `ok` becomes NaN, so that it cannot be taken for an
                 embedding.

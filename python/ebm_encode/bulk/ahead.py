@@ -1,4 +1,4 @@
-"""Work done ahead of whoever uses its results."""
+"""Work done one item ahead of its use."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -13,7 +13,7 @@ _END: Any = object()
 def ahead(source: Iterator[T], name: str) -> Generator[T, None, None]:
     """The items of an iterator, of which the next is made while one is in use.
 
-    All of the iterator runs on one thread of its own, one item ahead. What it raises is raised
+    The whole iterator runs on one other thread, one item ahead. What it raises is raised
     here, after the items before it. Closing this waits for the item in hand, makes no further one,
     and closes the iterator, if that can be closed.
 

@@ -1,4 +1,4 @@
-"""What a corpus would cost, from its tokens alone: no weight is read and no model is run."""
+"""What a corpus would cost, from its tokens: no weight is read and no model is run."""
 
 import random
 from dataclasses import asdict, dataclass
@@ -20,13 +20,13 @@ class Forecast:
 
     Attributes:
         states: Number of distinct states that have tokens.
-        without_tokens: Number of those that have none; `encode` puts them aside.
+        without_tokens: Number of those that have none; `encode` quarantines them.
         too_long: Number of those whose prompts are too long and are not cut; `encode` skips them.
         tokens: Tokens of all prompts, after any cut: what goes through without sharing.
         truncated: Prompts longer than the longest length.
-        unique_nodes: Distinct prefixes of the whole corpus: what no engine can do without.
-        window_nodes: Tokens that windows of the given size put through the model.
-        windows: Number of windows.
+        unique_nodes: Unique tokens of the corpus after prefix sharing: what no engine can skip.
+        window_nodes: Tokens that packed batches of the given size put through the model.
+        windows: Number of packed batches.
         padded_slots: Tokens, padding included, of the classic recipes: batches of 32 in the order
             of the text, at random, and by length.
         lengths: Upper bounds of lengths in tokens, each with the number of prompts up to it.
@@ -61,15 +61,15 @@ def forecast(
 ) -> Forecast:
     """The cost of encoding sequences, which stand in the order of their texts.
 
-    Windows are cut as a bulk run does, 4,096 sequences at a time.
+    Batches are planned as by a bulk run, 4,096 sequences at a time.
 
     Args:
         tokens: The sequences.
-        max_nodes: Most nodes of a window.
-        max_rows: Most sequences of a window.
+        max_nodes: Most nodes of a packed batch.
+        max_rows: Most sequences of a packed batch.
         rate: Tokens per second that the model manages.
-        without_tokens: States that are left out because they have no token.
-        too_long: States that are left out because their prompts are too long.
+        without_tokens: States that are skipped because they have no token.
+        too_long: States that are skipped because their prompts are too long.
     """
     windows = in_windows = 0
     for start in range(0, len(tokens), CHUNK_STATES):

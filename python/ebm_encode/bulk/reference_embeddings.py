@@ -1,4 +1,4 @@
-"""Reference embeddings: a few numbers of a few prompts, by which a run knows its encoder again.
+"""Reference embeddings: a few numbers of a few prompts, by which a run recognises its encoder.
 
 An identity says which model and options made a cache, not which release of transformers or torch.
 Releases do change a model's numbers. So the embeddings of fixed prompts, made unbatched, are kept
@@ -28,7 +28,7 @@ _PROMPTS = (
     "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\nhx : x ∈ I\n⊢ x ∈ J",
 )
 _NOTE = "reference.jsonl"
-"""In the work folder of a run: the reference embeddings of whoever began it."""
+"""In the work folder of a run: the reference embeddings of the encoder that began it."""
 _SUMS = 8
 # How far two runs of the same code may differ, relative to the norm: other hardware and other
 # kernels round differently. A model's changed code is off by per cents and more.
@@ -101,15 +101,15 @@ class ReferenceEmbeddings:
         return {KEY: self._own}
 
     def continues(self, output: str, work_folder: str, *, overwrite: bool) -> bool:
-        """Whether a run may go on from what is there; if so, notes the own embeddings there.
+        """Whether a run may resume from what is there; if so, notes its own embeddings there.
 
         If not, what is saved is to be taken back first, durably; then `note` is to be called.
 
         Args:
             output: The output, if there is one yet.
             work_folder: Where the rows of an unfinished run are.
-            overwrite: Whether the output is replaced. Then other embeddings are no error: nothing
-                is gone on from.
+            overwrite: Whether the output is replaced. Then other embeddings are no error:
+                nothing is resumed.
 
         Raises:
             IdentityMismatchError: If what is there was made with other embeddings.
@@ -156,7 +156,7 @@ class ReferenceEmbeddings:
         try:
             apart = difference(self._own, provenance[KEY])
         except (KeyError, TypeError, ValueError):
-            return  # as good as none
+            return  # not usable
         limit = _TOLERANCE.get(self._dtype, _TOLERANCE["bfloat16"])
         if apart is None or apart <= limit:
             return

@@ -1,4 +1,4 @@
-"""The main job: unique states through an encoder into a cache, resumable at any point."""
+"""A bulk run: distinct states through an encoder into a cache, resumable at any point."""
 
 import json
 import logging
@@ -87,17 +87,17 @@ class BulkRun:
         self._settings = f"{writer.work_folder()}/{_SETTINGS}"
         self._recheck = Recheck(encoder, writer, self.outcome, self._overlong, self._settings)
         self._reference = ReferenceEmbeddings(encoder)
-        # Rows saved by other code are not resumed; `adopt` takes them back.
+        # What other code saved is not resumed; `adopt` removes it.
         self._starts_over = not self._reference.continues(
             output, writer.work_folder(), overwrite=overwrite
         )
         for damage in writer.discarded():
             log.warning("a damaged checkpoint was removed, its states are re-encoded: %s", damage)
         for state, bad in writer.left_out():
-            log.warning("bad embedding in the output, not used: %r: %s", state[:60], bad.reason)
+            log.warning("bad embedding in the output, skipped: %r: %s", state[:60], bad.reason)
 
     def adopt(self, caches: Sequence[str], states: list[str]) -> list[str]:
-        """Takes rows from earlier caches; returns the states still to be encoded.
+        """Reuses embeddings of earlier caches; returns the states still to be encoded.
 
         Raises:
             IdentityMismatchError: If a cache is of another encoder, or of one that gave other
@@ -117,7 +117,7 @@ class BulkRun:
         return todo
 
     def _take_back_what_is_saved(self) -> None:
-        """Takes back, durably, the rows that an interrupted run with other code has saved."""
+        """Removes, durably, what an interrupted run with other code has saved."""
         numbers = self._writer.new_rows().tolist()
         for start in range(0, len(numbers), CHUNK_STATES):
             for state in self._writer.read(numbers[start : start + CHUNK_STATES])[0]:
@@ -138,12 +138,12 @@ class BulkRun:
     def encode(self, states: list[str], progress: EncodingProgress) -> None:
         """Encodes states, skipping those that an interrupted run has saved.
 
-        The order and the batches depend on the states alone, not on what is already saved, so that
-        an interrupted and resumed run computes the very same rows as an uninterrupted one. Whatever
+        Order and batches depend on the states only, not on what is already saved, so that a resumed
+        run computes the same embeddings, to the bit, as an uninterrupted one. Whatever
         ends this early, what was encoded is saved first.
 
-        The model works on a thread of its own, so that it waits neither for the tokenizer, which is
-        a chunk ahead, nor for rows to be checked and written, which is done here.
+        The model runs on its own thread, so that it waits neither for the tokenizer, which is
+        a chunk ahead, nor for the row checks and the disk, which this thread does.
         """
         # By text, so that states that begin alike are in one chunk and share what they can.
         order = sorted(states)
@@ -289,7 +289,7 @@ class BulkRun:
                 self._recheck.require_embedding(state, chunk.tokens[i])
 
     def _note_adopted(self, states: list[str], caches: Sequence[str]) -> None:
-        """Lists those rows of other caches whose prompts were cut, and what that made equal."""
+        """Lists reused states whose prompts were cut, and what that made equal."""
         same = {
             state: {"same_as": record["same_as"]}
             for cache in caches
@@ -332,7 +332,7 @@ class BulkRun:
                 records.append({"state": state, "tokens": report.tokens, "action": action})
             elif report.status in ("empty", "unknown_token") and not done:
                 self._recheck.quarantine(state, report.status, report.reason, report.tokens)
-        # Before the rows are saved: a resumed run does not look at saved states again.
+        # Before the embeddings are saved: a resumed run does not look at saved states again.
         self._overlong.add(records)
 
 
@@ -342,7 +342,7 @@ def _settings_of(note: bytes | None) -> dict[str, Any] | None:
         settings = json.loads(note or b"null")
         tokens, compiled = settings["max_batch_tokens"], settings["compiled"]
     except (ValueError, TypeError, KeyError):
-        return None  # as good as none: it is measured anew
+        return None  # it is measured again
     sound = isinstance(tokens, int) and tokens > 0 and isinstance(compiled, bool)
     return settings if sound else None
 

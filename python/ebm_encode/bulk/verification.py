@@ -91,7 +91,7 @@ class _Sample:
     wrong: dict[int, str] = field(default_factory=dict)
 
     def forget(self, i: int, error: EncodingError) -> None:
-        """Leaves out one of which there is no memory to tell."""
+        """Skips one that there is no memory to compare."""
         log.warning("%r is not verified: %s", self.states[i][:60], error)
         self.references.pop(i, None)
 
@@ -217,7 +217,7 @@ def _compare_with_others(taken: _Sample, encoder: Encoder) -> tuple[float, int]:
     dimensions hardly moves it along one line, so this tells neighbours apart whose cosine is
     nearly 1.
 
-    Returns how far the farthest right embedding is, and how many pairs cannot be told apart.
+    Returns how far the farthest valid embedding is, and how many pairs cannot be told apart.
     """
     places = [i for i in taken.references if i not in taken.wrong]
     if not places:
@@ -265,8 +265,8 @@ def _refuse_wrong(writer: CacheWriter, taken: _Sample) -> None:
     writer.reject(reason)
     examples = [f"{taken.states[i][:60]!r} ({why})" for i, why in [*taken.wrong.items()][:3]]
     raise VerificationError(
-        f"{reason}: {'; '.join(examples)}. Nothing was written; the rows in {where} are marked as"
-        " wrong\nhint: run again with --overwrite to re-encode all; --engine unbatched encodes"
+        f"{reason}: {'; '.join(examples)}. Nothing was written; {where} is marked as wrong"
+        "\nhint: run again with --overwrite to re-encode all; --engine unbatched encodes"
         " at batch size 1"
     )
 

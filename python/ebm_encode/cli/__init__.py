@@ -1,7 +1,7 @@
 """The command line `ebm-encode`.
 
 Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted, 141 (as for any Unix
-tool) when whoever read the output went away.
+tool) when the reader of the output went away.
 """
 
 import io
@@ -42,11 +42,11 @@ class _Output(Console):
 
 app = cyclopts.App(
     name="ebm-encode",
-    help="""Turn texts (Lean proof states first of all) into embeddings, and check every one.
+    help="""Encode Lean proof states (or any text) with any Hugging Face causal LM, and verify it.
 
-    The embedding of a state is the mean over its tokens of a causal language model's last hidden
-    state. `encode` makes a cache of them and `plan` says what that would cost;
-    `inspect` shows what a cache is, `audit` checks its rows, `compact` makes one part of many.
+    An embedding is the mean-pooled last hidden state. `encode` writes a Parquet cache of them, and
+    `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
+    row, `compact` merges many parts into one.
     """,
     version=__version__,
     console=_Output(),

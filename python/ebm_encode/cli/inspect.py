@@ -1,4 +1,4 @@
-"""`ebm-encode inspect`: what a cache is and who made it."""
+"""`ebm-encode inspect`: what a cache holds and what made it."""
 
 import json
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ def inspect(
     """Show a cache's columns, encoder, provenance, size and norms.
 
     Args:
-        cache: A cache: a Parquet file, or a folder of them; also as a URL (s3://, gs://).
+        cache: Parquet file, or a folder of them; also as a URL (s3://, gs://).
         json_output: Print JSON.
     """
     require_names(CACHE=cache)

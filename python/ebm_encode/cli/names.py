@@ -13,7 +13,7 @@ def require_names(**named: str | Sequence[str] | None) -> None:
     """Refuses empty names, which would be the working folder.
 
     Raises:
-        ArgumentError: Naming the argument.
+        ArgumentError: With the name of the argument.
     """
     for argument, names in named.items():
         if "" in ([names] if isinstance(names, str) else names or []):

@@ -1,6 +1,6 @@
-"""Which files are inputs: named ones, folders with their subfolders, patterns, URLs.
+"""Which files are inputs: files, folders with their subfolders, patterns, URLs.
 
-Nothing below a folder is dropped without a note: a folder may be partitioned (`split=train/`), and
+Nothing below a folder is skipped silently: a folder may be partitioned (`split=train/`), and
 half of a corpus would be missing from a cache that looks complete.
 """
 
@@ -33,7 +33,7 @@ class Expansion:
     """The input files that some paths stand for.
 
     Attributes:
-        files: Each file once, also if it is named through a link or in another spelling, in the
+        files: Each file once, also if it is given through a link or in another spelling, in the
             order of the paths, and of names below a folder.
         notes: What was skipped below folders, and why.
         warnings: What was skipped though it looks like inputs.
@@ -53,7 +53,7 @@ def expand(paths: list[str]) -> Expansion:
 
     Raises:
         ArgumentError: If there is no path, or an empty one.
-        InputError: If one stands for nothing, or a file named outright has an unknown ending.
+        InputError: If one stands for nothing, or a file that was given has an unknown extension.
     """
     if not paths or not all(paths):
         raise ArgumentError("`trajectories`: name at least one file, folder or pattern")

@@ -91,11 +91,11 @@ def open_stream(file: InputFile) -> BinaryIO:
 
 
 class Found(NamedTuple):
-    """A file that was named, or that is below a folder that was.
+    """A file that was given, or that is below a folder that was.
 
     Attributes:
         file: The file.
-        folder: The folder that was named or matched by a pattern; `None` if the file itself was.
+        folder: The folder that was given or matched by a pattern; `None` if the file itself was.
         within: The parts of the file's name below that folder.
     """
 

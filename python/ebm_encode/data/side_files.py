@@ -41,14 +41,14 @@ def read_list(path: str) -> dict[str, dict[str, Any]]:
             record = json.loads(line)
             records[record["state"]] = record
         except (ValueError, KeyError, TypeError):
-            continue  # not a line of ours: the list is a help, no input
+            continue  # not one of our lines
     return records
 
 
 class Journal:
     """Records that must outlive a crash, each state's once; kept until the run is finished.
 
-    What is added is a file of its own: files in an object store cannot grow.
+    Each addition is a new file: files in an object store cannot grow.
 
     Args:
         folder: The folder of the files; what an earlier run wrote there is taken up.

@@ -71,7 +71,7 @@ def read_states(
 
     Raises:
         ArgumentError: If an argument has no meaning.
-        InputError: Naming the file and column, if a file is missing, damaged, has no such column
+        InputError: With file and column, if a file is missing, damaged, has no such column
             or another type there, or no valid row, or if there is no state at all.
     """
     require("`invalid_rows`", invalid_rows, InvalidRows)

@@ -93,8 +93,8 @@ def path_attention(
     for laid, old in ((keys, before[0]), (values, before[1])):
         laid[:, :, : paths.before] = _for_all_heads(old[None], groups)
     output = value.new_empty((1, nodes, heads, value.shape[3]))
-    # In float32 on a CPU, products by hand are up to twice as fast for the short runs of a trie. In
-    # 16 bit torch's function is nearer to the truth: it does not round the scores.
+    # In float32 on a CPU, plain matmuls are up to twice as fast for the short runs of a trie. In 16
+    # bits torch's function is more exact: it does not round the scores.
     fused = plain and not (query.device.type == "cpu" and query.dtype == torch.float32)
     for run in paths.runs:
         keys[:, :, run.depths] = _for_all_heads(key[:, :, run.nodes], groups)

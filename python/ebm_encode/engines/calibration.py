@@ -30,7 +30,7 @@ _GAIN = 1.02
 _SHARE_OF_MEMORY = 0.8
 """How much of the free memory a pass may take."""
 _LONGEST = 10.0
-"""Seconds of a pass after which no larger one is tried: it would hold up whoever waits."""
+"""Seconds of a pass after which no larger one is tried: callers would wait too long."""
 _FULL = 0.9
 """A batch this full shows what its size can do."""
 

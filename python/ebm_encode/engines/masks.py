@@ -106,9 +106,9 @@ def path_mask(
     """The mask interface: what transformers would make a mask of is kept for each run.
 
     Raises:
-        UnsupportedAttentionError: If the mask does not go by positions alone.
+        UnsupportedAttentionError: If the mask depends on more than positions.
     """
     paths = current_paths.get()
     if use_vmap or q_length != kv_length or paths is None:
-        raise UnsupportedAttentionError("a mask that does not go by positions alone")
+        raise UnsupportedAttentionError("a mask that depends on more than positions")
     return PathMask(paths, mask_function, local_size, dtype, device)

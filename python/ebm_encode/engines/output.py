@@ -59,7 +59,7 @@ class OutputSlots:
 
         def finish() -> None:
             wait()
-            # Tensors that were made in inference mode may be written in that mode alone.
+            # Tensors that were made in inference mode may be written in that mode only.
             with torch.inference_mode():
                 _scatter_to_host(on_host, self)
 
@@ -71,7 +71,7 @@ class Pass:
 
     Attributes:
         slots: Where the embeddings go, one per sequence; they are valid once `wait` has returned.
-        indices: The sequences, as whoever asked for the pass counts them.
+        indices: The sequences, numbered as by the caller.
         failed: Sequences that cannot be encoded, with the reason. They have no slot here.
         unbatched: Whether this is the reference itself, at batch size 1.
         tokens_per_forward: Most tokens in one row of the model's input, as of `Engine`.

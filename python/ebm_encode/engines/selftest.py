@@ -1,4 +1,4 @@
-"""The self-test: which engine to use for a model. The first whose hidden states are exact."""
+"""The self-test: which engine to use for a model: the first that is exact."""
 
 import logging
 from collections.abc import Sequence

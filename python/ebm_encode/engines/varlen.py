@@ -21,7 +21,7 @@ _WIDTHS = 8
 
 
 def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: PathMask) -> bool:
-    """Whether the kernel takes these, and says by a window what the mask says."""
+    """Whether the kernel takes these, and a window says what the mask says."""
     width = key.shape[3]
     wide = value.shape[3] <= width <= _MOST_WIDTH and width % _WIDTHS == 0
     fits = query.dtype in {torch.float16, torch.bfloat16} and wide

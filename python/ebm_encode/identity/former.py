@@ -32,15 +32,15 @@ def former_identity(cache: str, present: Identity) -> Identity | None:
 
 
 def with_the_same_tokens(prompts: Prompts, states: Sequence[str], former: Identity) -> list[str]:
-    """Those states whose embeddings a cache with the identity `former` has as this encoder's."""
+    """The states whose embeddings in a cache with the identity `former` are this encoder's."""
     now = prompts.tokenize(states)
     before = prompts.as_before(states, longest=former_longest(former))
     return [state for i, state in enumerate(states) if np.array_equal(now[i], before[i])]
 
 
 @contextmanager
-def naming_the_way_out(output: str, present: Identity) -> Iterator[None]:
-    """Says what can be done about an output that an earlier version made with the same encoder."""
+def with_a_hint(output: str, present: Identity) -> Iterator[None]:
+    """Adds a hint to a refusal of an output that an earlier version made with the same encoder."""
     try:
         yield
     except IdentityMismatchError as error:

@@ -1,4 +1,4 @@
-"""Whether what a model runs on is what its files hold: no weight made up, none left over."""
+"""Whether a model runs on what its files hold: no weight initialised at random, none unused."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from ebm_encode.errors import ModelError
 
-# Tables that models used to save and now compute. Each is left out only if it has the shape of one,
+# Tables that models used to save and now compute. Each is skipped only if it has the shape of one,
 # so that no weight of the same name is: a causal mask `[1, 1, n, n]`, one number that stands for
 # "not seen", positions.
 _MASK = re.compile(r"(attn|attention|self_attention)\.(bias|causal_mask)$")
@@ -70,7 +70,7 @@ def require_weights(
     if missing:
         raise ModelError(
             f"{name}: {len(missing)} weights are not in its files or of another shape"
-            f" ({_some(missing)}); they would be made-up numbers (randomly initialised)"
+            f" ({_some(missing)}); they would be randomly initialised"
         )
 
 

@@ -47,7 +47,7 @@ class Model:
         base: The transformers base model, on its device, in inference mode; no head. For
             encoder-decoder models it is the encoder.
         config: The configuration that it was made from, as it stands in the files.
-        tokenizer: Its tokenizer. Encoders use a copy of their own.
+        tokenizer: Its tokenizer. Encoders use a copy.
         dtype: Name of the compute dtype.
         max_positions: Longest sequence in tokens, `None` if the model has no limit.
         stretches_after: Length in tokens beyond which a batch's longest sequence changes the rotary
@@ -225,7 +225,7 @@ def _quantization(whole: Any, base: Any) -> dict[str, Any] | None:
 
 
 def _take_into_memory(base: Any) -> None:
-    """Copies weights that are pages of their file, which whoever writes to it would change.
+    """Copies weights that are pages of their file, as a write to the file would change them.
 
     On a CPU transformers maps weights whose dtype is that of the file. Pages of a file are not
     counted as memory in use, so that this takes no more than was promised.
@@ -249,8 +249,8 @@ def _naming(name: str) -> Iterator[None]:
     except Exception as error:  # a damaged folder makes transformers raise anything
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{name}: needs code that comes with it\n"
-                "hint: if you trust it, allow it with `trust_remote_code=True`"
+                f"{name}: requires custom code that comes with it\n"
+                "hint: if you trust it, pass `trust_remote_code=True`"
             ) from error
         raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
 
@@ -310,7 +310,7 @@ def load_tokenizer(
 
 
 def silence_transformers() -> None:
-    """Leaves transformers' warnings out; what matters of them is an error here anyway."""
+    """Silences transformers' warnings; what matters of them is an error here anyway."""
     transformers.utils.logging.set_verbosity_error()
 
 

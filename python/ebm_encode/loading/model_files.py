@@ -82,7 +82,7 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         where = f" at revision {revision}" if revision else ""
         raise ModelError(
-            f"{name}: no such folder, and not found on the Hugging Face hub{where}:"
+            f"{name}: no such folder, and not found on the Hugging Face Hub{where}:"
             f" {one_line(error)}"
         ) from error
 

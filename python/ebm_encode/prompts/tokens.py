@@ -62,7 +62,7 @@ class Tokens:
         return Tokens.of([self[i] for i in indices], self.full_lengths[list(indices)])
 
     def within(self, longest: int | None) -> "Tokens":
-        """The sequences, cut off on the right where they are longer."""
+        """The sequences, cut on the right where they are longer."""
         return Tokens.of([self[i][:longest] for i in range(len(self))], self.full_lengths)
 
     @staticmethod
@@ -89,8 +89,8 @@ class Prompts:
     """Turns states into token sequences.
 
     Args:
-        tokenizer: A transformers tokenizer. It is copied: whoever else uses it may have it cut or
-            pad, which is a setting of the object.
+        tokenizer: A transformers tokenizer. It is copied: another user may have it cut or pad,
+            which is a setting of the object.
         template: The text around each state.
         max_length: Longest sequence. `None`: no limit.
         cut: What is done about longer ones. Where nothing is done or can be done they stay as they
