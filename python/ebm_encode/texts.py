@@ -61,7 +61,7 @@ class Texts:
         """
         if self.wrong:
             listed = "; ".join(
-                f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_NAMED]
+                f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_LISTED]
             )
             raise ArgumentError(
                 f"{len(self.wrong)} of {len(self)} states are not text: {listed}\n"
