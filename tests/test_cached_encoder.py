@@ -15,9 +15,9 @@ import torch
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CachedEncoder, CacheWriter
-from ebm_encode.encoder import RowReport
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.errors import ArgumentError, IdentityMismatchError
+from ebm_encode.reports import RowReport
 
 
 class Stand:
@@ -255,7 +255,7 @@ def run_host(code, *arguments, **options):
         import os, signal, sys, threading, time
         import numpy as np
         from ebm_encode._core import CachedEncoder, EmbeddingCache, Identity
-        from ebm_encode.encoder import RowReport
+        from ebm_encode.reports import RowReport
         class Slow:
             dim, seconds, begun = 8, 0.0, threading.Event()
             identity = Identity.from_json(sys.argv[1])

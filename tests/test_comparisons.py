@@ -278,7 +278,7 @@ def test_one_wrong_token_among_many_is_found_unless_rounding_makes_it(random_sta
     wrong[1][7] *= 1.05
     rows = np.stack([own.mean(axis=0) for own in wrong])
     options = {"pooling": "mean", "noise": noise(dtype, 0.01)}
-    assert deviation(reference.rows, states, reference, unstable=never, **options).exact
+    assert deviation(reference.embeddings, states, reference, unstable=never, **options).exact
     asked = []
 
     def unstable(i, tokens=()):
@@ -300,7 +300,7 @@ def test_one_wrong_token_among_many_is_found_unless_rounding_makes_it(random_sta
 def test_an_embedding_that_is_not_the_pooled_states_is_found(random_states, dtype, pooling):
     states, reference = random_states
     last = np.stack([own[-1] for own in states])
-    rows = reference.rows if pooling == "mean" else last
+    rows = reference.embeddings if pooling == "mean" else last
     truth = Reference(states, rows)
     options = {"pooling": pooling, "noise": noise(dtype), "unstable": never}
     assert deviation(rows, states, truth, **options).exact
@@ -313,7 +313,7 @@ def test_a_state_that_is_not_finite_is_never_exact(random_states):
     wrong = [states[0], states[1].copy()]
     wrong[1][3, 2] = np.nan
     found = deviation(
-        reference.rows,
+        reference.embeddings,
         wrong,
         reference,
         pooling="mean",

@@ -443,4 +443,4 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
     compare_everything(encoder)
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
-    assert "from here on" in heard.text
+    assert "from now on" in heard.text

@@ -122,7 +122,7 @@ def test_roundings_reach_no_other_thread(llama, states):
 
     def measure():
         while not done.is_set():
-            encoder.runner.spread(tokens[0])
+            encoder.selection.unbatched.spread(tokens[0])
 
     with ThreadPoolExecutor(1) as pool:
         measured = pool.submit(measure)
