@@ -268,6 +268,43 @@ def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatc
     assert encoder.choice.engine is padded
 
 
+class WrongBeyond(Scaled):
+    """Its embeddings of sequences longer than a limit are off."""
+
+    def __init__(self, engine, limit):
+        super().__init__(engine, 1.0)
+        self.limit = limit
+
+    def forward(self, sequences, slots):
+        under_way = self._engine.forward(sequences, slots)
+        for k, sequence in enumerate(sequences):
+            if len(sequence) > self.limit:
+                slots.slot(k)[:] *= np.float32(1.01)
+        return under_way
+
+
+def test_threads_that_share_an_encoder_fall_back_together(llama, states):
+    """Whichever thread finds an engine wrong, no thread gets an embedding that it made wrong."""
+    right = dict(zip(states, Encoder.load(llama, engine="padded").encode(states), strict=True))
+
+    def engines(model, pooling, layer, budget):
+        first, second, padded = default_engines(model, pooling, layer, budget)
+        return [WrongBeyond(first, 120), WrongBeyond(second, 180), padded]
+
+    encoder = Encoder.load(llama, engines=engines, max_batch_tokens=400)
+    assert encoder.choice.engine.name == "shared-prefix"
+    parts = [states[start::20] for start in range(20)]
+
+    def encode(part):
+        return compare(encoder.encode(part), np.stack([right[state] for state in part]))[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(encode, parts)) <= 1e-5
+    assert encoder.choice.engine.name == "padded"
+    for name in ("shared-prefix", "packed"):
+        assert encoder.choice.reason.count(f"{name} differs from the unbatched reference") == 1
+
+
 def test_an_engine_that_drifts_is_not_used(llama):
     def drifting(model, pooling, layer, budget):
         *best, padded = default_engines(model, pooling, layer, budget)

@@ -172,7 +172,7 @@ def test_a_model_with_code_of_its_own_gets_an_engine_that_is_right(
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     folder, model = own_code
-    with pytest.raises(ModelError, match="allow it with `trust_remote_code=True`"):
+    with pytest.raises(ModelError, match="pass `trust_remote_code=True`"):
         Encoder.load(str(folder))
     encoder = Encoder.load(str(folder), trust_remote_code=True)
     assert encoder.choice.engine.name == "padded", encoder.choice.reason
