@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
+from ebm_encode.engines.output import Pass
 from ebm_encode.errors import EncodingError
 
 
@@ -143,7 +144,8 @@ def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
         """Ends within the batch of that text."""
         for batch in run(self, tokens, **options):
             if any(one_text.token in tokens[i] for i in batch.indices[:-1]):
-                yield batch.select(range(len(batch.indices) - 1))
+                first = range(len(batch.indices) - 1)
+                yield Pass(batch.slots.select(first), indices=batch.indices[:-1])
                 raise KeyboardInterrupt
             yield batch
 

@@ -4,11 +4,8 @@ import json
 import logging
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
-from ebm_encode.cli.numbers import whole
+from ebm_encode.cli.parameters import JSON, require_names, whole
 from ebm_encode.errors import ArgumentError, EbmEncodeError
 
 log = logging.getLogger(__name__)
@@ -17,7 +14,7 @@ log = logging.getLogger(__name__)
 def audit(
     *caches: str,
     examples: Annotated[int, whole(at_least=0)] = 5,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Validate every row of one or more caches; exit with 1 if any row is bad.
 

@@ -4,10 +4,8 @@ import json
 import logging
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
+from ebm_encode.cli.parameters import JSON, require_names
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +13,7 @@ log = logging.getLogger(__name__)
 def compact(
     cache: str,
     *,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Merge all parts of a cache's folder into one.
 

@@ -15,9 +15,7 @@ from cyclopts import Parameter
 
 from ebm_encode import _core
 from ebm_encode.cli.console import stderr_console
-from ebm_encode.cli.names import MANY, require_names
-from ebm_encode.cli.numbers import SECONDS, whole
-from ebm_encode.cli.option_names import ENGINE
+from ebm_encode.cli.parameters import ENGINE, FLAG, JSON, MANY, SECONDS, require_names, whole
 from ebm_encode.cli.summary import log_input, print_summary, summary
 from ebm_encode.data.side_files import INVALID, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AtLeastOne = whole(at_least=1)
-Flag = Parameter(negative="", show_default=False)
 
 
 def encode(
@@ -63,15 +60,13 @@ def encode(
     verify_sample: Annotated[int | None, whole(at_least=0)] = None,
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
-    allow_quarantine: Annotated[bool, Flag] = False,
-    overwrite: Annotated[bool, Flag] = False,
+    allow_quarantine: Annotated[bool, FLAG] = False,
+    overwrite: Annotated[bool, FLAG] = False,
     revision: str | None = None,
-    trust_remote_code: Annotated[bool, Flag] = False,
+    trust_remote_code: Annotated[bool, FLAG] = False,
     code_revision: str | None = None,
-    quiet: Annotated[bool, Flag] = False,
-    json_summary: Annotated[
-        bool, Parameter(name="--json", negative="", show_default=False)
-    ] = False,
+    quiet: Annotated[bool, FLAG] = False,
+    json_summary: Annotated[bool, JSON] = False,
 ) -> int:
     """Encode the distinct states of trajectory files into a checked embedding cache.
 

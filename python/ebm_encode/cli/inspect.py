@@ -3,17 +3,15 @@
 import json
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
+from ebm_encode.cli.parameters import JSON, require_names
 
 
 def inspect(
     cache: str,
     /,
     *,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Show a cache's columns, encoder, provenance, size and norms.
 

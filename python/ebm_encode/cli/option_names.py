@@ -1,11 +1,6 @@
 """The library's messages in the words of the command line: `max_length` becomes --max-length."""
 
 import re
-from collections.abc import Sequence
-
-from cyclopts import Parameter, Token
-
-from ebm_encode.options import EngineName, engine_name
 
 _OPTIONS = {
     **{
@@ -33,11 +28,3 @@ def _option(match: re.Match[str]) -> str:
     if option is None:
         return match.group()
     return f"{option} {value}" if value else option
-
-
-def _engine(_: type, tokens: Sequence[Token]) -> EngineName:
-    return engine_name(tokens[0].value)
-
-
-ENGINE = Parameter(converter=_engine)
-"""An engine, also by a name that earlier versions had for it."""

@@ -4,10 +4,7 @@ import json
 import logging
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
-from ebm_encode.cli.names import MANY, require_names
-from ebm_encode.cli.numbers import PER_SECOND, whole
+from ebm_encode.cli.parameters import FLAG, JSON, MANY, PER_SECOND, require_names, whole
 from ebm_encode.errors import InputError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong
 from ebm_encode.prompts.templates import Template
@@ -30,9 +27,9 @@ def plan(
     invalid_rows: InvalidRows = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
     revision: str | None = None,
-    trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    trust_remote_code: Annotated[bool, FLAG] = False,
     code_revision: str | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Show what encoding would cost: tokens, shared prefixes, padding, time. Runs no model.
 

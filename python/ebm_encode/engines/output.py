@@ -69,6 +69,13 @@ class OutputSlots:
 class Pass:
     """A forward pass under way: a future of some sequences' embeddings.
 
+    Args:
+        slots: As the attribute.
+        finish: Waits for the embeddings and fills the slots; `None` if they are filled.
+        indices: As the attribute; by default the places of the slots in their order.
+        failed: As the attribute.
+        unbatched: As the attribute.
+
     Attributes:
         slots: Where the embeddings go, one per sequence; they are valid once `wait` has returned.
         indices: The sequences, numbered as by the caller.
@@ -86,15 +93,6 @@ class Pass:
         failed: dict[int, EncodingError] | None = None,
         unbatched: bool = False,
     ) -> None:
-        """A pass over `slots`.
-
-        Args:
-            slots: As the attribute.
-            finish: Waits for the embeddings and fills the slots; `None` if they are filled.
-            indices: As the attribute; by default the places of the slots in their order.
-            failed: As the attribute.
-            unbatched: As the attribute.
-        """
         self.slots = slots
         self.indices = list(range(len(slots.places)) if indices is None else indices)
         self.failed = failed or {}
@@ -117,10 +115,6 @@ class Pass:
         """A copy of the embeddings, float32 `[len(indices), dim]`, not yet validated."""
         found: NDArray[np.float32] = self.slots.array[list(self.slots.places)]
         return found
-
-    def select(self, places: Sequence[int]) -> "Pass":
-        """A finished pass over some of its sequences, by their places in `indices`."""
-        return Pass(self.slots.select(places), indices=[self.indices[k] for k in places])
 
     def wait(self) -> None:
         """Returns when the embeddings are in their slots."""
