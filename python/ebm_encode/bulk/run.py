@@ -2,10 +2,9 @@
 
 import json
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ebm_encode.bulk.outcome import Outcome
 from ebm_encode.bulk.progress import EncodingProgress
 from ebm_encode.bulk.recheck import Recheck, kind_of
 from ebm_encode.bulk.reference_embeddings import ReferenceEmbeddings
+from ebm_encode.bulk.reuse import Reuse
 from ebm_encode.bulk.verification import verify
 from ebm_encode.data.side_files import (
     OVERLONG,
@@ -29,8 +29,7 @@ from ebm_encode.data.side_files import (
 from ebm_encode.encoder import Encoder
 from ebm_encode.engines.output import Pass
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
-from ebm_encode.identity.former import former_identity, with_the_same_tokens
-from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens
+from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens, in_chunks
 from ebm_encode.reports import RowReport
 
 log = logging.getLogger(__name__)
@@ -87,6 +86,7 @@ class BulkRun:
         self._settings = f"{writer.work_folder()}/{_SETTINGS}"
         self._recheck = Recheck(encoder, writer, self.outcome, self._overlong, self._settings)
         self._reference = ReferenceEmbeddings(encoder)
+        self._reuse = Reuse(encoder, writer, self._reference, self._overlong)
         # What other code saved is not resumed; `adopt` removes it.
         self._starts_over = not self._reference.continues(
             output, writer.work_folder(), overwrite=overwrite
@@ -104,36 +104,13 @@ class BulkRun:
                 embeddings.
         """
         if self._starts_over:
-            self._take_back_what_is_saved()
-        todo = _without(states, self._writer.former_many(states))
+            self._reuse.remove_saved()
+        kept = self._writer.former_many(states)
+        todo = [state for state, there in zip(states, kept, strict=True) if not there]
         self.outcome.already_there = len(states) - len(todo)
-        for cache in caches:
-            self._adopt(cache, todo)
-        if caches:
-            adopted = self._writer.contains_many(todo)
-            self._note_adopted([s for s, taken in zip(todo, adopted, strict=True) if taken], caches)
-            todo = _without(todo, adopted)
-            self.outcome.from_caches = sum(adopted)
-        return todo
-
-    def _take_back_what_is_saved(self) -> None:
-        """Removes, durably, what an interrupted run with other code has saved."""
-        numbers = self._writer.new_rows().tolist()
-        for start in range(0, len(numbers), CHUNK_STATES):
-            for state in self._writer.read(numbers[start : start + CHUNK_STATES])[0]:
-                self._writer.retract(state)
-        self._writer.checkpoint()
-        self._reference.note(self._writer.work_folder())
-
-    def _adopt(self, cache: str, todo: list[str]) -> None:
-        self._reference.require_same(cache)
-        former = former_identity(cache, self._encoder.identity)
-        if former is None:
-            self._writer.adopt(cache, todo)
-            return
-        for chunk in _chunks(todo, CHUNK_STATES):
-            same = with_the_same_tokens(self._encoder.prompts, chunk, former)
-            self._writer.adopt(cache, same, made_by=former)
+        left = self._reuse.take(caches, todo)
+        self.outcome.from_caches = len(todo) - len(left)
+        return left
 
     def encode(self, states: list[str], progress: EncodingProgress) -> None:
         """Encodes states, skipping those that an interrupted run has saved.
@@ -216,7 +193,7 @@ class BulkRun:
             _core.write_file(self._settings, settings.encode() + b"\n")
 
     def _tokenized(self, states: list[str]) -> Iterator[_Chunk]:
-        for texts in _chunks(states, CHUNK_STATES):
+        for texts in in_chunks(states):
             saved = self._writer.contains_many(texts)
             if all(saved):
                 yield _Chunk(texts, saved)
@@ -288,25 +265,6 @@ class BulkRun:
                 state = chunk.states[chunk.usable[i]]
                 self._recheck.require_embedding(state, chunk.tokens[i])
 
-    def _note_adopted(self, states: list[str], caches: Sequence[str]) -> None:
-        """Lists reused states whose prompts were cut, and what that made equal."""
-        same = {
-            state: {"same_as": record["same_as"]}
-            for cache in caches
-            for state, record in read_list(side_file(str(cache), OVERLONG)).items()
-            if "same_as" in record
-        }
-        for chunk in _chunks(states, CHUNK_STATES):
-            reports = self._encoder.screen(self._encoder.prompts.tokenize(chunk))
-            self._overlong.add(
-                [
-                    {"state": state, "tokens": report.tokens, "action": "truncated"}
-                    | same.get(state, {})
-                    for state, report in zip(chunk, reports, strict=True)
-                    if report.truncated
-                ]
-            )
-
     def _former_overlong(self) -> list[dict[str, Any]]:
         """What the list beside the former output says of rows that are kept."""
         former = read_list(side_file(self._output, OVERLONG))
@@ -347,15 +305,5 @@ def _settings_of(note: bytes | None) -> dict[str, Any] | None:
     return settings if sound else None
 
 
-def _without(states: list[str], drop: list[bool]) -> list[str]:
-    return [state for state, out in zip(states, drop, strict=True) if not out]
-
-
 def _size(states: list[str], counted: list[bool]) -> int:
     return sum(len(s.encode()) for s, count in zip(states, counted, strict=True) if count)
-
-
-def _chunks(states: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = iter(states)
-    while chunk := list(islice(rest, size)):
-        yield chunk

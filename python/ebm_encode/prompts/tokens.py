@@ -4,9 +4,10 @@ Knows nothing of the model's weights.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ those that the template spells there are not added a second time. What a state s
 FORMER_SPECIAL_TOKENS_RULE = "tokenizer-default-once"
 """The rule of earlier versions: what a state spelled was taken for special tokens as well, and the
 special tokens at the end of a cut prompt were lost."""
+
+
+def in_chunks(states: Iterable[str]) -> Iterator[list[str]]:
+    """States in their order, at most `CHUNK_STATES` at a time."""
+    rest = iter(states)
+    while chunk := list(islice(rest, CHUNK_STATES)):
+        yield chunk
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,7 @@ class Prompts:
         """The token sequences of some states."""
         full: list[int] = []
         sequences: list[NDArray[np.uint32]] = []
-        for start in range(0, len(states), CHUNK_STATES):
-            some = states[start : start + CHUNK_STATES]
+        for some in in_chunks(states):
             for state, content in zip(some, self._contents(some), strict=True):
                 full.append(len(content) + len(self._before) + len(self._after))
                 sequences.append(np.asarray(self._cut(state, content), dtype=np.uint32))
@@ -159,8 +166,7 @@ class Prompts:
             longest: Where prompts were cut; `None` where none was.
         """
         sequences = []
-        for start in range(0, len(states), CHUNK_STATES):
-            some = states[start : start + CHUNK_STATES]
+        for some in in_chunks(states):
             for ids in self._ids([self.template.prompt(state) for state in some]):
                 before = [] if _begins_with(ids, self._before) else self._before
                 after = [] if _begins_with(ids[::-1], self._after[::-1]) else self._after
