@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ebm_encode.bulk.provenance import describe_encoder
+from ebm_encode.description import describe_encoder
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError
 

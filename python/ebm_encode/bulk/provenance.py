@@ -1,17 +1,12 @@
-"""Where a cache's rows come from: what does not change the numbers, but is worth knowing."""
+"""Where a cache's embeddings come from."""
 
-import platform
 import shlex
 import sys
 from datetime import UTC, datetime
 from typing import Any, cast
 
-import tokenizers
-import torch
-import transformers
-
-from ebm_encode import _core
 from ebm_encode.data.trajectories import States
+from ebm_encode.description import describe_encoder
 from ebm_encode.encoder import Encoder
 
 
@@ -27,39 +22,6 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
         "input": vars(states.counts),
     }
     return cast("dict[str, Any]", _printable(described))
-
-
-def describe_encoder(encoder: Encoder) -> dict[str, Any]:
-    """What an encoder is made of and runs on, beside its identity; JSON values only."""
-    model = encoder.model
-    return {
-        "model": model.name,
-        "template": encoder.prompts.template.name,
-        "engine": encoder.choice.to_json(),
-        "batches": _batches(encoder),
-        "attention": getattr(model.base.config, "_attn_implementation", None),
-        "device": model.device_name,
-        "versions": versions(),
-    } | ({"commit": model.commit} if model.commit else {})
-
-
-def versions() -> dict[str, str]:
-    """The software that makes embeddings, and its versions."""
-    return {
-        "ebm_encode": _core.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
-
-
-def _batches(encoder: Encoder) -> dict[str, Any]:
-    """The most that went through the model at a time, and what was measured to find it."""
-    budget, found = encoder.budget, encoder.tuning.calibration
-    most = {"max_batch_tokens": budget.tokens, "batch_size": budget.sequences}
-    most |= {"layers_compiled": encoder.selection.compiled}
-    return most | ({} if found is None else found.to_json())
 
 
 def _printable(value: Any) -> Any:

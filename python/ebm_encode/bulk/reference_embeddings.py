@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode._core import Identity
-from ebm_encode.bulk.provenance import versions
+from ebm_encode.description import versions
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError, IdentityMismatchError
 
