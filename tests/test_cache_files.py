@@ -76,7 +76,7 @@ def test_the_footer_is_one_json_value_and_flat_keys(ours):
     assert whole["identity"]["dtype"] == metadata[b"ebm_encode.dtype"].decode() == "float32"
     assert (whole["rows"], whole["dim"]) == (4, 16)
     assert metadata[b"ebm_encode.rows"] == b"4"
-    assert metadata[b"ebm_encode.loading.model"] == b"a model"
+    assert metadata[b"ebm_encode.model"] == b"a model"
 
 
 def test_the_schema_is_frozen():
