@@ -1,4 +1,4 @@
-"""Opening a cache where its rows fit best."""
+"""Opening a cache, in memory or mapped."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
@@ -24,16 +24,16 @@ def open_cache(
 
     Args:
         path: The file or folder, or its URL (`s3://`, `gs://`, `file://`).
-        mode: `memory` holds all rows in this process and lends them without copies; `mapped` leaves
-            them in the files, which all processes share, and copies rows out; `auto` is memory if
-            the rows take at most half of what is free.
-        strict: Whether rows are checked: all on opening, or of a mapped cache each page's when it
-            is first read.
+        mode: `memory` holds all embeddings in this process and lends them without copies; `mapped`
+            leaves them in the files, which all processes share, and copies them out; `auto` is
+            memory if they take at most half of what is free.
+        strict: Whether embeddings are validated: all on opening, or of a mapped cache each page's
+            when it is first read.
         verify_checksums: Whether a page that is not what was written is refused. Without, opening
             takes about a tenth less time.
 
     Raises:
-        CacheError: If it is no cache, damaged, or has bad rows.
+        CacheError: If it is no cache, damaged, or has bad embeddings.
         ArgumentError: If there is no such mode.
     """
     require("mode", mode, OpenMode)

@@ -11,7 +11,7 @@ class Outcome:
     """What a run did, in states.
 
     Attributes:
-        rows: What the cache holds in the end.
+        rows: Held by the cache in the end.
         encoded: Newly encoded.
         already_there: Already cached, in the output or by an interrupted run.
         from_caches: Reused from `--cache`.

@@ -49,12 +49,12 @@ def reference_of(encoder: Encoder) -> list[dict[str, Any]]:
         if reports[i].status != "ok":
             continue
         try:
-            row = encoder.run_unbatched(tokens[i]).astype(np.float64)
+            embedding = encoder.run_unbatched(tokens[i]).astype(np.float64)
         except EncodingError:
             continue
-        if np.isfinite(row).all():
-            norm = round(float(np.linalg.norm(row)), 6)
-            found.append({"state": prompt, "norm": norm, "sums": _sums(row)})
+        if np.isfinite(embedding).all():
+            norm = round(float(np.linalg.norm(embedding)), 6)
+            found.append({"state": prompt, "norm": norm, "sums": _sums(embedding)})
     return found
 
 
@@ -107,7 +107,7 @@ class ReferenceEmbeddings:
 
         Args:
             output: The output, if there is one yet.
-            work_folder: Where the rows of an unfinished run are.
+            work_folder: Where the checkpoints of an unfinished run are.
             overwrite: Whether the output is replaced. Then other embeddings are no error:
                 nothing is resumed.
 

@@ -266,7 +266,7 @@ class BulkRun:
                 self._recheck.require_embedding(state, chunk.tokens[i])
 
     def _former_overlong(self) -> list[dict[str, Any]]:
-        """What the list beside the former output says of rows that are kept."""
+        """What the list beside the former output says of states that are kept."""
         former = read_list(side_file(self._output, OVERLONG))
         kept = self._writer.former_many(list(former))
         return [

@@ -47,7 +47,7 @@ class Verification:
         not_compared: How many do not fit the memory at batch size 1.
         indistinct: Pairs of states that rounding cannot tell apart in this dtype.
         seed: Seed of the draw.
-        max_relative_error: Largest `max |row - reference| / max |reference|`.
+        max_relative_error: Largest `max |embedding - reference| / max |reference|`.
         min_cosine: Smallest cosine.
         nearest_other: How far an embedding is at most on the way from its own reference to another
             sampled state's: 0 at its own, 1 at the other's.
@@ -97,15 +97,15 @@ class _Sample:
 
 
 def verify(writer: CacheWriter, encoder: Encoder, *, sample: int | None) -> Verification | None:
-    """Encodes a random sample of a writer's new rows at batch size 1 and compares.
+    """Encodes a random sample of a writer's new embeddings at batch size 1 and compares.
 
-    The rows are read back from where the writer stored them, so that what is compared is what will
+    They are read back from where the writer stored them, so that what is compared is what will
     be in the cache. Each must be within rounding of its own reference, and nearer to it than to
     that of any other state of the sample. Neighbours are sampled together, as it is among them
     that embeddings change places.
 
     Args:
-        writer: An open writer; its new rows are in the order in which they were encoded.
+        writer: An open writer; its new embeddings are in the order in which they were encoded.
         encoder: What encoded them.
         sample: How many are drawn; `None`: see `sample_size`. None are if it is 0.
 
@@ -113,9 +113,9 @@ def verify(writer: CacheWriter, encoder: Encoder, *, sample: int | None) -> Veri
         What was found; `None` where there is nothing to compare.
 
     Raises:
-        EncodingError: If no row of the sample can be compared.
+        EncodingError: If no embedding of the sample can be compared.
         VerificationError: If an embedding is wrong, or the model makes none at batch size 1. The
-            writer's rows are then marked, so that no later run resumes from them.
+            writer's work folder is then marked, so that no later run resumes from them.
     """
     numbers = writer.new_rows()
     count = sample_size(len(numbers)) if sample is None else sample
@@ -166,7 +166,7 @@ def _draw(
     count: int,
     rng: np.random.Generator,
 ) -> _Sample:
-    """One of each stratum of rows encoded together, the next one to each, and extreme lengths."""
+    """One embedding of each stratum of the run, the next one to each, and extreme lengths."""
     strata = np.array_split(np.arange(len(numbers)), min(count, len(numbers)))
     drawn = {int(rng.choice(stratum)) for stratum in strata}
     beside = {min(place + 1, len(numbers) - 1) for place in drawn}

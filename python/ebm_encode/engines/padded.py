@@ -35,7 +35,7 @@ class PaddedEngine:
         self._budget = budget
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
-        """Batches under the budget of tokens and rows, longest first."""
+        """Batches under the budget of tokens and sequences, longest first."""
         lengths = tokens.lengths.astype(np.uint32)
         return _core.plan_padded(lengths, self._budget.tokens, self._budget.sequences)
 

@@ -53,5 +53,5 @@ def with_a_hint(output: str, present: Identity) -> Iterator[None]:
         raise IdentityMismatchError(
             f"{error}\nhint: an earlier version made it with the same model and options. Write to"
             f" another --output and add --cache {output}: the embeddings of all states whose tokens"
-            " are the same are taken over"
+            " are the same are reused"
         ) from error
