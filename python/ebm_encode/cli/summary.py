@@ -24,7 +24,7 @@ def log_input(states: "States") -> None:
     for note in states.notes:
         log.info("%s", note)
     counts = states.counts
-    rest = _without_state(counts) | {"duplicate": counts.repeated, "invalid": counts.invalid}
+    rest = {"duplicate": counts.repeated} | _without_state(counts) | {"invalid": counts.invalid}
     others = ", ".join(_counted(count, what) for what, count in rest.items() if count)
     log.info(
         "%s from %s (%s%s)",
