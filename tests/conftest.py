@@ -10,9 +10,10 @@ import pytest
 from hypothesis import settings
 
 import tiny_model
-from ebm_encode import Identity, engines
+from ebm_encode import Identity
 from ebm_encode._core import CacheWriter
 from ebm_encode.cli import main
+from ebm_encode.engines.padded import PaddedEngine
 from support import FILES
 
 settings.register_profile("quick", max_examples=25, deadline=None)
@@ -156,25 +157,25 @@ def encode(run_cli, llama, tmp_path):
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Puts a fault into the rows of padded batches, or into those encoded alone."""
+    """Puts a fault into the embeddings of padded batches, or of the reference."""
 
-    def put(fault, *, alone=False):
-        right, right_states = engines.PaddedEngine.forward, engines.PaddedEngine.states
-        name = "alone" if alone else "padded"
+    def put(fault, *, unbatched=False):
+        right, right_states = PaddedEngine.forward, PaddedEngine.states
+        name = "unbatched" if unbatched else "padded"
 
-        def forward(self, sequences, rows):
-            arrival = right(self, sequences, rows)
+        def forward(self, sequences, slots):
+            arrival = right(self, sequences, slots)
             if self.name == name:
-                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+                slots.array[slots.places] = fault(slots.array[slots.places], sequences)
             return arrival
 
-        def states(self, sequences, rows, wanted):
-            found = right_states(self, sequences, rows, wanted)
-            if self.name == name == "alone":
-                rows.array[rows.places] = fault(rows.array[rows.places], sequences)
+        def states(self, sequences, slots, wanted):
+            found = right_states(self, sequences, slots, wanted)
+            if self.name == name == "unbatched":
+                slots.array[slots.places] = fault(slots.array[slots.places], sequences)
             return found
 
-        monkeypatch.setattr(engines.PaddedEngine, "forward", forward)
-        monkeypatch.setattr(engines.PaddedEngine, "states", states)
+        monkeypatch.setattr(PaddedEngine, "forward", forward)
+        monkeypatch.setattr(PaddedEngine, "states", states)
 
     return put

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from ebm_encode.engines import Arrival, Budget, Engine, Rows
-from ebm_encode.model import Model
-from ebm_encode.tokens import Tokens
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 FAULTS = (
     "last_token_left_out",  # of the mean
@@ -48,7 +50,7 @@ class PlainTrie:
 
     Args:
         model: The model.
-        budget: Most sequences of a batch are `budget.rows`.
+        budget: Most sequences of a batch are `budget.sequences`.
         fault: One of `FAULTS`, or nothing.
         only_in_use: Whether the self-test, which calls `trial`, meets the unbroken engine.
     """
@@ -63,35 +65,36 @@ class PlainTrie:
     def plan(self, tokens: Tokens) -> list[list[int]]:
         """Neighbours in the order of their tokens."""
         order = sorted(range(len(tokens)), key=lambda i: tokens[i].tolist())
-        return [order[k : k + self._budget.rows] for k in range(0, len(order), self._budget.rows)]
+        most = self._budget.sequences
+        return [order[k : k + most] for k in range(0, len(order), most)]
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         return len(_trie(sequences)[0])
 
-    def at_once(self, size: int) -> int:
+    def tokens_per_forward(self, size: int) -> int:
         return size
 
-    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+    def last_packed_index(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         last = len(_trie(sequences)[0]) - 1
         return next(i for i, path in enumerate(_trie(sequences)[1]) if last in path)
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        self._run(sequences, rows, self.fault)
-        return Arrival()
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
+        self._run(sequences, slots, self.fault)
+        return Pass(slots)
 
     def states(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, wanted: Sequence[int]
     ) -> list[NDArray[np.float32]]:
-        states = self._run(sequences, rows, self.fault)
+        states = self._run(sequences, slots, self.fault)
         return [states[i] for i in wanted]
 
     def trial(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
     ) -> list[NDArray[np.float32]]:
-        return self._run(sequences, rows, None if self._only_in_use else self.fault)
+        return self._run(sequences, slots, None if self._only_in_use else self.fault)
 
     def _run(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, fault: str | None
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, fault: str | None
     ) -> list[NDArray[np.float32]]:
         nodes, paths = _trie(sequences)
         hidden = self._hidden(nodes, paths, fault)
@@ -103,7 +106,7 @@ class PlainTrie:
         if fault == "one_copied":
             pooled = [pooled[0]] * len(pooled)
         for i, row in enumerate(pooled):
-            rows.row(i)[:] = row * (np.float32(1.001) if fault == "scaled" else 1)
+            slots.slot(i)[:] = row * (np.float32(1.001) if fault == "scaled" else 1)
         return states
 
     @torch.inference_mode()
@@ -241,27 +244,27 @@ class Scaled:
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         return self._engine.size(sequences)
 
-    def at_once(self, size: int) -> int:
-        return self._engine.at_once(size)
+    def tokens_per_forward(self, size: int) -> int:
+        return self._engine.tokens_per_forward(size)
 
-    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
-        return self._engine.last_at_once(sequences)
+    def last_packed_index(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        return self._engine.last_packed_index(sequences)
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        self._engine.forward(sequences, rows).wait()
-        rows.array[rows.places] *= self._factor
-        return Arrival()
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
+        self._engine.forward(sequences, slots).wait()
+        slots.array[slots.places] *= self._factor
+        return Pass(slots)
 
     def states(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, wanted: Sequence[int]
     ) -> list[NDArray[np.float32]]:
-        states = self._engine.states(sequences, rows, wanted)
-        rows.array[rows.places] *= self._factor
+        states = self._engine.states(sequences, slots, wanted)
+        slots.array[slots.places] *= self._factor
         return states
 
     def trial(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
     ) -> list[NDArray[np.float32]]:
-        states = self._engine.trial(sequences, rows)
-        rows.array[rows.places] *= self._factor
+        states = self._engine.trial(sequences, slots)
+        slots.array[slots.places] *= self._factor
         return states

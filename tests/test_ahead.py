@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebm_encode.ahead import ahead
+from ebm_encode.bulk.ahead import ahead
 
 
 @given(items=st.lists(st.integers()))

@@ -15,9 +15,9 @@ import torch
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CachedEncoder, CacheWriter
-from ebm_encode.encoder import RowReport
-from ebm_encode.engines.rows import Rows, bring_over
+from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.errors import ArgumentError, IdentityMismatchError
+from ebm_encode.reports import RowReport
 
 
 class Stand:
@@ -255,7 +255,7 @@ def run_host(code, *arguments, **options):
         import os, signal, sys, threading, time
         import numpy as np
         from ebm_encode._core import CachedEncoder, EmbeddingCache, Identity
-        from ebm_encode.encoder import RowReport
+        from ebm_encode.reports import RowReport
         class Slow:
             dim, seconds, begun = 8, 0.0, threading.Event()
             identity = Identity.from_json(sys.argv[1])
@@ -431,19 +431,18 @@ def test_no_copy_of_the_rows_is_made(make_model):
 
 
 @pytest.mark.parametrize("places", [[2, 0, 1], [5, 3, 4], [7, 1, 4], [6]])
-def test_rows_from_a_device_go_to_their_places(places):
-    rows = torch.arange(float(len(places)))[:, None] + torch.zeros(4)
+def test_embeddings_from_a_device_go_to_their_slots(places):
+    found = torch.arange(float(len(places)))[:, None] + torch.zeros(4)
     target = np.full((8, 4), -1, np.float32)
-    bring_over(rows, torch.from_numpy(target), places)
+    assert OutputSlots(target, places).start_copy(found) is None
     for i, place in enumerate(places):
         assert (target[place] == i).all()
     assert (np.delete(target, places, axis=0) == -1).all()
 
 
-def test_rows_that_are_not_given_memory_have_their_own():
-    rows = Rows.new(3, 5)
-    landing = rows.select([2, 0]).landing(torch.device("cpu"))
-    for i, target in enumerate(landing.targets):
-        target.fill_(i)
-    assert landing.depart().here
-    assert (rows.array[[2, 0]] == [[0], [1]]).all()
+def test_slots_that_are_not_given_memory_have_their_own():
+    slots = OutputSlots.new(3, 5)
+    for i, slot in enumerate(slots.select([2, 0]).tensors):
+        slot.fill_(i)
+    assert Pass(slots).done
+    assert (slots.array[[2, 0]] == [[0], [1]]).all()

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.bulk import _settings_of
-from ebm_encode.engines import Budget, Memory, calibrate, calibration, compare, pooling, rows
+from ebm_encode import EmbeddingCache, Encoder, _core
+from ebm_encode.bulk.run import _settings_of
+from ebm_encode.engines import calibration, output, pooling
+from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.calibration import Memory, calibrate
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
-from ebm_encode.engines.rows import Arrival, Landing, Rows
+from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 from test_parity import alone
 
 
@@ -39,14 +42,17 @@ class _Device:
     def size(self, sequences):
         return sum(map(len, sequences))
 
-    def forward(self, sequences, rows):
+    def forward(self, sequences, slots):
         size = self.size(sequences)
         self.passes.append(size)
-        assert len(rows.places) == len(sequences)
+        assert len(slots.places) == len(sequences)
         if size > self.holds:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.most = size
-        return Arrival(lambda: setattr(self, "now", self.now + self.fixed + size * self.per_token))
+        return Pass(slots, lambda: self.work(size))
+
+    def work(self, size):
+        self.now += self.fixed + size * self.per_token
 
     def clock(self):
         return self.now
@@ -96,9 +102,9 @@ def test_the_search_takes_no_size_at_which_a_made_up_device_is_slower(monkeypatc
     monkeypatch.setattr(calibration, "perf_counter", device.clock)
     right = device.forward
 
-    def crawls(sequences, rows):
+    def crawls(sequences, slots):
         device.per_token = 1e-5 if len(sequences) <= 64 else 2e-5
-        return right(sequences, rows)
+        return right(sequences, slots)
 
     device.forward = crawls
     assert calibrate(device, budget, SEQUENCES, dim=4, memory=device).tokens == 4096
@@ -142,9 +148,9 @@ def test_the_real_engine_is_measured(make_model, states, heard, monkeypatch):
     encoder = Encoder.load(make_model("llama"))
     tokens = encoder.prompts.tokenize(states)
     assert not encoder.calibrate(tokens)
-    encoder._to_calibrate = True
+    encoder.tuning.wanted = True
     assert encoder.calibrate(tokens)
-    assert encoder.runner.budget.tokens in {500, 1000, 2000}
+    assert encoder.budget.tokens in {500, 1000, 2000}
     assert "tokens/s" in heard.text
     folder = encoder.model.name
     assert compare(encoder.encode(states), alone(folder, states))[0] <= 1e-5
@@ -157,14 +163,14 @@ def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
     tokens, engine = encoder.prompts.tokenize(states), encoder.choice.engine
     passes, forward = [], engine.forward
 
-    def counted(sequences, rows):
+    def counted(sequences, slots):
         passes.append(engine.size(sequences))
-        return forward(sequences, rows)
+        return forward(sequences, slots)
 
     monkeypatch.setattr(engine, "forward", counted)
     start = time.perf_counter()
     found = calibrate(
-        engine, encoder.runner.budget, tokens, dim=encoder.dim, memory=Memory(torch.device("cpu"))
+        engine, encoder.budget, tokens, dim=encoder.dim, memory=Memory(torch.device("cpu"))
     )
     took = time.perf_counter() - start
     assert found.tokens in found.rates
@@ -176,11 +182,11 @@ def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
 
 
 def test_who_says_how_many_is_not_measured(llama):
-    assert not Encoder.load(llama, max_batch_tokens=500)._to_calibrate
-    budget = Encoder.load(llama, max_batch_tokens=64_000).runner.budget
-    assert (budget.tokens, budget.rows) == (64_000, 2000)
-    assert Encoder.load(llama, max_batch_tokens=500).runner.budget.rows == 256
-    assert Encoder.load(llama, batch_size=3).runner.budget.rows == 3
+    assert not Encoder.load(llama, max_batch_tokens=500).tuning.wanted
+    budget = Encoder.load(llama, max_batch_tokens=64_000).budget
+    assert (budget.tokens, budget.sequences) == (64_000, 2000)
+    assert Encoder.load(llama, max_batch_tokens=500).budget.sequences == 256
+    assert Encoder.load(llama, batch_size=3).budget.sequences == 3
     for wrong in ({"max_batch_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(ArgumentError, match="at least 1"):
             Encoder.load(llama, **wrong)
@@ -199,7 +205,7 @@ def on_a_device(monkeypatch):
 
     def as_on_a_device(self, *arguments, **options):
         init(self, *arguments, **options)
-        self._to_calibrate = True
+        self.tuning.wanted = True
 
     monkeypatch.setattr(Encoder, "__init__", as_on_a_device)
 
@@ -222,7 +228,7 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
         budget.tokens = result.tokens
         return result
 
-    monkeypatch.setattr("ebm_encode.runner.calibrate", measure)
+    monkeypatch.setattr("ebm_encode.engines.tuning.calibrate", measure)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     run = Encoder.run
 
@@ -252,7 +258,7 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
     def failing(*_, **__):
         raise RuntimeError("no such counter")
 
-    monkeypatch.setattr("ebm_encode.runner.calibrate", failing)
+    monkeypatch.setattr("ebm_encode.engines.tuning.calibrate", failing)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
     code, _, err = run_cli(*arguments)
     assert code == 0
@@ -270,51 +276,57 @@ def test_a_note_that_cannot_be_read_is_measured_anew():
         assert _settings_of(note) is None
 
 
+@pytest.fixture
+def trie(llama):
+    """Makes the trie of some texts' tokens."""
+    prompts = Encoder.load(llama).prompts
+
+    def make(texts):
+        tokens = prompts.tokenize(texts)
+        return _core.Trie(tokens.ids, tokens.offsets)
+
+    return make
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pool", [pooling.pool_mean, pooling.pool_last])
-def test_rows_are_pooled_alike_on_a_device_and_here(llama, states, pool, dtype, monkeypatch):
-    """What a GPU does by products equals the walk along each path."""
-    monkeypatch.setattr(pooling, "_ROWS", 50)
-    encoder = Encoder.load(llama)
-    tokens = encoder.prompts.tokenize(sorted(states)[:120])
-    trie = encoder.choice.engine._trie([tokens[i] for i in range(120)])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_embeddings_are_pooled_alike_on_a_device_and_here(trie, states, pool, dtype, monkeypatch):
+    """What a GPU does by matmuls equals the walk along each path."""
+    monkeypatch.setattr(pooling, "_SEQUENCES", 50)
+    nodes = trie(sorted(states)[:120])
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(len(trie.ids), 8, generator=generator).to(dtype)
-    here = Landing(Rows.new(120, 8), torch.device("cpu"))
-    pool(hidden, trie, here)
-    there = Landing(Rows.new(120, 8), torch.device("cpu"))
-    there.block = torch.full((120, 8), torch.nan)
-    pool(hidden, trie, there)
-    assert compare(there.block.numpy(), here._array.numpy())[0] <= 1e-6
+    hidden = torch.randn(len(nodes.ids), 8, generator=generator).to(dtype)
+    here = OutputSlots.new(120, 8)
+    pooling.pool_on_cpu(hidden, nodes, pool, here)
+    there = pooling.pool_by_matmul(hidden, nodes, pool)
+    assert there.dtype == torch.float32
+    assert compare(there.numpy(), here.array)[0] <= 1e-6
 
 
-def test_what_is_not_finite_stays_on_its_paths(llama):
-    """Products with zeros would carry it to the rows of all others."""
-    encoder = Encoder.load(llama)
-    tokens = encoder.prompts.tokenize(["a b", "a c", "d"])
-    trie = encoder.choice.engine._trie([tokens[i] for i in range(3)])
-    hidden = torch.ones(len(trie.ids), 4)
-    hidden[int(trie.leaves[1])] = torch.inf
-    landing = Landing(Rows.new(3, 4), torch.device("cpu"))
-    landing.block = torch.empty(3, 4)
-    pooling.pool_mean(hidden, trie, landing)
-    assert landing.block.isfinite().all(dim=1).tolist() == [True, False, True]
-    assert (landing.block[[0, 2]] == 1).all()
+def test_what_is_not_finite_stays_on_its_paths(trie):
+    """Matmuls with zeros would carry it to the embeddings of all others."""
+    nodes = trie(["a b", "a c", "d"])
+    hidden = torch.ones(len(nodes.ids), 4)
+    hidden[int(nodes.leaves[1])] = torch.inf
+    found = pooling.pool_by_matmul(hidden, nodes, "mean")
+    assert found.isfinite().all(dim=1).tolist() == [True, False, True]
+    assert (found[[0, 2]] == 1).all()
 
 
-def test_rows_of_a_gpu_are_written_after_the_pass(monkeypatch):
+def test_embeddings_of_a_gpu_are_written_after_the_pass(monkeypatch):
     """The array becomes a tensor in inference mode, and may be written in that mode alone."""
     waited = []
-    monkeypatch.setattr(rows, "_to_host", lambda block: (block.clone(), lambda: waited.append(1)))
-    own = Rows.new(4, 3).select([2, 0])
-    own.array[:] = 0
+    monkeypatch.setattr(output, "_copies_in_background", lambda _: True)
+    copying = lambda block: (block.clone(), lambda: waited.append(1))  # noqa: E731
+    monkeypatch.setattr(output, "_to_pinned", copying)
+    slots = OutputSlots.new(4, 3).select([2, 0])
+    slots.array[:] = 0
     with torch.inference_mode():
-        landing = own.landing(torch.device("cpu"))
-        landing.block, landing._device = torch.tensor([[1.0] * 3, [2.0] * 3]), torch.device("cuda")
-        arrival = landing.depart()
-    assert not arrival.here
-    arrival.wait()
-    assert (waited, own.array[:, 0].tolist()) == ([1], [2.0, 0.0, 1.0, 0.0])
+        under_way = Pass(slots, slots.start_copy(torch.tensor([[1.0] * 3, [2.0] * 3])))
+    assert not under_way.done
+    under_way.wait()
+    assert under_way.done
+    assert (waited, slots.array[:, 0].tolist()) == ([1], [2.0, 0.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from ebm_encode import EmbeddingCache, Encoder, trajectories
+from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.__main__ import run
+from ebm_encode.data import trajectories
 from support import SAMPLES
 
 SAMPLE = SAMPLES / "burnqed_roots.parquet"

@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from ebm_encode import Encoder, _core, engines
-from ebm_encode.engines import (
-    Compared,
-    NoiseFloor,
-    Reference,
-    compare,
-    default_engines,
-    deviation,
-    embeddings_agree,
-    windows,
-)
+from ebm_encode import Encoder, _core
+from ebm_encode.engines.noise import NoiseFloor
+from ebm_encode.engines.padded import UnbatchedEngine
+from ebm_encode.engines.reference import Reference, compare, deviation, embeddings_agree
+from ebm_encode.engines.selection import default_engines
+from ebm_encode.engines.trie import even_cuts
 from ebm_encode.errors import EncodingError
-from ebm_encode.tokens import Tokens
+from ebm_encode.prompts.tokens import Tokens
 from plain_trie import PlainTrie
+from support import compare_everything, compared_up_to
 from test_parity import alone
 
 
@@ -30,7 +26,7 @@ def test_neighbours_that_mix_otherwise_than_by_attention_are_found(make_model, s
     encoder = Encoder.load(folder, dtype=dtype, template="deepseek-prover-v2")
     assert encoder.choice.engine.name == "padded", encoder.choice.reason
     some = sorted(states)[100:120]
-    one = Encoder.load(folder, dtype=dtype, template="deepseek-prover-v2", engine="alone")
+    one = Encoder.load(folder, dtype=dtype, template="deepseek-prover-v2", engine="unbatched")
     error, cosine = compare(encoder.encode(some), one.encode(some))
     assert error <= 1e-5 if dtype == "float32" else cosine >= 0.99999
 
@@ -48,8 +44,8 @@ def test_a_model_that_counts_the_tokens_of_a_pass_is_found(make_model, states, h
     assert encoder.choice.engine.name == "shared-prefix"
     assert compare(encoder.encode(some[-60:]), alone(folder, some[-60:]))[0] <= 1e-5
     assert encoder.choice.engine.name == "padded"
-    assert "from here on" in heard.text
-    for name in ("shared-prefix", "shared-prefix-mask", "packed"):
+    assert "from now on" in heard.text
+    for name in ("shared-prefix", "packed"):
         assert f"{name} differs from" in encoder.choice.reason
 
 
@@ -57,16 +53,16 @@ def overflow(monkeypatch, reference, when):
     """Lets the embedding of some sequences be infinite at batch size 1."""
     forward, states = reference.forward, reference.states
 
-    def overflowing(sequences, rows):
-        arrival = forward(sequences, rows)
+    def overflowing(sequences, slots):
+        arrival = forward(sequences, slots)
         if when(sequences[0]):
-            rows.row(0)[:] = np.inf
+            slots.slot(0)[:] = np.inf
         return arrival
 
-    def overflowing_states(sequences, rows, wanted):
-        found = states(sequences, rows, wanted)
+    def overflowing_states(sequences, slots, wanted):
+        found = states(sequences, slots, wanted)
         if when(sequences[0]):
-            rows.row(0)[:] = np.inf
+            slots.slot(0)[:] = np.inf
         return found
 
     monkeypatch.setattr(reference, "forward", overflowing)
@@ -79,16 +75,18 @@ def test_the_last_token_of_a_pass_is_one_of_the_sequence_named(llama, states, sh
     name = "shared-prefix" if share else "packed"
     encoder = Encoder.load(llama, engine=name)
     engine, tokens = encoder.choice.engine, encoder.prompts.tokenize(sorted(states)[100:130])
-    engine._slice_nodes = nodes
+    engine.chunk_nodes = nodes
     for count in (1, 2, 7, 30):
         sequences = [tokens[i] for i in range(count)]
         both = Tokens.of(sequences)
         trie = _core.Trie(both.ids, both.offsets, share=share)
-        cuts = windows._cuts(len(trie.ids), nodes or len(trie.ids))
+        cuts = even_cuts(len(trie.ids), nodes or len(trie.ids))
         sizes = [own.stop - own.start for own in cuts]
-        assert engine.at_once(engine.size(sequences)) == max(sizes) <= (nodes or sum(sizes))
+        assert (
+            engine.tokens_per_forward(engine.size(sequences)) == max(sizes) <= (nodes or sum(sizes))
+        )
         last = cuts[sizes.index(max(sizes))].stop - 1
-        node, path = int(trie.leaves[engine.last_at_once(sequences)]), []
+        node, path = int(trie.leaves[engine.last_packed_index(sequences)]), []
         while node >= 0:
             path.append(node)
             node = int(trie.parents[node])
@@ -100,18 +98,20 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
     right = encoder.encode(states)
     lengths = encoder.prompts.tokenize(states).lengths
     longest, limit = int(lengths.max()), int(np.sort(lengths)[len(states) // 2])
-    runner, engine = encoder.runner, encoder.choice.engine
+    engine = encoder.choice.engine
     forward = engine.forward
 
-    def wrong_beyond_the_limit(sequences, rows):
-        arrival = forward(sequences, rows)
+    def wrong_beyond_the_limit(sequences, slots):
+        arrival = forward(sequences, slots)
         long = [k for k, sequence in enumerate(sequences) if len(sequence) > limit]
-        rows.array[rows.select(long).places] *= np.float32(1.01)
+        slots.array[slots.select(long).places] *= np.float32(1.01)
         return arrival
 
     monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
-    overflow(monkeypatch, runner._alone, lambda sequence: len(sequence) == longest)
-    runner.selection.compared = Compared(length=limit, at_once=10_000)
+    overflow(
+        monkeypatch, encoder.selection.unbatched.engine, lambda sequence: len(sequence) == longest
+    )
+    compared_up_to(encoder, limit, 10_000)
     out = np.empty((len(states), encoder.dim), np.float32)
     reports = encoder.encode_into(states, out)
     refused = np.array([report.status == "bad" for report in reports])
@@ -129,16 +129,16 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
     engine = encoder.choice.engine
     forward = engine.forward
 
-    def wrong_beyond_the_limit(sequences, rows):
+    def wrong_beyond_the_limit(sequences, slots):
         if max(map(len, sequences)) == longest:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        arrival = forward(sequences, rows)
+        arrival = forward(sequences, slots)
         long = [k for k, sequence in enumerate(sequences) if len(sequence) > limit]
-        rows.array[rows.select(long).places] *= np.float32(1.01)
+        slots.array[slots.select(long).places] *= np.float32(1.01)
         return arrival
 
     monkeypatch.setattr(engine, "forward", wrong_beyond_the_limit)
-    encoder.runner.selection.compared = Compared(length=limit, at_once=10_000)
+    compared_up_to(encoder, limit, 10_000)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert encoder.choice.engine is not engine
 
@@ -147,7 +147,7 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
 def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypatch, heard, at):
     encoder = Encoder.load(llama, dtype="bfloat16")
     right = encoder.encode(states)
-    engine, alone = encoder.choice.engine, encoder.runner.reference
+    engine, alone = encoder.choice.engine, encoder.selection.unbatched.reference
 
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -170,8 +170,8 @@ def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypa
             return [states, *others]
 
         monkeypatch.setattr(engine, "states", one_token_off)
-        monkeypatch.setattr(encoder.runner, "reference", none_for_roundings)
-    encoder.runner.selection.compared = Compared(length=0)
+        monkeypatch.setattr(encoder.selection.unbatched, "reference", none_for_roundings)
+    compare_everything(encoder)
     assert compare(encoder.encode(states), right)[1] > 0.9995
     assert encoder.choice.engine is engine
     assert "no memory to compare hidden states" in heard.text
@@ -184,19 +184,21 @@ def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, st
     forward = engine.forward
     last = []
 
-    def wrong_at_the_end(sequences, rows):
-        arrival = forward(sequences, rows)
+    def wrong_at_the_end(sequences, slots):
+        arrival = forward(sequences, slots)
         ends = sorted({len(sequence) for sequence in sequences})
         late = range(len(sequences) - 5, len(sequences))
         inner = [k for k in late if ends[0] < len(sequences[k]) < ends[-1]]
-        rows.array[rows.select(inner).places] *= np.float32(1.01)
-        last[:] = [sequences[engine.last_at_once(sequences)].tobytes()]
+        slots.array[slots.select(inner).places] *= np.float32(1.01)
+        last[:] = [sequences[engine.last_packed_index(sequences)].tobytes()]
         return arrival
 
-    monkeypatch.setattr(engine, "_slice_nodes", None)
+    monkeypatch.setattr(engine, "chunk_nodes", None)
     monkeypatch.setattr(engine, "forward", wrong_at_the_end)
-    overflow(monkeypatch, encoder.runner._alone, lambda sequence: sequence.tobytes() in last)
-    encoder.runner.selection.compared = Compared(length=10_000)
+    overflow(
+        monkeypatch, encoder.selection.unbatched.engine, lambda sequence: sequence.tobytes() in last
+    )
+    compared_up_to(encoder, 10_000, 0)
     out = np.empty((len(states), encoder.dim), np.float32)
     reports = encoder.encode_into(states, out)
     good = [i for i, report in enumerate(reports) if report.status == "ok"]
@@ -207,17 +209,17 @@ def test_where_the_last_of_a_pass_overflows_the_one_before_is_compared(llama, st
 
 def test_probes_that_overflow_say_nothing_of_the_engine(llama, states, monkeypatch, heard):
     right = Encoder.load(llama).encode(states[:9])
-    run = engines.AloneEngine.states
+    run = UnbatchedEngine.states
     longest = []
 
-    def overflowing(self, sequences, rows, wanted):
-        states = run(self, sequences, rows, wanted)
+    def overflowing(self, sequences, slots, wanted):
+        states = run(self, sequences, slots, wanted)
         longest.append(max(map(len, sequences)))
         if longest[-1] > 80:
-            rows.array[rows.places] = np.inf
+            slots.array[slots.places] = np.inf
         return states
 
-    monkeypatch.setattr(engines.AloneEngine, "states", overflowing)
+    monkeypatch.setattr(UnbatchedEngine, "states", overflowing)
     encoder = Encoder.load(llama)
     assert max(longest) > 80, "a probe does overflow"
     assert encoder.choice.engine.name == "shared-prefix"
@@ -233,7 +235,7 @@ def test_the_next_engine_is_tried_on_all_probes(llama, states):
     def broken(model, pooling, layer, budget):
         first = PlainTrie(model, budget, "scaled", only_in_use=True)
         second = PlainTrie(model, budget, "blind_to_parent")
-        return [first, second, *default_engines(model, pooling, layer, budget)[2:]]
+        return [first, second, *default_engines(model, pooling, layer, budget)[1:]]
 
     encoder = Encoder.load(llama, engines=broken)
     assert encoder.choice.engine.name == "plain-trie scaled"
@@ -276,7 +278,7 @@ def test_one_wrong_token_among_many_is_found_unless_rounding_makes_it(random_sta
     wrong[1][7] *= 1.05
     rows = np.stack([own.mean(axis=0) for own in wrong])
     options = {"pooling": "mean", "noise": noise(dtype, 0.01)}
-    assert deviation(reference.rows, states, reference, unstable=never, **options).exact
+    assert deviation(reference.embeddings, states, reference, unstable=never, **options).exact
     asked = []
 
     def unstable(i, tokens=()):
@@ -298,7 +300,7 @@ def test_one_wrong_token_among_many_is_found_unless_rounding_makes_it(random_sta
 def test_an_embedding_that_is_not_the_pooled_states_is_found(random_states, dtype, pooling):
     states, reference = random_states
     last = np.stack([own[-1] for own in states])
-    rows = reference.rows if pooling == "mean" else last
+    rows = reference.embeddings if pooling == "mean" else last
     truth = Reference(states, rows)
     options = {"pooling": pooling, "noise": noise(dtype), "unstable": never}
     assert deviation(rows, states, truth, **options).exact
@@ -311,7 +313,7 @@ def test_a_state_that_is_not_finite_is_never_exact(random_states):
     wrong = [states[0], states[1].copy()]
     wrong[1][3, 2] = np.nan
     found = deviation(
-        reference.rows,
+        reference.embeddings,
         wrong,
         reference,
         pooling="mean",

@@ -5,14 +5,19 @@ The compiler's last step, which makes machine code and wants a C++ compiler or a
 
 import json
 import logging
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Calibration, Compared, compare, compiled
+from ebm_encode.engines import compiled
+from ebm_encode.engines.calibration import Calibration
+from ebm_encode.engines.prefix import PrefixEngine
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, ModelError
+from support import compare_everything, compare_nothing
 from test_parity import alone
 
 
@@ -34,7 +39,7 @@ def graphs(monkeypatch):
 def test_compiled_layers_give_the_same_rows(make_model, states, graphs, architecture):
     folder = make_model(architecture)
     encoder = Encoder.load(folder, compile_layers="on")
-    assert encoder.runner.compiled
+    assert encoder.selection.compiled
     assert graphs
     some = sorted(states)[100:180]
     assert compare(encoder.encode(some), alone(folder, some))[0] <= 1e-5
@@ -64,7 +69,7 @@ def test_alone_runs_the_models_own_code(llama, states, monkeypatch):
     monkeypatch.setattr(
         compiled.CompiledLayers, "in_use", lambda self: ran.append(1) or in_use(self)
     )
-    encoder.run_alone(encoder.prompts.tokenize(states[:1])[0])
+    encoder.run_unbatched(encoder.prompts.tokenize(states[:1])[0])
     assert not ran
     assert all("forward" not in vars(module) for module in encoder.model.base.modules())
     encoder.encode(states[:3])
@@ -95,7 +100,7 @@ def test_what_cannot_be_compiled_is_named(make_model, llama):
         Encoder.load(make_model("mamba2"), compile_layers="on")
     with pytest.raises(ArgumentError, match="compile_layers 'yes'"):
         Encoder.load(llama, compile_layers="yes")
-    assert not Encoder.load(llama).runner.compiled
+    assert not Encoder.load(llama).selection.compiled
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 
     def run(rate, compiled_rate, times=1e6):
         monkeypatch.setattr(
-            "ebm_encode.runner.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
+            "ebm_encode.engines.tuning.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
         )
         if isinstance(compiled_rate, Exception):
 
@@ -117,29 +122,29 @@ def on_a_gpu(llama, states, monkeypatch, heard):
             def measure(*_, **__):
                 return compiled_rate
 
-        monkeypatch.setattr("ebm_encode.runner.rate_of", measure)
+        monkeypatch.setattr("ebm_encode.engines.tuning.rate_of", measure)
         encoder = Encoder.load(llama)
-        encoder._to_calibrate = encoder.runner.selection.tries_compiling = True
+        encoder.tuning.wanted = encoder.selection.tries_compiling = True
         encoder.calibrate(encoder.prompts.tokenize(states[:20]), times=times)
-        return encoder.runner
+        return encoder
 
     return run
 
 
 def test_layers_are_compiled_where_that_pays(on_a_gpu, heard):
-    runner = on_a_gpu(1000.0, 1200.0)
-    assert runner.compiled
-    assert runner.settings() == {"max_batch_tokens": 8192, "compiled": True}
-    assert runner.calibration.to_json()["tokens_per_second_compiled"] == 1200.0
+    encoder = on_a_gpu(1000.0, 1200.0)
+    assert encoder.selection.compiled
+    assert encoder.tuning.settings() == {"max_batch_tokens": 8192, "compiled": True}
+    assert encoder.tuning.calibration.to_json()["tokens_per_second_compiled"] == 1200.0
     assert "layers compiled (8,192: 1,000 tokens/s, compiled: 1,200 tokens/s)" in heard.text
 
 
 def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard):
-    assert not on_a_gpu(1000.0, 1010.0).compiled
-    assert not on_a_gpu(1000.0, torch.OutOfMemoryError("CUDA out of memory")).compiled
+    assert not on_a_gpu(1000.0, 1010.0).selection.compiled
+    assert not on_a_gpu(1000.0, torch.OutOfMemoryError("CUDA out of memory")).selection.compiled
     assert "layers are not compiled: OutOfMemoryError" in heard.text
     before = len(graphs)
-    assert not on_a_gpu(1000.0, 1200.0, times=1.0).compiled  # seconds of work
+    assert not on_a_gpu(1000.0, 1200.0, times=1.0).selection.compiled  # seconds of work
     assert len(graphs) == before
 
 
@@ -150,100 +155,115 @@ def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
 ):
     """What is at fault is the compiler, not the engine; nobody forced the former."""
     encoder = Encoder.load(llama, engine=engine, compile_layers="on")
-    runner, used = encoder.runner, encoder.choice.engine
+    used = encoder.choice.engine
+    assert used.compiled
     forward = used.forward
 
-    def faulty(sequences, rows):
-        arrival = forward(sequences, rows)
-        if used.compiled:
-            if wrong == "pass":
-                raise RuntimeError("no kernel")
-            rows.array[rows.places] *= np.float32(1.001)
+    def faulty(sequences, slots):
+        arrival = forward(sequences, slots)
+        if wrong == "pass":
+            raise RuntimeError("no kernel")
+        slots.array[slots.places] *= np.float32(1.001)
         return arrival
 
     monkeypatch.setattr(used, "forward", faulty)
-    runner.selection.compared = Compared()
+    compare_everything(encoder)
     assert compare(encoder.encode(states[:40]), alone(llama, states[:40]))[0] <= 1e-5
-    assert encoder.choice.engine is used
-    assert not runner.compiled
+    assert encoder.choice.engine.name == used.name
+    assert not encoder.selection.compiled
     said = {"row": "compiled shared-prefix differs from", "pass": "compiled shared-prefix failed"}
     assert said[wrong] in encoder.choice.reason
-    assert "engine shared-prefix from here on" in heard.text
-    encoder._to_calibrate = True
+    assert "engine shared-prefix from now on" in heard.text
+    encoder.tuning.wanted = True
     assert encoder.resume(encoder.settings() | {"compiled": True})
-    assert not runner.compiled, "nor are they compiled again"
+    assert not encoder.selection.compiled, "nor are they compiled again"
 
 
-def test_a_compiled_pass_is_run_anew_if_layers_are_plain_by_then(llama, states, monkeypatch):
-    """Another thread may find compiled layers wrong; the engine stays the same one."""
+def test_a_compiled_pass_is_run_again_if_layers_are_plain_by_then(llama, states, monkeypatch):
+    """Another thread may find compiled layers wrong."""
     encoder = Encoder.load(llama, compile_layers="on")
-    selection, used = encoder.runner.selection, encoder.choice.engine
+    selection, used = encoder.selection, encoder.choice.engine
     right, forward, passes = alone(llama, states[:40]), used.forward, []
+    sample = encoder.prompts.tokenize(states[:1])
 
-    def overtaken(sequences, rows):
-        arrival = forward(sequences, rows)
-        passes.append(used.compiled)
-        if used.compiled:
-            rows.array[rows.places] *= np.float32(1.01)
-            selection.uncompile()
-            selection.compared = Compared(10_000, 10_000)
-        return arrival
+    def overtaken(sequences, slots):
+        under_way = forward(sequences, slots)
+        passes.append(1)
+        slots.array[slots.places] *= np.float32(1.01)
+        threading.Thread(target=fall_back).start()
+        return under_way
 
+    def fall_back():
+        selection.fall_back(used, "is wrong in another thread", sample)
+        compare_nothing(encoder)
+        fallen_back.set()
+
+    fallen_back = threading.Event()
     monkeypatch.setattr(used, "forward", overtaken)
-    selection.compared = Compared(10_000, 10_000)
+    compare_nothing(encoder)
+    tokens_of = used.tokens_per_forward
+
+    def after_the_other_thread(size):
+        fallen_back.wait()
+        return tokens_of(size)
+
+    monkeypatch.setattr(used, "tokens_per_forward", after_the_other_thread)
     assert compare(encoder.encode(states[:40]), right)[0] <= 1e-5
-    assert passes == [True, False]
-    assert encoder.choice.engine is used
+    assert passes == [1]
+    assert encoder.choice.engine.name == used.name
+    assert not selection.compiled
 
 
 def test_layers_that_cannot_be_compared_are_not_compiled(llama, monkeypatch, heard):
     """For example because another process has the memory that they need."""
     heard.set_level("INFO", "ebm_encode")
     encoder = Encoder.load(llama)
-    selection = encoder.runner.selection
+    selection = encoder.selection
 
     def failing(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(encoder.choice.engine, "trial", failing)
-    assert not selection.compile()
-    assert not encoder.runner.compiled
+    monkeypatch.setattr(PrefixEngine, "trial", failing)
+    assert selection.compiled_candidate() is None
+    assert not encoder.selection.compiled
     assert "layers are not compiled" in heard.text
     assert "CUDA out of memory" in heard.text
 
 
 def test_layers_whose_comparison_is_interrupted_are_not_compiled(llama, monkeypatch):
     encoder = Encoder.load(llama)
-    selection = encoder.runner.selection
+    selection = encoder.selection
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoder.choice.engine, "trial", interrupted)
+    monkeypatch.setattr(PrefixEngine, "trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        selection.compile()
-    assert not encoder.runner.compiled
+        selection.compiled_candidate()
+    assert not encoder.selection.compiled
 
 
 def test_what_was_compared_of_plain_layers_says_nothing_of_compiled_ones(llama):
     encoder = Encoder.load(llama)
-    selection, before = encoder.runner.selection, encoder.choice
-    assert selection.compile()
-    compared = selection.compared
-    selection.agreed(before, 10_000, 10_000)
-    assert selection.compared == compared
-    selection.agreed(encoder.choice, 10_000, 10_000)
-    assert selection.compared == Compared(10_000, 10_000)
+    selection, plain = encoder.selection, encoder.choice.engine
+    compare_nothing(encoder)
+    selection.use(selection.compiled_candidate())
+    compared = encoder.choice.compared
+    assert not compared.covers(10_000, 0)
+    selection.mark_verified(plain, 10_000, 10_000)
+    assert encoder.choice.compared == compared
+    selection.mark_verified(encoder.choice.engine, 10_000, 10_000)
+    assert encoder.choice.compared.covers(10_000, 10_000)
 
 
 def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monkeypatch):
     encoder = Encoder.load(llama)
     settings = encoder.settings() | {"max_batch_tokens": 500, "compiled": True}
     assert not encoder.resume(settings)  # a CPU has nothing to take up
-    encoder._to_calibrate = True
+    encoder.tuning.wanted = True
     for other in ("identity", "device", "engine"):
         assert not encoder.resume(settings | {other: "another"})
-    assert encoder.runner.budget.tokens == 8192
+    assert encoder.budget.tokens == 8192
     assert encoder.resume(settings)
     assert encoder.settings() == settings
     assert compare(encoder.encode(states[:9]), alone(llama, states[:9]))[0] <= 1e-5
@@ -255,13 +275,13 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     monkeypatch.setattr(compiled, "_BACKEND", broken)
     heard.set_level(logging.INFO, "ebm_encode")
     encoder = Encoder.load(llama)
-    encoder._to_calibrate = True
+    encoder.tuning.wanted = True
     assert encoder.resume(settings)  # goes on without
-    assert not encoder.runner.compiled
+    assert not encoder.selection.compiled
     assert "layers are not compiled" in heard.text
     heard.clear()
     encoder = Encoder.load(llama, compile_layers="off")
-    encoder._to_calibrate = True
+    encoder.tuning.wanted = True
     assert encoder.resume(settings)
     assert not heard.text  # who says no is not asked
 
@@ -276,16 +296,16 @@ def test_rows_that_compiled_layers_make_wrong_leave_no_settings(
 
     def on_a_device(self, *arguments, **options):
         init(self, *arguments, **options)
-        self._to_calibrate = True
+        self.tuning.wanted = True
         right = self.choice.engine.forward
 
-        def wrong(sequences, rows):
-            arrival = right(sequences, rows)
-            rows.array[rows.places] *= np.float32(1.001)
+        def wrong(sequences, slots):
+            arrival = right(sequences, slots)
+            slots.array[slots.places] *= np.float32(1.001)
             return arrival
 
         self.choice.engine.forward = wrong
-        self.runner.selection.compared = Compared(10_000, 10_000)
+        compare_nothing(self)
 
     monkeypatch.setattr(Encoder, "__init__", on_a_device)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]

@@ -125,7 +125,7 @@ def test_an_interrupted_run_saves_exits_130_and_goes_on(llama, tmp_path, uninter
     process.send_signal(number)
     lines.append(process.communicate(timeout=30)[1])
     assert process.returncode == 130
-    assert "The same command goes on from there" in " ".join("".join(lines).split())
+    assert "Run the same command again to resume" in " ".join("".join(lines).split())
     assert not output.exists()
     subprocess.run(command(llama, output), check=True, capture_output=True)
     assert_same(output, uninterrupted)

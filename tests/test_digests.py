@@ -8,7 +8,7 @@ import pytest
 
 from ebm_encode import digests
 from ebm_encode.errors import ModelError
-from ebm_encode.model import weight_files
+from ebm_encode.loading.model import weight_files
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Compared, compare
-from ebm_encode.engines.rows import Arrival
+from ebm_encode.engines.output import Pass
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
-from support import first_copied, zero_tail
+from support import compare_everything, compare_nothing, first_copied, zero_tail
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def encoder(llama):
     return Encoder.load(llama, batch_size=8)
 
 
-def spoil(encoder, monkeypatch, fault, *, alone=False):
+def spoil(encoder, monkeypatch, fault, *, unbatched=False):
     """Puts a fault between the engine's rows and everyone else."""
-    engine = encoder.runner._alone if alone else encoder.choice.engine
+    engine = encoder.selection.unbatched.engine if unbatched else encoder.choice.engine
     right = engine.forward
 
-    def forward(sequences, rows):
-        arrival = right(sequences, rows)
-        rows.array[rows.places] = fault(rows.array[rows.places])
+    def forward(sequences, slots):
+        arrival = right(sequences, slots)
+        slots.array[slots.places] = fault(slots.array[slots.places])
         return arrival
 
     monkeypatch.setattr(engine, "forward", forward)
@@ -61,15 +61,15 @@ def test_faults_of_a_batch_are_found_and_mended(encoder, states, monkeypatch, fa
 
 def test_a_state_that_is_bad_also_alone_is_named(encoder, states, monkeypatch):
     spoil(encoder, monkeypatch, one_nan)
-    spoil(encoder, monkeypatch, one_nan, alone=True)
+    spoil(encoder, monkeypatch, one_nan, unbatched=True)
     with pytest.raises(BadRowsError, match=r"state \d \(.*NaN in column 3"):
         encoder.encode(states[:8])
 
 
 def test_encode_into_reports_and_poisons_what_is_not_right(encoder, states, monkeypatch):
     spoil(encoder, monkeypatch, one_nan)
-    spoil(encoder, monkeypatch, one_nan, alone=True)
-    encoder.runner.selection.compared = Compared(10_000, 10_000)
+    spoil(encoder, monkeypatch, one_nan, unbatched=True)
+    compare_nothing(encoder)
     out = np.zeros((8, encoder.dim), np.float32)
     reports = encoder.encode_into(states[:8], out)
     bad = [i for i, report in enumerate(reports) if report.status == "bad"]
@@ -134,13 +134,13 @@ class _Limited:
         self.size, self.forward = engine.size, engine.forward
         self.tokens, self.refused, self.largest = tokens, 0, 0
 
-    def __call__(self, sequences, rows):
+    def __call__(self, sequences, slots):
         size = self.size(sequences)
         if size > self.tokens:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.largest = max(self.largest, size)
-        return self.forward(sequences, rows)
+        return self.forward(sequences, slots)
 
 
 def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
@@ -162,7 +162,7 @@ def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch, alone)
     some = [*by_length[:5], by_length[-1]]
     right = encoder.encode(some)
     most = int(encoder.prompts.tokenize(some).lengths[-1]) - 1
-    for engine in (encoder.choice.engine, *([encoder.runner._alone] * alone)):
+    for engine in (encoder.choice.engine, *([encoder.selection.unbatched.engine] * alone)):
         monkeypatch.setattr(engine, "forward", _Limited(engine, most))
     out = np.empty((6, encoder.dim), np.float32)
     reports = encoder.encode_into(some, out)
@@ -189,8 +189,8 @@ def test_an_engine_that_fails_where_the_model_does_not_is_left(llama, states, mo
     right = encoder.encode(states[:20])
     monkeypatch.setattr(encoder.choice.engine, "forward", fail)
     assert compare(encoder.encode(states[:20]), right)[0] <= 1e-5
-    assert encoder.choice.engine.name == "shared-prefix-mask"
-    assert "shared-prefix failed where each sequence alone does not" in heard.text
+    assert encoder.choice.engine.name == "packed"
+    assert "shared-prefix failed where each sequence succeeds unbatched" in heard.text
     forced = Encoder.load(llama, engine="packed")
     monkeypatch.setattr(forced.choice.engine, "forward", fail)
     with pytest.raises(ModelError, match=r"`engine` packed: .*shapes cannot be multiplied"):
@@ -203,22 +203,22 @@ def test_an_engine_is_left_also_where_some_texts_do_not_fit_alone(llama, states,
     some = sorted(states, key=len)[-3:]
     right = encoder.encode(some)
     monkeypatch.setattr(encoder.choice.engine, "forward", fail)
-    plan, limited = encoder.choice.engine.plan, _Limited(encoder.runner._alone, 0)
+    plan, limited = encoder.choice.engine.plan, _Limited(encoder.selection.unbatched.engine, 0)
     first = encoder.prompts.tokenize(some)[plan(encoder.prompts.tokenize(some))[0][0]]
-    sizes = encoder.runner._alone.size
+    sizes = encoder.selection.unbatched.engine.size
     limited.size = lambda sequences: int(np.array_equal(sequences[0], first))
-    monkeypatch.setattr(encoder.runner._alone, "forward", limited)
+    monkeypatch.setattr(encoder.selection.unbatched.engine, "forward", limited)
     assert sizes([first]) == len(first)
     assert compare(encoder.encode(some), right)[0] <= 1e-5
     assert limited.refused
-    assert encoder.choice.engine.name == "shared-prefix-mask"
+    assert encoder.choice.engine.name == "packed"
 
 
 def fails_on_the_shortest(encoder, states, monkeypatch):
     """Makes the model alone fail on one state, of which the engine makes a row."""
     shortest = min(states, key=lambda state: len(encoder.prompts.tokenize([state]).ids))
     ids = encoder.prompts.tokenize([shortest])[0]
-    reference = encoder.runner._alone
+    reference = encoder.selection.unbatched.engine
 
     def failing(run):
         return lambda sequences, *rest: (
@@ -236,7 +236,7 @@ def test_a_state_that_the_model_alone_fails_on_has_no_row(llama, states, monkeyp
     some = sorted(states)[:40]
     right = encoder.encode(some)
     shortest = fails_on_the_shortest(encoder, some, monkeypatch)
-    encoder.runner.selection.compared = Compared()
+    compare_everything(encoder)
     out = np.empty((40, encoder.dim), np.float32)
     reports = encoder.encode_into(some, out)
     bad = [some[i] for i, report in enumerate(reports) if report.status == "bad"]
@@ -249,43 +249,43 @@ def test_a_state_that_the_model_alone_fails_on_has_no_row(llama, states, monkeyp
 def test_one_state_at_a_time_a_fault_that_comes_and_goes_is_an_error(llama, states, monkeypatch):
     """There is no engine to go on with, and going on with this one might never end."""
     encoder = Encoder.load(llama)
-    engine, selection, calls = encoder.runner._alone, encoder.runner.selection, []
-    selection.choice = replace(encoder.choice, engine=engine, worse=())
+    engine, selection, calls = encoder.selection.unbatched.engine, encoder.selection, []
+    selection.choice = replace(encoder.choice, engine=engine, alternatives=())
     forward = engine.forward
 
-    def failing_first(sequences, rows):
+    def failing_first(sequences, slots):
         calls.append(1)
-        return fail() if len(calls) == 1 else forward(sequences, rows)
+        return fail() if len(calls) == 1 else forward(sequences, slots)
 
     monkeypatch.setattr(engine, "forward", failing_first)
-    with pytest.raises(ModelError, match=r"alone failed .*shapes cannot be multiplied"):
+    with pytest.raises(ModelError, match=r"batch size 1 failed .*shapes cannot be multiplied"):
         encoder.encode(states[:2])
 
 
 def test_what_a_device_tells_late_is_a_failed_pass(llama, states, monkeypatch):
     encoder = Encoder.load(llama)
     right = encoder.encode(states[:20])
-    monkeypatch.setattr(encoder.choice.engine, "forward", lambda *_: Arrival(fail))
+    monkeypatch.setattr(encoder.choice.engine, "forward", lambda _, slots: Pass(slots, fail))
     assert compare(encoder.encode(states[:20]), right)[0] <= 1e-5
-    assert encoder.choice.engine.name == "shared-prefix-mask"
+    assert encoder.choice.engine.name == "packed"
 
 
 def test_what_is_refused_stays_so_by_the_next_engine(llama, states, monkeypatch):
     """The next one's rows of that batch need not be compared again."""
     encoder = Encoder.load(llama)
-    choice, selection = encoder.choice, encoder.runner.selection
+    choice, selection = encoder.choice, encoder.selection
     some = sorted(states)[:40]
-    selection.choice = replace(choice, worse=choice.worse[-1:])
+    selection.choice = replace(choice, alternatives=choice.alternatives[-1:])
     shortest = fails_on_the_shortest(encoder, some, monkeypatch)
     forward = choice.engine.forward
 
-    def wrong(sequences, rows):
-        arrival = forward(sequences, rows)
-        rows.array[rows.places] *= np.float32(1.01)
+    def wrong(sequences, slots):
+        arrival = forward(sequences, slots)
+        slots.array[slots.places] *= np.float32(1.01)
         return arrival
 
     monkeypatch.setattr(choice.engine, "forward", wrong)
-    selection.compared = Compared()
+    compare_everything(encoder)
     reports = encoder.encode_into(some, np.empty((40, encoder.dim), np.float32))
     assert encoder.choice.engine.name == "padded"
     assert [some[i] for i, report in enumerate(reports) if report.status == "bad"] == [shortest]
@@ -362,7 +362,7 @@ def test_models_that_cannot_be_used_are_refused(tmp_path, llama):
         Encoder.load(str(tmp_path))
     with pytest.raises(ModelError, match="no such folder"):
         Encoder.load(str(tmp_path / "missing"))
-    with pytest.raises(ModelError, match="hub"):
+    with pytest.raises(ModelError, match="Hub"):
         Encoder.load("nobody/no-such-model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     for file in ("tokenizer.json", "model.safetensors"):
@@ -398,15 +398,15 @@ class _Device:
     def __init__(self, engine):
         self.right, self.told, self.most = engine.forward, 0, 0
 
-    def __call__(self, sequences, rows):
+    def __call__(self, sequences, slots):
         self.told += 1
         self.most = max(self.most, self.told)
 
         def finish():
             self.told -= 1
-            self.right(sequences, rows).wait()
+            self.right(sequences, slots).wait()
 
-        return Arrival(finish)
+        return Pass(slots, finish)
 
 
 @pytest.mark.parametrize("max_batch_tokens", [500, 100_000])
@@ -420,8 +420,8 @@ def test_a_device_has_the_next_batch_while_one_is_in_use(
     assert (encoder.encode(states) == right).all()
     assert device.most == (2 if max_batch_tokens == 500 else 1)
     tokens = encoder.prompts.tokenize(states)
-    batches = encoder.run(tokens, wanted=lambda batch: 0 in batch)
-    rows = {i: row for batch in batches for i, row in zip(batch.indices, batch.rows, strict=True)}
+    passes = encoder.run(tokens, wanted=lambda batch: 0 in batch)
+    rows = {i: row for done in passes for i, row in zip(done.indices, done.embeddings, strict=True)}
     assert 0 in rows
     assert all((row == right[i]).all() for i, row in rows.items())
 
@@ -434,13 +434,13 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
     device = _Device(encoder.choice.engine)
     original = device.right
 
-    def wrong(sequences, rows):
-        arrival = original(sequences, rows)
-        rows.array[rows.places] *= np.float32(1.01)
+    def wrong(sequences, slots):
+        arrival = original(sequences, slots)
+        slots.array[slots.places] *= np.float32(1.01)
         return arrival
 
     device.right = wrong
-    encoder.runner.selection.compared = Compared()
+    compare_everything(encoder)
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
-    assert "from here on" in heard.text
+    assert "from now on" in heard.text

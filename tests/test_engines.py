@@ -10,27 +10,19 @@ import torch
 
 import tiny_model
 from ebm_encode import Encoder
-from ebm_encode.encoder import EngineName
-from ebm_encode.engines import (
-    Compared,
-    attention,
-    compare,
-    default_engines,
-    kernel,
-    varlen,
-    windows,
-)
+from ebm_encode.engines import kernel, masks, prefix, trie, varlen
+from ebm_encode.engines.reference import compare
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ArgumentError, ModelError
+from ebm_encode.options import EngineName
 from plain_trie import Scaled
+from support import compare_nothing
 from test_parity import alone
 
-# No comparisons with states alone in between.
-EVERYTHING = Compared(10_000, 10_000)
-NAMES = ["shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"]
-# Attention in a way of its own, but under any mask; and what cannot take shared prefixes at all.
+NAMES = ["shared-prefix", "packed", "padded", "unbatched"]
+# Attention that no function can be plugged into, and models that cannot share prefixes at all.
 EXPECTED = dict.fromkeys(tiny_model.ARCHITECTURES, "shared-prefix")
-EXPECTED |= dict.fromkeys(["falcon", "gptj"], "shared-prefix-mask")
-EXPECTED |= dict.fromkeys(["mpt", "bloom", "mamba", "mamba2"], "padded")
+EXPECTED |= dict.fromkeys(["falcon", "gptj", "mpt", "bloom", "mamba", "mamba2"], "padded")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,22 @@ def test_the_names_of_engines_are_the_documented_ones():
     assert [*EngineName.__args__] == ["auto", *NAMES]
 
 
-@pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])
+def test_former_names_of_engines(llama, run_cli, tmp_path):
+    assert Encoder.load(llama, engine="alone").choice.engine.name == "unbatched"
+    with pytest.raises(ArgumentError, match=r"engine 'shared-prefix-mask'.*\nhint: .*padded"):
+        Encoder.load(llama, engine="shared-prefix-mask")
+    source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
+    source.write_text('{"state_pp": "⊢ a"}\n')
+    arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
+    code, out, _ = run_cli(*arguments, "--engine", "alone", "--json")
+    assert (code, json.loads(out)["engine"]["name"]) == (0, "unbatched")
+    code, _, err = run_cli(*arguments, "--engine", "shared-prefix-mask")
+    assert code == 2
+    assert "--engine" in err
+    assert "padded" in err
+
+
+@pytest.mark.parametrize("name", ["shared-prefix", "packed"])
 def test_a_forced_engine_that_is_wrong_is_an_error(make_model, name):
     with pytest.raises(ModelError, match=f"`engine` {name}: cannot be used"):
         Encoder.load(make_model("mamba2"), engine=name)
@@ -96,7 +103,7 @@ def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
     "architecture", ["llama", "mistral", "llama4_text", "gemma2", "gpt_oss", "deepseek_v3"]
 )
 def test_the_size_of_slices_changes_nothing(make_model, mixed, monkeypatch, architecture, nodes):
-    monkeypatch.setattr(windows, "_SLICE_NODES", nodes)
+    monkeypatch.setattr(prefix, "CHUNK_NODES", nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
     assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
@@ -107,20 +114,20 @@ def test_a_self_test_carries_a_path_from_slice_to_slice(llama, monkeypatch):
         shapes = ((part.shape[1], paths.before, part.shape[3]) for part in (key, value))
         return tuple(torch.zeros(shape) for shape in shapes)
 
-    monkeypatch.setattr(attention.Carried, "exchange", forget)
+    monkeypatch.setattr(trie.CarriedKeys, "exchange", forget)
     with pytest.raises(ModelError, match="`engine` shared-prefix: cannot be used"):
         Encoder.load(llama, engine="shared-prefix")
 
 
 def test_masks_that_are_not_kept_are_made_anew(make_model, mixed, monkeypatch):
-    monkeypatch.setattr(attention, "_MOST_KEPT", 5000)
+    monkeypatch.setattr(masks, "_MOST_KEPT", 5000)
     monkeypatch.setattr(kernel, "usable", lambda *_: False)
     folder = make_model("mistral")
     rows = Encoder.load(folder, engine="shared-prefix").encode(mixed)
     assert compare(rows, alone(folder, mixed))[0] <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["shared-prefix", "shared-prefix-mask", "packed"])
+@pytest.mark.parametrize("name", ["shared-prefix", "packed"])
 @pytest.mark.parametrize("options", [{"pooling": "last"}, {"layer": -2}, {"layer": 0}])
 def test_pooling_and_layers(llama, mixed, name, options):
     encoder = Encoder.load(llama, engine=name, **options)
@@ -143,7 +150,7 @@ def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, archit
 def test_every_shared_prefix_goes_through_the_model_once(llama, states, through):
     encoder = Encoder.load(llama)
     counted = through(encoder)
-    encoder.runner.selection.compared = EVERYTHING
+    compare_nothing(encoder)
     encoder.encode(states)
     sequences = encoder.prompts.tokenize(states)
     prefixes = {
@@ -162,7 +169,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
     counted = through(encoder)
     parent = max(states, key=len)
     children = [parent + f"\nh{i} : x{i} = {i}" for i in range(32)]
-    encoder.runner.selection.compared = EVERYTHING
+    compare_nothing(encoder)
     encoder.encode(children)
     lengths = encoder.prompts.tokenize([parent, *children]).lengths
     own = sum(lengths[1:] - lengths[0] + 2)
@@ -172,7 +179,7 @@ def test_the_children_of_a_node_cost_their_own_tokens(llama, states, through):
 def test_without_sharing_every_token_goes_through_once(llama, states, through):
     encoder = Encoder.load(llama, engine="packed")
     counted = through(encoder)
-    encoder.runner.selection.compared = EVERYTHING
+    compare_nothing(encoder)
     encoder.encode(states)
     assert sum(counted) == len(encoder.prompts.tokenize(states).ids)
 
@@ -208,24 +215,22 @@ def test_threads_may_share_an_encoder(llama, make_model, mixed):
         assert max(pool.map(encode, parts)) <= 1e-5
 
 
-def test_a_batch_of_an_engine_found_wrong_meanwhile_is_run_anew(llama, mixed):
-    """Another thread may find it wrong while a batch of it is under way."""
+def test_a_pass_of_an_engine_found_wrong_meanwhile_is_run_again(llama, mixed):
+    """Another thread may find it wrong while a pass of it is under way."""
     encoder = Encoder.load(llama)
-    runner, right = encoder.runner, encoder.encode(mixed)
-    first = runner.choice.engine
+    right, selection, first = encoder.encode(mixed), encoder.selection, encoder.choice.engine
     forward = first.forward
 
-    def overtaken(sequences, rows):
-        arrival = forward(sequences, rows)
-        rows.array[rows.places] *= np.float32(1.01)
-        runner.selection.choice = replace(runner.choice, engine=runner.choice.worse[-1])
-        runner.selection.compared = (
-            EVERYTHING  # which is what the other thread has compared with its own engine
-        )
-        return arrival
+    def overtaken(sequences, slots):
+        under_way = forward(sequences, slots)
+        slots.array[slots.places] *= np.float32(1.01)
+        # Which is what the other thread has compared with its own engine.
+        selection.choice = replace(selection.choice, engine=encoder.choice.alternatives[-1])
+        compare_nothing(encoder)
+        return under_way
 
     first.forward = overtaken
-    runner.selection.compared = EVERYTHING
+    compare_nothing(encoder)
     assert compare(encoder.encode(mixed), right)[0] <= 1e-5
     assert encoder.choice.engine.name == "padded"
 
@@ -233,8 +238,8 @@ def test_a_batch_of_an_engine_found_wrong_meanwhile_is_run_anew(llama, mixed):
 def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatch):
     """Another thread may find an engine wrong between its plan and its passes."""
     encoder = Encoder.load(llama, max_batch_tokens=600)
-    selection, right = encoder.runner.selection, encoder.encode(mixed)
-    first, padded = encoder.choice.engine, encoder.choice.worse[-1]
+    selection, right = encoder.selection, encoder.encode(mixed)
+    first, padded = encoder.choice.engine, encoder.choice.alternatives[-1]
     planned, others = {first: [], padded: []}, []
 
     def watch(engine):
@@ -247,10 +252,10 @@ def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatc
                 selection.choice = replace(selection.choice, engine=padded)
             return batches
 
-        def running(sequences, rows):
+        def running(sequences, slots):
             if {sequence.tobytes() for sequence in sequences} not in planned[engine]:
                 others.append(engine.name)
-            return forward(sequences, rows)
+            return forward(sequences, slots)
 
         monkeypatch.setattr(engine, "plan", planning)
         monkeypatch.setattr(engine, "forward", running)
@@ -263,6 +268,43 @@ def test_an_engine_runs_only_what_it_has_planned_itself(llama, mixed, monkeypatc
     assert encoder.choice.engine is padded
 
 
+class WrongBeyond(Scaled):
+    """Its embeddings of sequences longer than a limit are off."""
+
+    def __init__(self, engine, limit):
+        super().__init__(engine, 1.0)
+        self.limit = limit
+
+    def forward(self, sequences, slots):
+        under_way = self._engine.forward(sequences, slots)
+        for k, sequence in enumerate(sequences):
+            if len(sequence) > self.limit:
+                slots.slot(k)[:] *= np.float32(1.01)
+        return under_way
+
+
+def test_threads_that_share_an_encoder_fall_back_together(llama, states):
+    """Whichever thread finds an engine wrong, no thread gets an embedding that it made wrong."""
+    right = dict(zip(states, Encoder.load(llama, engine="padded").encode(states), strict=True))
+
+    def engines(model, pooling, layer, budget):
+        first, second, padded = default_engines(model, pooling, layer, budget)
+        return [WrongBeyond(first, 120), WrongBeyond(second, 180), padded]
+
+    encoder = Encoder.load(llama, engines=engines, max_batch_tokens=400)
+    assert encoder.choice.engine.name == "shared-prefix"
+    parts = [states[start::20] for start in range(20)]
+
+    def encode(part):
+        return compare(encoder.encode(part), np.stack([right[state] for state in part]))[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert max(pool.map(encode, parts)) <= 1e-5
+    assert encoder.choice.engine.name == "padded"
+    for name in ("shared-prefix", "packed"):
+        assert encoder.choice.reason.count(f"{name} differs from the unbatched reference") == 1
+
+
 def test_an_engine_that_drifts_is_not_used(llama):
     def drifting(model, pooling, layer, budget):
         *best, padded = default_engines(model, pooling, layer, budget)
@@ -270,7 +312,7 @@ def test_an_engine_that_drifts_is_not_used(llama):
 
     encoder = Encoder.load(llama, engines=drifting)
     assert encoder.choice.engine.name == "padded"
-    for name in NAMES[:3]:
+    for name in NAMES[:2]:
         assert f"{name} differs from the unbatched reference" in encoder.choice.reason
 
 
@@ -279,30 +321,34 @@ def test_where_nothing_is_exact_each_state_is_encoded_unbatched(llama, mixed):
         return [*map(Scaled, default_engines(model, pooling, layer, budget))]
 
     encoder = Encoder.load(llama, engines=drifting)
-    assert encoder.choice.engine.name == "alone"
+    assert encoder.choice.engine.name == "unbatched"
     assert "batch size 1" in encoder.choice.reason
     assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
 
 
 def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monkeypatch, heard):
-    """The probes are shorter than this sliding window, which a mask over all pairs ignores."""
+    """The self-test prompts are shorter than this sliding window, which is then ignored."""
     folder = make_model("mistral", sliding_window=150)
-    with pytest.raises(
-        ModelError, match=r"`engine` shared-prefix-mask: cannot be used.*at [0-9]+ t"
-    ):
-        Encoder.load(folder, engine="shared-prefix-mask").encode(states)
-    assert compare(Encoder.load(folder).encode(states), alone(folder, states))[0] <= 1e-5
+    right = alone(folder, states)
+    of_the_model = masks.PathMask.of
 
-    def unsupported(*_, **__):
-        raise RuntimeError("not with this model")
+    def ignoring(mask, run):
+        return of_the_model(replace(mask, window=None, visible=all_before), run)
 
-    monkeypatch.setattr("ebm_encode.engines.windows.attending_over_paths", unsupported)
+    def all_before(_batch, _head, query, key):
+        return key <= query
+
+    monkeypatch.setattr(kernel, "usable", lambda *_: False)
+    assert compare(Encoder.load(folder).encode(states), right)[0] <= 1e-5
+    monkeypatch.setattr(masks.PathMask, "of", ignoring)
+    with pytest.raises(ModelError, match=r"`engine` shared-prefix: cannot be used.*at [0-9]+ t"):
+        Encoder.load(folder, engine="shared-prefix").encode(states)
     encoder = Encoder.load(folder, max_batch_tokens=500)
-    assert encoder.choice.engine.name == "shared-prefix-mask"
-    rows = encoder.encode(states)
+    assert encoder.choice.engine.name == "shared-prefix"
+    embeddings = encoder.encode(states)
     assert encoder.choice.engine.name == "padded"
-    assert "from here on" in heard.text
-    assert compare(rows, alone(folder, states))[0] <= 1e-5
+    assert "from now on" in heard.text
+    assert compare(embeddings, right)[0] <= 1e-5
 
 
 def reference_varlen(query, key, value, query_ends, key_ends, *most, scale, window_size, **_):
@@ -379,8 +425,8 @@ def test_the_layout_for_the_kernel_of_a_gpu(
 
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     monkeypatch.setattr(varlen, "usable", lambda _q, _k, _v, mask: mask.banded)
-    monkeypatch.setattr(windows, "_MOST_QUERIES", 10_000)
-    monkeypatch.setattr(windows, "_SLICE_NODES", slice_nodes)
+    monkeypatch.setattr(prefix, "MOST_QUERIES", 10_000)
+    monkeypatch.setattr(prefix, "CHUNK_NODES", slice_nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
     assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5

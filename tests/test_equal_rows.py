@@ -110,15 +110,15 @@ def test_a_negative_layer_that_is_the_first_is_known_as_such(no_begin_token):
 
 
 def test_a_copied_row_of_other_tokens_is_refused_also_at_layer_0(no_begin_token, monkeypatch):
-    encoder = Encoder.load(no_begin_token, layer=0, engine="alone")
-    right = encoder.runner.run_alone
+    encoder = Encoder.load(no_begin_token, layer=0, engine="unbatched")
+    right = encoder.run_unbatched
     first = right(encoder.prompts.tokenize(["ab"])[0])
-    monkeypatch.setattr(encoder, "run_alone", lambda _: first.copy())
+    monkeypatch.setattr(encoder.selection.unbatched, "embedding", lambda _: first.copy())
     good = encoder.encode_into(["ab", "ba"], np.empty((2, encoder.dim), np.float32))
     assert [report.status for report in good] == ["ok", "ok"]
 
-    def copies(_, rows):
-        rows.array[rows.places] = first
+    def copies(_, slots):
+        slots.array[slots.places] = first
         return iter(())
 
     monkeypatch.setattr(encoder.runner, "run", copies)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.encoder import Batch
+from ebm_encode.engines.output import Pass
 from ebm_encode.errors import EncodingError
 
 
@@ -26,7 +26,7 @@ def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
             raise ValueError("no such position")
         return rows
 
-    spoil(fault, alone=True)
+    spoil(fault, unbatched=True)
     code, summary, _ = encode("--engine", "padded")
     assert (code, summary["rows"]) == (1, len(states) - 1)
     listed = (tmp_path / "out.parquet.quarantine.jsonl").read_text().splitlines()
@@ -73,7 +73,7 @@ def one_text(llama, states, monkeypatch):
     return text
 
 
-@pytest.mark.parametrize("engine", ["auto", "packed", "padded", "alone"])
+@pytest.mark.parametrize("engine", ["auto", "packed", "padded", "unbatched"])
 def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_path, states, engine):
     one_text.fault = "model"
     code, summary, _ = encode("--engine", engine, "--verify-sample", 10_000)
@@ -102,7 +102,7 @@ def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, f
             raise torch.OutOfMemoryError("CUDA") if fault == "memory" else ValueError("no")
         return rows
 
-    spoil(failing, alone=True)
+    spoil(failing, unbatched=True)
     code, summary, err = encode("--engine", "padded", "--verify-sample", 10_000)
     if fault == "model":
         assert code == 1
@@ -123,7 +123,7 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     def full(_, sequence):
         raise EncodingError(f"out of memory, though encoded alone ({len(sequence)} tokens)")
 
-    monkeypatch.setattr(Encoder, "run_alone", full)
+    monkeypatch.setattr(Encoder, "run_unbatched", full)
     code, _, err = encode()
     assert (code, (tmp_path / "out.parquet").exists()) == (2, False)
     assert "sampled embeddings can be verified" in " ".join(err.split())
@@ -144,7 +144,8 @@ def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
         """Ends within the batch of that text."""
         for batch in run(self, tokens, **options):
             if any(one_text.token in tokens[i] for i in batch.indices[:-1]):
-                yield Batch(batch.indices[:-1], batch.rows[:-1], {})
+                first = range(len(batch.indices) - 1)
+                yield Pass(batch.slots.select(first), indices=batch.indices[:-1])
                 raise KeyboardInterrupt
             yield batch
 

@@ -36,7 +36,7 @@ def near(rows, right):
     return np.abs(rows - right).max() / np.abs(right).max() <= 1e-5
 
 
-@pytest.mark.parametrize("engine", ["auto", "padded", "alone"])
+@pytest.mark.parametrize("engine", ["auto", "padded", "unbatched"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("first", ["load", "encode"])
 def test_a_forked_process_encodes(llama, engine, threads, first):

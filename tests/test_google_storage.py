@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ebm_encode import EmbeddingCache, _core, open_cache
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import InputError, OutputLockedError
-from ebm_encode.trajectories import read_states
 from support import FILES
 
 

@@ -22,13 +22,13 @@ from torch.nn.attention import varlen as torch_varlen
 from transformers import masking_utils
 from transformers.utils import import_utils
 
-from ebm_encode.engines import rows, varlen, windows
-from ebm_encode.engines.attention import PathMask
+from ebm_encode.engines import output, prefix, varlen
 from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.masks import PathMask
+from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.padded import PaddedEngine
-from ebm_encode.engines.rows import Rows
-from ebm_encode.engines.windows import WindowEngine
-from ebm_encode.model import Model
+from ebm_encode.engines.prefix import PrefixEngine
+from ebm_encode.loading.model import Model
 
 _WIDTH = 256
 _SHAPE = {
@@ -67,8 +67,8 @@ def gpu(monkeypatch):
     arrived = []
     monkeypatch.setattr(PathMask, "_banded_on", asked_on_the_host)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(rows, "_to_host", lambda block: (block, lambda: None))
-    monkeypatch.setattr(rows, "bring_over", lambda block, *_: arrived.append(block))
+    monkeypatch.setattr(output, "_to_pinned", lambda block: (block, lambda: None))
+    monkeypatch.setattr(output, "_scatter_to_host", lambda block, *_: arrived.append(block))
     # Tensors without numbers make transformers think that a graph is traced, and take branches that
     # ask for no number. On a GPU it takes the others, so here, too.
     monkeypatch.setattr(import_utils, "is_fake_tensor", lambda _: False)
@@ -124,13 +124,13 @@ def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
 
     monkeypatch.setattr(varlen, "varlen_attn", told)
     # Tensors without numbers cannot be handed out.
-    monkeypatch.setattr(windows, "along_paths", lambda *_: [])
+    monkeypatch.setattr(prefix, "along_paths", lambda *_: [])
     model = model_on(mode, architecture, dtype)
-    engine = WindowEngine(model, pooling, -1, Budget(4096), share=share)
+    engine = PrefixEngine(model, pooling, -1, Budget(4096), share=share)
     some = sequences()
     with mode:
-        engine.forward(some, Rows.new(len(some), _WIDTH)).wait()
-        engine.trial(some, Rows.new(len(some), _WIDTH))
+        engine.forward(some, OutputSlots.new(len(some), _WIDTH)).wait()
+        engine.trial(some, OutputSlots.new(len(some), _WIDTH))
     assert [(block.shape, block.device.type, block.dtype) for block in arrived] == [
         ((len(some), _WIDTH), "cuda", torch.float32)
     ] * 2
@@ -150,7 +150,7 @@ def test_padded_batches_stay_on_a_gpu_and_wait_only_for_transformers(gpu, monkey
     engine = PaddedEngine(model, "mean", -1, Budget(4096))
     some = sequences()
     with mode:
-        engine.forward(some, Rows.new(len(some), _WIDTH)).wait()
+        engine.forward(some, OutputSlots.new(len(some), _WIDTH)).wait()
     assert [block.device.type for block in arrived] == ["cuda"]
     # The second time of the part that would be padding of a static cache.
     assert asked == ["cuda", "cuda"]
@@ -163,7 +163,7 @@ def test_the_dry_run_sees_a_host_that_waits(gpu):
     engine = PaddedEngine(model, "mean", -1, Budget(4096))
     some = sequences()
     with mode, pytest.raises(DataDependentOutputException):
-        engine.forward(some, Rows.new(len(some), _WIDTH))
+        engine.forward(some, OutputSlots.new(len(some), _WIDTH))
 
 
 @pytest.mark.parametrize(

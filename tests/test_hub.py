@@ -39,7 +39,7 @@ def hub(llama, tmp_path, monkeypatch):
             return str(here)
 
     made = Hub()
-    monkeypatch.setattr("ebm_encode.model_files.snapshot_download", made.download)
+    monkeypatch.setattr("ebm_encode.loading.model_files.snapshot_download", made.download)
     return made
 
 

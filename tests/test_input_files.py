@@ -3,13 +3,17 @@
 import json
 import os
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from ebm_encode._core import CacheWriter
+from ebm_encode.data.trajectories import read_states
+from ebm_encode.digests import digest_file
 from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.trajectories import read_states
 
 
 def parquet(path, *states):
@@ -144,3 +148,27 @@ def test_what_is_skipped_is_in_the_summary(run_cli, llama, tmp_path):
     assert (code, json.loads(out)["rows"]) == (0, 2)
     assert any("_old" in text for text in json.loads(out)["skipped_inputs"])
     assert "_old: skipped 1" in " ".join(err.split()), "also where nothing else is told"
+
+
+def test_inputs_are_read_from_the_hugging_face_hub(tmp_path, monkeypatch, write_cache, rows):
+    """By its own file system, which stands on a folder here."""
+    parquet(tmp_path / "datasets" / "who" / "proofs" / "train" / "a.parquet", "x", "y")
+    lines(tmp_path / "datasets" / "who" / "proofs" / "more.jsonl", "z")
+    write_cache(tmp_path / "datasets" / "who" / "proofs" / "cache.parquet", ["q"], rows(1))
+
+    class Hub(DirFileSystem):
+        def __init__(self):
+            super().__init__(str(tmp_path), LocalFileSystem())
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Hub)
+    found = read_states(["hf://datasets/who/proofs"])
+    assert sorted(found.texts) == ["x", "y", "z"]
+    assert any("embedding caches" in note for note in found.notes)
+    assert [*map(str, read_states(["hf://datasets/who/proofs/*.jsonl"]).files)] == [
+        "hf://datasets/who/proofs/more.jsonl"
+    ]
+    (digest,) = read_states(["hf://datasets/who/proofs/more.jsonl"]).files.values()
+    here = tmp_path / "datasets" / "who" / "proofs" / "more.jsonl"
+    assert digest == digest_file(here)
+    with pytest.raises(InputError, match=r"hf://datasets/who/none: no such file"):
+        read_states(["hf://datasets/who/none"])

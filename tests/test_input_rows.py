@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ebm_encode import EmbeddingCache
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.trajectories import read_states
 
 LINE = '{"state_pp": "%s"}'
 

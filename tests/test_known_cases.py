@@ -18,9 +18,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.data.trajectories import read_states
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
-from ebm_encode.trajectories import read_states
 from test_parity import alone
 
 STATES = ["n : ℕ\n⊢ n + 0 = n", "⊢ True", "p q : Prop\nhp : p\n⊢ p ∨ q", "n : ℕ\n⊢ n = n"]

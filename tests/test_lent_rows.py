@@ -12,8 +12,8 @@ import torch
 
 from ebm_encode import EmbeddingCache, MappedCache
 from ebm_encode._core import CachedEncoder
-from ebm_encode.encoder import RowReport
 from ebm_encode.errors import CacheFormatError
+from ebm_encode.reports import RowReport
 
 STATES = [f"⊢ {i} = {i}" for i in range(6)]
 BOTH = pytest.mark.parametrize("opener", [EmbeddingCache, MappedCache])

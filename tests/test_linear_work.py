@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines import Compared
-from ebm_encode.engines.rows import Arrival
+from ebm_encode.engines.output import Pass
+from support import compare_nothing
 
 
 @pytest.fixture
@@ -14,12 +14,12 @@ def free(llama, monkeypatch):
     encoder = Encoder.load(llama, max_batch_tokens=500, batch_size=16)
     draw = np.random.default_rng(0)
 
-    def forward(sequences, rows):
-        rows.array[rows.places] = draw.standard_normal((len(sequences), encoder.dim))
-        return Arrival(lambda: None)
+    def forward(sequences, slots):
+        slots.array[slots.places] = draw.standard_normal((len(sequences), encoder.dim))
+        return Pass(slots, lambda: None)
 
     monkeypatch.setattr(encoder.choice.engine, "forward", forward)
-    encoder.runner.selection.compared = Compared(10_000, 10_000)
+    compare_nothing(encoder)
     return encoder
 
 

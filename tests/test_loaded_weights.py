@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
 from test_parity import alone
 

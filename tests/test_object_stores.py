@@ -19,6 +19,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from ebm_encode import EmbeddingCache, MappedCache, _core, open_cache
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import (
     ArgumentError,
     CacheFormatError,
@@ -27,7 +28,6 @@ from ebm_encode.errors import (
     InputError,
     OutputLockedError,
 )
-from ebm_encode.trajectories import read_states
 from support import FILES, PROVER
 
 

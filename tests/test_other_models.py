@@ -7,7 +7,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
 
 T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}
@@ -143,7 +143,7 @@ def test_an_encoder_without_its_weights_is_refused(encoder_decoder):
     weights = load_file(folder / "model.safetensors")
     kept = {name: w for name, w in weights.items() if "encoder.block.1" not in name}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match="made-up numbers"):
+    with pytest.raises(ModelError, match="randomly initialised"):
         Encoder.load(str(folder))
 
 
@@ -172,7 +172,7 @@ def test_a_model_with_code_of_its_own_gets_an_engine_that_is_right(
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     folder, model = own_code
-    with pytest.raises(ModelError, match="allow it with `trust_remote_code=True`"):
+    with pytest.raises(ModelError, match="pass `trust_remote_code=True`"):
         Encoder.load(str(folder))
     encoder = Encoder.load(str(folder), trust_remote_code=True)
     assert encoder.choice.engine.name == "padded", encoder.choice.reason

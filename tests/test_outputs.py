@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from ebm_encode import EmbeddingCache, MappedCache, _core
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import OutputConflictError, OutputLockedError
-from ebm_encode.trajectories import read_states
 
 # Holds the lock of an output until its standard input ends.
 HOLDER = """

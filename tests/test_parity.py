@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 
 ARCHITECTURES = [
     "llama",

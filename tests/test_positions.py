@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError
-from ebm_encode.rotary import max_positions, stretches_after
+from ebm_encode.loading.rotary import max_positions, stretches_after
 
 BASE = 64
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 6.0}
@@ -82,11 +82,11 @@ def test_stretched_sequences_are_those_of_a_model_that_ran_nothing_before(stretc
 def test_a_text_alone_does_not_depend_on_what_ran_before(stretching, some):
     encoder = Encoder.load(stretching[1])
     tokens = encoder.prompts.tokenize(some)
-    first = [encoder.run_alone(tokens[i]) for i in range(len(tokens))]
+    first = [encoder.run_unbatched(tokens[i]) for i in range(len(tokens))]
     longest = int(tokens.lengths.argmax())
     for i in range(len(tokens)):
-        encoder.run_alone(tokens[longest])
-        assert np.array_equal(encoder.run_alone(tokens[i]), first[i])
+        encoder.run_unbatched(tokens[longest])
+        assert np.array_equal(encoder.run_unbatched(tokens[i]), first[i])
 
 
 def test_an_inner_layer_and_the_last_token_do_not_depend_on_it_either(stretching, some):

@@ -8,9 +8,9 @@ import pytest
 import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
-from ebm_encode.bulk import BulkRun
-from ebm_encode.progress import EncodingProgress
-from ebm_encode.reference import KEY, difference, reference_of
+from ebm_encode.bulk.progress import EncodingProgress
+from ebm_encode.bulk.reference_embeddings import KEY, difference, reference_of
+from ebm_encode.bulk.run import BulkRun
 
 MLP = transformers.models.llama.modeling_llama.LlamaMLP
 
@@ -149,7 +149,7 @@ def test_resuming_by_the_same_code(encode, files):
 def test_what_only_rounds_otherwise_is_no_other_code(encode, files, llama, other_release):
     assert encode(files=files[:1])[0] == 0
     other_release(1 + 1e-6)
-    code, summary, _ = encode("--engine", "alone", files=files[1:])
+    code, summary, _ = encode("--engine", "unbatched", files=files[1:])
     assert (code, summary["already_there"]) == (0, 10)
     first, second = (Encoder.load(llama, batch_size=size) for size in (1, 64))
     assert difference(reference_of(first), reference_of(second)) < 1e-5

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare, default_engines
+from ebm_encode.engines.reference import compare
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ModelError
 from plain_trie import FAULTS, ONLY_WITH_WINDOW, PlainTrie
 
@@ -64,9 +65,9 @@ def test_deep_float32_models_keep_the_fast_engine(make_model, states, layers, st
     def broken(model, _pooling, _layer, budget):
         return [PlainTrie(model, budget, fault) for fault in faults_of("llama")]
 
-    assert Encoder.load(folder, engines=broken).choice.engine.name == "alone"
+    assert Encoder.load(folder, engines=broken).choice.engine.name == "unbatched"
     some = sorted(states)[:12]
-    reference = Encoder.load(folder, engine="alone").encode(some)
+    reference = Encoder.load(folder, engine="unbatched").encode(some)
     assert compare(encoder.encode(some), reference)[0] <= encoder.noise.bound
 
 
@@ -84,7 +85,7 @@ def test_a_fault_that_the_self_test_does_not_meet_is_found_in_use(llama, states,
     some = sorted(states)[100:112]
     rows = encoder.encode(some)
     assert encoder.choice.engine.name == "shared-prefix", encoder.choice.reason
-    reference = Encoder.load(llama, dtype=dtype, engine="alone").encode(some)
+    reference = Encoder.load(llama, dtype=dtype, engine="unbatched").encode(some)
     assert compare(rows, reference)[1] >= 0.9999
 
 
@@ -121,7 +122,7 @@ def test_roundings_reach_no_other_thread(llama, states):
 
     def measure():
         while not done.is_set():
-            encoder.runner.spread(tokens[0])
+            encoder.selection.unbatched.spread(tokens[0])
 
     with ThreadPoolExecutor(1) as pool:
         measured = pool.submit(measure)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ebm_encode import Encoder
-from ebm_encode.templates import Template
-from ebm_encode.tokens import Prompts
+from ebm_encode.prompts.templates import Template
+from ebm_encode.prompts.tokens import Prompts
 from tokenizers_of_all_kinds import all_kinds, byt5
 
 TEMPLATES = [

@@ -9,8 +9,8 @@ from tokenizers import processors
 
 from ebm_encode import Encoder
 from ebm_encode.errors import ArgumentError, EncodingError, TemplateError
-from ebm_encode.templates import Template
-from ebm_encode.tokens import Prompts
+from ebm_encode.prompts.templates import Template
+from ebm_encode.prompts.tokens import Prompts
 
 
 def prompts(tokenizer, text="{state}", max_length=None):

@@ -40,7 +40,7 @@ def as_torch_has_them():
     enable_cudnn_sdp(before[2])
 
 
-@pytest.mark.parametrize("engine", ["shared-prefix", "shared-prefix-mask", "padded", "alone"])
+@pytest.mark.parametrize("engine", ["shared-prefix", "padded", "unbatched"])
 def test_passes_compute_in_float32_where_the_process_allows_less(llama, states, engine):
     encoder = Encoder.load(llama, engine=engine)
     rows = encoder.encode(states[:20])
@@ -52,7 +52,7 @@ def test_passes_compute_in_float32_where_the_process_allows_less(llama, states, 
 
 
 @pytest.mark.parametrize("layer", [-1, 1])
-@pytest.mark.parametrize("engine", ["shared-prefix", "shared-prefix-mask", "padded", "alone"])
+@pytest.mark.parametrize("engine", ["shared-prefix", "padded", "unbatched"])
 def test_a_trainers_autocast_does_not_reach_into_passes(llama, states, engine, layer):
     rows = Encoder.load(llama, engine=engine, layer=layer).encode(states[:20])
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import InputError
-from ebm_encode.trajectories import read_states
 from support import SAMPLES
 
 

@@ -7,10 +7,10 @@ import transformers
 from tokenizers import processors
 
 from ebm_encode import Encoder
-from ebm_encode.engines import compare
+from ebm_encode.engines.reference import compare
 from ebm_encode.errors import EncodingError, TemplateError
-from ebm_encode.templates import Template
-from ebm_encode.tokens import Prompts
+from ebm_encode.prompts.templates import Template
+from ebm_encode.prompts.tokens import Prompts
 from tokenizers_of_all_kinds import all_kinds
 
 ENDS = {"begin": "<s> $A", "end": "$A </s>", "both": "<s> $A </s>", "none": "$A"}

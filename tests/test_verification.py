@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode._core import CacheWriter
-from ebm_encode.bulk import BulkRun
-from ebm_encode.engines import Arrival, default_engines
+from ebm_encode.bulk.progress import EncodingProgress
+from ebm_encode.bulk.run import BulkRun
+from ebm_encode.bulk.verification import sample_size, wrong_at_most
+from ebm_encode.cli.console import stderr_console
+from ebm_encode.engines.output import Pass
+from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import RejectedRowsError, TextFailedError, VerificationError
-from ebm_encode.progress import EncodingProgress, stderr_console
-from ebm_encode.verification import sample_size, wrong_at_most
 from plain_trie import Scaled
 from support import FILES
 
@@ -31,19 +33,19 @@ class SwapsNeighbours(Scaled):
         super().__init__(engine, 1.0)
         self.cosines = []
 
-    def forward(self, sequences, rows):
-        super().forward(sequences, rows)
+    def forward(self, sequences, slots):
+        super().forward(sequences, slots)
         lengths = [len(sequence) for sequence in sequences]
         extremes = (min(lengths), max(lengths))
         watched = {k for k, length in enumerate(lengths) if length in extremes}
-        watched.add(self.last_at_once(sequences))
+        watched.add(self.last_packed_index(sequences))
         for k in range(0, len(sequences) - 1, 2):
             if not {k, k + 1} & watched:
-                left, right = rows.row(k).copy(), rows.row(k + 1).copy()
-                rows.row(k)[:], rows.row(k + 1)[:] = right, left
+                left, right = slots.slot(k).copy(), slots.slot(k + 1).copy()
+                slots.slot(k)[:], slots.slot(k + 1)[:] = right, left
                 norms = np.linalg.norm(left) * np.linalg.norm(right)
                 self.cosines.append(float(left @ right / norms))
-        return Arrival()
+        return Pass(slots)
 
 
 def bulk_run(encoder, states, output, *, sample=None, stop_after=None):
@@ -190,7 +192,7 @@ def test_a_run_of_which_the_model_makes_nothing_unbatched_is_rejected(llama, tmp
     run = BulkRun(encoder, writer, str(output))
     with EncodingProgress(1, 1, quiet=True, console=stderr_console()) as progress:
         run.encode(run.adopt([], ["⊢ True"]), progress)
-    monkeypatch.setattr(encoder, "run_alone", failing)
+    monkeypatch.setattr(encoder, "run_unbatched", failing)
     with pytest.raises(VerificationError, match="1 of 1 sampled embeddings"):
         run.finish({})
     writer.close()

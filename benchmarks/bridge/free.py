@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ebm_encode.encoder import Encoder, RowReport
+from ebm_encode.encoder import Encoder
+from ebm_encode.reports import RowReport
 
 DIM = 4096
 _ROW = np.linspace(-1, 1, DIM, dtype=np.float32)

@@ -43,8 +43,8 @@ import torch
 import transformers
 from contenders import CONTENDERS, SIZES
 
-from ebm_encode.engines import compare
-from ebm_encode.templates import Template
+from ebm_encode.engines.reference import compare
+from ebm_encode.prompts.templates import Template
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
 import tiny_model

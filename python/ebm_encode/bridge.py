@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ebm_encode.description import describe_encoder
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError
-from ebm_encode.provenance import describe_encoder
 
 Prompt = tuple[int, int | None]
 """Length of a state's prompt in tokens, and a 64-bit digest of its token ids, if there is one."""
 
 Outcome = tuple[int, str, bool, str]
-"""Index of a state, its status, whether it was cut, and why there is no row."""
+"""Index of a state, its status, whether it was cut, and why there is no embedding."""
 
 LogTo = Callable[[int, str, str], None]
 """Takes a level (as of `logging`), a logger's name and a message."""
@@ -47,12 +47,12 @@ def describe(encoder: Encoder) -> str:
 def encode(
     encoder: Any, states: Sequence[str], out: NDArray[np.float32]
 ) -> tuple[list[Prompt], list[Outcome]]:
-    """Writes rows for the host, which copies them.
+    """Writes embeddings into the host's array.
 
     Args:
         encoder: An `Encoder`, or whatever has its `encode_into`.
         states: The states.
-        out: float32 `[len(states), dim]`, full of NaN.
+        out: float32 `[len(states), dim]`, C order, writeable, full of NaN.
 
     Returns:
         Each prompt's length and digest, and the outcome of every state that is not simply `ok`.

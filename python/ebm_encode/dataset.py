@@ -16,11 +16,11 @@ from ebm_encode.errors import ArgumentError
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Some rows of a dataset.
+    """Some embeddings of a dataset.
 
     Attributes:
         indices: Which items of the dataset, int64 `[n]`.
-        rows: Their rows, float32 `[n, dim]`.
+        rows: Their embeddings, float32 `[n, dim]`.
     """
 
     indices: torch.Tensor
@@ -40,19 +40,19 @@ class _Rows(list[torch.Tensor]):
 
 
 class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is not typed here
-    """Rows of a cache, one per state, in the order of the states.
+    """Embeddings of a cache, one per state, in the order of the states.
 
     With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
     rows were copied once, by the core's threads. With torch's own collation a batch is a tensor
-    float32 `[n, dim]`. Workers, forked ones too, are of no use: the rows are in memory. Spawned
+    float32 `[n, dim]`. Workers bring nothing, as the embeddings are in memory; spawned
     ones open the cache again by its path.
 
     Args:
         cache: The cache, in memory or mapped.
-        states: States that all have a row; by default all of the cache's.
+        states: States that all have an embedding; by default all of the cache's.
 
     Raises:
-        UnknownStateError: If the cache lacks states; names some.
+        UnknownStateError: If the cache lacks states; lists some.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
         return RowBatch(torch.from_numpy(chosen), rows)
 
     def _chosen(self, indices: Any) -> NDArray[np.int64]:
-        """Numbers of items, int64 `[n]`, in memory of their own."""
+        """Numbers of items, int64 `[n]`, in new memory."""
         given = np.asarray(indices)
         if given.ndim != 1:
             raise ArgumentError(f"indices have shape {list(given.shape)}, expected [n]")
@@ -141,7 +141,7 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
             batch_size: Rows of a batch.
             seed: Seed of the order.
             epoch: Number of the pass over the data; each has another order.
-            drop_last: Whether to leave out a last batch that is not full.
+            drop_last: Whether to skip a last batch that is not full.
             pin_memory: Whether rows are written into page-locked memory.
 
         Raises:

@@ -9,12 +9,14 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import blake3
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
+
+_BLOCK = 1 << 22
 
 
 def digest_json(value: Any) -> str:
@@ -49,6 +51,18 @@ def digest_file(file: Path) -> str:
     digest = f"blake3:{hasher.update_mmap(path).hexdigest()}"
     _remember(key, digest)
     return digest
+
+
+def digest_stream(source: BinaryIO) -> str:
+    """Digest of what a stream holds from here to its end.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    hasher = blake3.blake3()
+    while block := source.read(_BLOCK):
+        hasher.update(block)
+    return f"blake3:{hasher.hexdigest()}"
 
 
 def _memory() -> sqlite3.Connection:

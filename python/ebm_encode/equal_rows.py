@@ -1,4 +1,4 @@
-"""Which states may have equal rows: those whose prompts are the same to the model."""
+"""Which states may have equal embeddings: those whose prompts are the same to the model."""
 
 import math
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.engines.engine import Pooling
 from ebm_encode.errors import EncodingError
+from ebm_encode.options import Pooling
 
 _EQUAL = {"float32": 1e-5}
-"""Rows of one token, once and twice, are equal if nearer than this, relative to their norm."""
+"""Embeddings of one token, once and twice, are equal if nearer than this, relative to the norm."""
 _EQUAL_IN_16_BITS = 1e-2
 
 
 class RowClasses:
-    """Token sequences in classes, one for all that rightly have equal rows.
+    """Token sequences in classes, one for all that may have equal embeddings.
 
     The same tokens do. Two more kinds are equal to a model that does not count positions: one token
     repeated, as attention over equal values gives that value however many there are; and at layer
@@ -25,10 +25,10 @@ class RowClasses:
     once.
 
     Args:
-        layer: Which of the model's hidden states the rows are of, counted from the first.
-        pooling: How rows are made of them.
+        layer: Which of the model's hidden states is pooled, counted from the first.
+        pooling: How it is pooled.
         dtype: Name of the model's compute dtype.
-        run_alone: The row of one sequence, by the reference.
+        run_unbatched: The embedding of one sequence, by the reference.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class RowClasses:
         layer: int,
         pooling: Pooling,
         dtype: str,
-        run_alone: Callable[[NDArray[np.uint32]], NDArray[np.float32]],
+        run_unbatched: Callable[[NDArray[np.uint32]], NDArray[np.float32]],
     ) -> None:
         self._layer = layer
         self._pooling = pooling
         self._equal = _EQUAL.get(dtype, _EQUAL_IN_16_BITS)
-        self._run_alone = run_alone
+        self._run_unbatched = run_unbatched
         self._counts_positions: bool | None = None
 
     def same(self, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> bool:
-        """Whether equal rows of two token sequences, uint32 `[n]` and `[m]`, are right."""
+        """Whether two token sequences, uint32 `[n]` and `[m]`, may have equal embeddings."""
         return np.array_equal(left, right) or np.array_equal(self.of(left), self.of(right))
 
     def of(self, sequence: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -68,7 +68,7 @@ class RowClasses:
         """Whether the model tells one token from two of it."""
         if self._counts_positions is None:
             try:
-                once, twice = (self._run_alone(np.repeat(token, count)) for count in (1, 2))
+                once, twice = (self._run_unbatched(np.repeat(token, count)) for count in (1, 2))
             except EncodingError:
                 return True
             far = np.linalg.norm(once - twice) > self._equal * np.linalg.norm(once)

@@ -34,7 +34,7 @@ class EncodingError(EbmEncodeError):
 
 
 class TextFailedError(EncodingError):
-    """The model fails on a text, alone too, and works on others."""
+    """The model fails on a text at batch size 1 too, and works on others."""
 
 
 class LibraryError(EbmEncodeError, ImportError):
@@ -70,21 +70,21 @@ class OutputConflictError(OutputLockedError):
 
 
 class CheckFailedError(EbmEncodeError):
-    """A check of rows failed; the base of the errors that mean wrong numbers, not wrong use."""
+    """A check of embeddings failed: wrong numbers, not wrong use. A base class."""
 
     exit_code = 1
 
 
 class BadRowsError(CheckFailedError):
-    """Rows are bad: not finite, zero, far outside the usual norm, or equal to another state's."""
+    """Embeddings are bad: NaN or infinite, zero, norm outliers, or another state's."""
 
 
 class RejectedRowsError(CheckFailedError):
-    """An earlier run's rows failed verification and may not be resumed."""
+    """An earlier run's embeddings failed verification and may not be resumed."""
 
 
 class VerificationError(CheckFailedError):
-    """Rows of this run differ from the same states encoded alone."""
+    """Embeddings of this run differ from the unbatched reference."""
 
 
 def one_line(error: BaseException) -> str:

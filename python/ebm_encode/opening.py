@@ -1,12 +1,13 @@
-"""Opening a cache where its rows fit best."""
+"""Opening a cache, in memory or mapped."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ebm_encode._core import EmbeddingCache, MappedCache, is_remote, prefers_mapped
-from ebm_encode.errors import ArgumentError, CacheFormatError
+from ebm_encode.errors import CacheFormatError
+from ebm_encode.options import OpenMode, require
 
 Mapping.register(EmbeddingCache)
 Mapping.register(MappedCache)
@@ -15,7 +16,7 @@ Mapping.register(MappedCache)
 def open_cache(
     path: str | PathLike[str],
     *,
-    mode: Literal["auto", "memory", "mapped"] = "auto",
+    mode: OpenMode = "auto",
     strict: bool = True,
     verify_checksums: bool = True,
 ) -> EmbeddingCache | MappedCache:
@@ -23,20 +24,19 @@ def open_cache(
 
     Args:
         path: The file or folder, or its URL (`s3://`, `gs://`, `file://`).
-        mode: `memory` holds all rows in this process and lends them without copies; `mapped` leaves
-            them in the files, which all processes share, and copies rows out; `auto` is memory if
-            the rows take at most half of what is free.
-        strict: Whether rows are checked: all on opening, or of a mapped cache each page's when it
-            is first read.
+        mode: `memory` holds all embeddings in this process and lends them without copies; `mapped`
+            leaves them in the files, which all processes share, and copies them out; `auto` is
+            memory if they take at most half of what is free.
+        strict: Whether embeddings are validated: all on opening, or of a mapped cache each page's
+            when it is first read.
         verify_checksums: Whether a page that is not what was written is refused. Without, opening
             takes about a tenth less time.
 
     Raises:
-        CacheError: If it is no cache, damaged, or has bad rows.
+        CacheError: If it is no cache, damaged, or has bad embeddings.
         ArgumentError: If there is no such mode.
     """
-    if mode not in ("auto", "memory", "mapped"):
-        raise ArgumentError(f"mode {mode!r}: expected auto, memory or mapped")
+    require("mode", mode, OpenMode)
     if mode == "mapped" or (mode == "auto" and prefers_mapped(path)):
         return MappedCache.open(path, strict=strict, verify_checksums=verify_checksums)
     return EmbeddingCache.open(path, strict=strict, verify_checksums=verify_checksums)

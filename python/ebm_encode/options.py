@@ -1,4 +1,67 @@
-"""Defaults of options that the command line and the library share. Imports nothing heavy."""
+"""Every option with its values, once, for the library and the command line. Imports nothing heavy.
+
+A value that is not one of an option's is refused by `require`; former spellings of engines are
+understood by `engine_name`.
+"""
+
+from typing import Any, Literal, cast, get_args
+
+from ebm_encode.errors import ArgumentError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Compute dtype; `auto` is the one in the model's `config.json`, else that of its weights."""
+
+EngineName = Literal["auto", "shared-prefix", "packed", "padded", "unbatched"]
+"""Execution strategy; `auto` is the fastest one that is exact for the model."""
+
+Compile = Literal["auto", "on", "off"]
+"""Whether torch compiles the model's layers; `auto`: where calibration finds that it pays."""
+
+Pooling = Literal["mean", "last"]
+"""How the hidden states of a prompt's tokens become one embedding."""
+
+Overlong = Literal["error", "skip", "truncate", "truncate-state"]
+"""What is done about prompts longer than the longest length."""
+
+InvalidRows = Literal["error", "skip"]
+"""What is done about input rows that hold no text."""
+
+OpenMode = Literal["auto", "memory", "mapped"]
+"""Where the embeddings of an opened cache are: in this process, or in the file's pages."""
 
 DEFAULT_COLUMN = "state_pp"
 """The column or JSON field that holds the state."""
+
+_FORMER_ENGINES = {"alone": "unbatched"}
+_REMOVED_ENGINES = {
+    "shared-prefix-mask": "it was removed: use auto, which takes padded for the models that had it"
+}
+
+
+def require(name: str, value: Any, option: Any) -> None:
+    """Refuses a value that is not one of an option's.
+
+    Args:
+        name: Of the argument.
+        value: What was given for it.
+        option: One of the `Literal` types of this module.
+
+    Raises:
+        ArgumentError: Listing the values there are.
+    """
+    if value not in get_args(option):
+        *others, last = get_args(option)
+        raise ArgumentError(f"{name} {value!r}: expected {', '.join(others)} or {last}")
+
+
+def engine_name(given: str) -> EngineName:
+    """The engine of a name, also of one that earlier versions had for it.
+
+    Raises:
+        ArgumentError: If there is no such engine.
+    """
+    name = _FORMER_ENGINES.get(given, given)
+    if name in _REMOVED_ENGINES:
+        raise ArgumentError(f"engine {given!r}: there is none\nhint: {_REMOVED_ENGINES[name]}")
+    require("engine", name, EngineName)
+    return cast("EngineName", name)

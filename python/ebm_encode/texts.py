@@ -14,7 +14,7 @@ _TO_LIST: Final = ("to_pylist", "tolist", "to_list")
 """How pyarrow, numpy and pandas, and polars turn a column into Python objects."""
 
 _PREVIEW: Final = 60
-_NAMED: Final = 3
+_LISTED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ class Texts:
         """The texts, if all of them are.
 
         Raises:
-            ArgumentError: Naming the first states that are not.
+            ArgumentError: Listing the first states that are not.
         """
         if self.wrong:
-            named = "; ".join(f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_NAMED])
+            listed = "; ".join(
+                f"state {i} {reason}" for i, reason in [*self.wrong.items()][:_LISTED]
+            )
             raise ArgumentError(
-                f"{len(self.wrong)} of {len(self)} states are not text: {named}\n"
+                f"{len(self.wrong)} of {len(self)} states are not text: {listed}\n"
                 "hint: drop or replace these states; `encode_into` reports them and encodes the"
                 " others"
             )
@@ -73,7 +75,7 @@ def texts_of(states: Any) -> list[str]:
     """The states of any ordered collection, all of them text.
 
     Raises:
-        ArgumentError: If it is not such a collection; or naming the states that are not text.
+        ArgumentError: If it is not such a collection; or listing the states that are not text.
     """
     return Texts.of(states).require_all()
 

@@ -1,7 +1,7 @@
 """The command line `ebm-encode`.
 
 Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted, 141 (as for any Unix
-tool) when whoever read the output went away.
+tool) when the reader of the output went away.
 """
 
 import io
@@ -21,12 +21,12 @@ from rich.logging import RichHandler
 from ebm_encode import __version__
 from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
+from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
 from ebm_encode.errors import EbmEncodeError
-from ebm_encode.progress import stderr_console
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -42,11 +42,11 @@ class _Output(Console):
 
 app = cyclopts.App(
     name="ebm-encode",
-    help="""Turn texts (Lean proof states first of all) into embeddings, and check every one.
+    help="""Encode Lean proof states (or any text) with any Hugging Face causal LM, and verify it.
 
-    The embedding of a state is the mean over its tokens of a causal language model's last hidden
-    state. `encode` makes a cache of them and `plan` says what that would cost;
-    `inspect` shows what a cache is, `audit` checks its rows, `compact` makes one part of many.
+    An embedding is the mean-pooled last hidden state. `encode` writes a Parquet cache of them, and
+    `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
+    row, `compact` merges many parts into one.
     """,
     version=__version__,
     console=_Output(),
@@ -55,11 +55,9 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command(encode)
-app.command(plan)
-app.command(inspect)
-app.command(audit)
-app.command(compact)
+COMMANDS = {own.__name__: own for own in (encode, plan, inspect, audit, compact)}
+for _command in COMMANDS.values():
+    app.command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,14 +1,11 @@
-"""`ebm-encode audit`: the row checks over any cache, whoever wrote it."""
+"""`ebm-encode audit`: the row checks over any cache, of any writer."""
 
 import json
 import logging
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
-from ebm_encode.cli.numbers import whole
+from ebm_encode.cli.parameters import JSON, require_names, whole
 from ebm_encode.errors import ArgumentError, EbmEncodeError
 
 log = logging.getLogger(__name__)
@@ -17,19 +14,19 @@ log = logging.getLogger(__name__)
 def audit(
     *caches: str,
     examples: Annotated[int, whole(at_least=0)] = 5,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
-    """Check every row of one or more caches; exit with 1 if any row is bad.
+    """Validate every row of one or more caches; exit with 1 if any row is bad.
 
-    A bad row is not finite, has a norm of zero or far outside the cache's own, equals the row of
-    another state, or differs from another row of the same state; a malformed one has a null, no
-    values, or another number of them than the others. Works on any Parquet file whose
-    first column is text and whose second is a list of numbers. What is no cache is named, the
-    others are checked all the same, and the exit code is 2.
+    A bad row holds NaN or infinity, a zero vector, a norm outlier, a copy of another state's
+    embedding, or an embedding that differs from another row of the same state; a malformed one has
+    a null, no values, or another length than the others. Works on any Parquet file whose first
+    column is text and whose second is a list of numbers. What is no cache is reported, the others
+    are checked all the same, and the exit code is 2.
 
     Args:
-        caches: Caches: Parquet files, or folders of them; also as URLs (s3://, gs://).
-        examples: How many bad rows of each kind to show.
+        caches: Parquet files, or folders of them; also as URLs (s3://, gs://).
+        examples: Bad rows of each kind to show.
         json_output: Print JSON.
     """
     if not caches:

@@ -1,13 +1,11 @@
-"""`ebm-encode compact`: the many parts of a cache into one."""
+"""`ebm-encode compact`: merges the parts of a cache into one."""
 
 import json
 import logging
 from typing import Annotated
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
+from ebm_encode.cli.parameters import JSON, require_names
 
 log = logging.getLogger(__name__)
 
@@ -15,26 +13,24 @@ log = logging.getLogger(__name__)
 def compact(
     cache: str,
     *,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
-    """Make one part of all parts of a cache's folder.
+    """Merge all parts of a cache's folder into one.
 
-    Each run that adds rows to a folder leaves a part of its own. Compacting reads all, checks every
-    row, and writes the one row that counts for each state. Readers see the former parts or the new
-    one, at any instant. Bad rows are left out, and each is listed with its reason: those that fail
-    the row checks, and the earlier of two rows of a state that differ. The exit code is 1 then.
+    Each run that adds embeddings to a folder writes a new part. Compacting reads and validates all
+    of them and keeps the newest embedding of each state. Readers see the former parts or the new
+    one, at any instant. Bad embeddings are skipped and listed with their reasons: those that fail
+    the row checks, and the older of two that differ for a state. The exit code is 1 then.
 
     Args:
-        cache: A folder with the parts of a cache, or its URL (s3://, gs://).
+        cache: Folder with the parts of a cache, or its URL (s3://, gs://).
         json_output: Print JSON.
     """
     require_names(CACHE=cache)
     before = len(_core.describe(cache))
     rows, left_out, written = _core.compact(cache)
     for state, reason in left_out:
-        log.warning(
-            "left out: %s: %s", state.splitlines()[0][:60] if state else "''", reason.reason
-        )
+        log.warning("skipped: %s: %s", state.splitlines()[0][:60] if state else "''", reason.reason)
     if json_output:
         report = {
             "path": cache,

@@ -5,34 +5,37 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cyclopts import Parameter
 
 from ebm_encode import _core
-from ebm_encode.cli.names import MANY, require_names
-from ebm_encode.cli.numbers import SECONDS, whole
+from ebm_encode.cli.console import stderr_console
+from ebm_encode.cli.parameters import ENGINE, FLAG, JSON, MANY, SECONDS, require_names, whole
+from ebm_encode.cli.summary import log_input, print_summary, summary
+from ebm_encode.data.side_files import INVALID, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
-from ebm_encode.options import DEFAULT_COLUMN
-from ebm_encode.side_files import INVALID, OVERLONG, QUARANTINE, side_file, write_list
-from ebm_encode.templates import Template
+from ebm_encode.options import (
+    DEFAULT_COLUMN,
+    Compile,
+    Dtype,
+    EngineName,
+    InvalidRows,
+    Overlong,
+    Pooling,
+)
+from ebm_encode.prompts.templates import Template
 
 if TYPE_CHECKING:
-    from ebm_encode.bulk import Outcome
-    from ebm_encode.engines import EngineChoice
-    from ebm_encode.objects import InputFile
-    from ebm_encode.trajectories import States
+    from ebm_encode.data.remote import InputFile
 
 log = logging.getLogger(__name__)
 
 AtLeastOne = whole(at_least=1)
-_NAMED = 3
-Flag = Parameter(negative="", show_default=False)
 
 
 def encode(
@@ -42,83 +45,76 @@ def encode(
     output: str,
     batch_size: Annotated[int | None, AtLeastOne] = None,
     max_batch_tokens: Annotated[int | None, AtLeastOne] = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
-    engine: Literal[
-        "auto", "shared-prefix", "shared-prefix-mask", "packed", "padded", "alone"
-    ] = "auto",
-    compile_layers: Annotated[Literal["auto", "on", "off"], Parameter(name="--compile")] = "auto",
+    engine: Annotated[EngineName, ENGINE] = "auto",
+    compile_layers: Annotated[Compile, Parameter(name="--compile")] = "auto",
     max_length: Annotated[int | None, AtLeastOne] = None,
-    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
+    overlong: Overlong = "skip",
     template: str = "raw",
-    pooling: Literal["mean", "last"] = "mean",
+    pooling: Pooling = "mean",
     layer: int = -1,
     cache: Annotated[list[str] | None, MANY] = None,
     column: str = DEFAULT_COLUMN,
-    invalid_rows: Literal["error", "skip"] = "error",
+    invalid_rows: InvalidRows = "error",
     verify_sample: Annotated[int | None, whole(at_least=0)] = None,
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
-    allow_quarantine: Annotated[bool, Flag] = False,
-    overwrite: Annotated[bool, Flag] = False,
+    allow_quarantine: Annotated[bool, FLAG] = False,
+    overwrite: Annotated[bool, FLAG] = False,
     revision: str | None = None,
-    trust_remote_code: Annotated[bool, Flag] = False,
+    trust_remote_code: Annotated[bool, FLAG] = False,
     code_revision: str | None = None,
-    quiet: Annotated[bool, Flag] = False,
-    json_summary: Annotated[
-        bool, Parameter(name="--json", negative="", show_default=False)
-    ] = False,
+    quiet: Annotated[bool, FLAG] = False,
+    json_summary: Annotated[bool, JSON] = False,
 ) -> int:
     """Encode the distinct states of trajectory files into a checked embedding cache.
 
-    Can be stopped at any time; the same command goes on where it stopped.
+    Interrupt it any time; run the same command again to resume.
 
     Example: `ebm-encode encode --model-path ./model --trajectories runs/*.parquet --output
     states.parquet --batch-size 32`
 
     Args:
-        model_path: A Hugging Face causal model: its folder, or its hub id.
-        trajectories: Parquet or JSON-lines files with the states; folders, with their subfolders,
-            and glob patterns too. All of these, and the output, may be URLs: s3://, gs:// or
-            file://.
-        output: The cache to write: a Parquet file, or a folder that exists, which gets a new part
-            for the new rows. Rows of the same encoder that it has already are kept.
-        batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
-            least 256.
-        max_batch_tokens: Most tokens in one forward pass, padding included. This is the limit
-            that matters; by default 8,192 on a CPU, and on an accelerator what is measured to be
-            fastest on the first states.
-        dtype: Compute dtype; auto is the one that the model's config.json names, or else the one
-            that its weights are stored in.
-        device: Any torch device; auto is the first accelerator, else the CPU.
-        engine: How states go through the model; auto is the fastest one whose rows are those of
-            each state alone on this very model.
-        compile_layers: Whether torch compiles the model's layers, which takes about half a minute;
-            auto does so for long work on a GPU, if it proves faster there.
+        model_path: Hugging Face causal LM: a folder, or a hub id.
+        trajectories: Parquet or JSON-lines files with the states, folders of them (subfolders are
+            read too), or glob patterns. May be URLs: s3://, gs://, hf:// or file://.
+        output: Cache to write: a Parquet file, or an existing folder, which gets a new part with
+            the new embeddings. May be a URL: s3://, gs:// or file://. Embeddings of the same
+            encoder that it already holds are kept.
+        batch_size: Maximum states per forward pass (default: max(256, max_batch_tokens / 32)).
+        max_batch_tokens: Maximum tokens per forward pass, padding included. This limit matters
+            most. Default: 8,192 on a CPU; on an accelerator measured on the first states.
+        dtype: Compute dtype. auto: the one in the model's config.json, else that of its weights.
+        device: Torch device. auto: the first accelerator, else the CPU.
+        engine: Execution strategy. auto: the fastest one that is exact for this model, compared
+            with the model at batch size 1.
+        compile_layers: Compile the model's layers with torch, which takes about half a minute.
+            auto: for long work on a GPU, if it proves faster there.
         max_length: Longest prompt in tokens; by default the model's own limit.
-        overlong: What to do with longer ones. skip: they get no embedding. error: stop.
-            truncate: cut them as transformers does. truncate-state: drop hypotheses of the Lean
-            state, the first ones first, so that its goals and the template stay whole. All but
-            error list them in OUTPUT.overlong.jsonl.
+        overlong: Prompts longer than that. skip: no embedding. error: stop. truncate: cut as
+            transformers does. truncate-state: drop hypotheses of the Lean state, first ones first,
+            so that goals and template stay whole. All but error list them in
+            OUTPUT.overlong.jsonl.
         template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with
             {state} in it.
         pooling: Mean over all tokens of the prompt, or the last token only.
-        layer: Which of Hugging Face's hidden_states; -1 is the last one, after the final norm.
-        cache: Earlier caches of the same encoder to take rows from.
-        column: The column or JSON field that holds the state.
-        invalid_rows: What to do about input rows that hold no text (a line that is not JSON, text
-            that is not UTF-8, half of a surrogate pair): stop, or skip them, counted and listed in
+        layer: Index into Hugging Face's hidden_states; -1 is the last, after the final norm.
+        cache: Earlier caches of the same encoder to reuse embeddings from.
+        column: Column or JSON field that holds the state.
+        invalid_rows: Input rows that hold no text (a line that is not JSON, text that is not
+            UTF-8, half of a surrogate pair): stop, or skip them and list them in
             OUTPUT.invalid.jsonl.
-        verify_sample: Embeddings to draw, re-encode at batch size 1 and compare, each with its
-            neighbour; by default one in 1,000, and at least 32.
-        checkpoint_rows: Save after so many new rows.
-        checkpoint_seconds: Save after so many seconds, at the latest.
-        allow_quarantine: Exit with 0 even if some states have no right row
+        verify_sample: Embeddings to re-encode at batch size 1 and compare, each with its
+            neighbour (default: one in 1,000, at least 32).
+        checkpoint_rows: Save after this many new embeddings.
+        checkpoint_seconds: Save at least every this many seconds.
+        allow_quarantine: Exit with 0 even if some states have no valid embedding
             (OUTPUT.quarantine.jsonl lists them).
-        overwrite: Replace an output that is already there, whichever encoder made it.
+        overwrite: Replace an existing output, whichever encoder made it.
         revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Let code that comes with the model run.
-        code_revision: Commit of that code, where it is in another repository than the model.
+        trust_remote_code: Run code that comes with the model.
+        code_revision: Commit of that code, if it is in another repository than the model.
         quiet: Show no progress and no summary.
         json_summary: Print the summary as JSON on standard output.
     """
@@ -129,20 +125,20 @@ def encode(
     output = _usable(output)
     Template.load(template)  # before anything that takes long
     # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.progress import EncodingProgress, stderr_console  # noqa: PLC0415
-    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+    from ebm_encode.bulk.progress import EncodingProgress  # noqa: PLC0415
+    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     if any(_same(output, file) for file in states.files):
         raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
-    _tell_input(states)
+    log_input(states)
     with _writer(output) as writer:
         require_model_libraries()
-        from ebm_encode.bulk import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
+        from ebm_encode.bulk.provenance import describe_run  # noqa: PLC0415
+        from ebm_encode.bulk.run import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
-        from ebm_encode.former import naming_the_way_out  # noqa: PLC0415
-        from ebm_encode.model import silence_transformers  # noqa: PLC0415
-        from ebm_encode.provenance import describe_run  # noqa: PLC0415
+        from ebm_encode.identity.former import with_a_hint  # noqa: PLC0415
+        from ebm_encode.loading.model import silence_transformers  # noqa: PLC0415
 
         log.info("loading the model %s", model_path)
         if quiet:
@@ -166,7 +162,7 @@ def encode(
         )
         encoder.require_finite()
         log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
-        with naming_the_way_out(output, encoder.identity):
+        with with_a_hint(output, encoder.identity):
             writer.open(
                 encoder.identity,
                 encoder.dim,
@@ -184,10 +180,10 @@ def encode(
         write_list(side_file(output, INVALID), states.invalid)
     seconds = (datetime.now(UTC) - started).total_seconds()
     if json_summary:
-        summary = _summary(outcome, encoder.choice, states, output, seconds)
-        print(json.dumps(summary, ensure_ascii=False))  # noqa: T201
+        found = summary(outcome, encoder.choice, states, output, seconds)
+        print(json.dumps(found, ensure_ascii=False))  # noqa: T201
     elif not quiet:
-        _print_summary(outcome, encoder.choice, states, output, seconds)
+        print_summary(outcome, encoder.choice, states, output, seconds)
     return 1 if outcome.quarantined and not allow_quarantine else 0
 
 
@@ -218,7 +214,7 @@ def _same(output: str, file: "InputFile") -> bool:
 
 @contextmanager
 def _writer(output: str) -> Iterator[_core.CacheWriter]:
-    """The locked output; the lock is given up at the end, whatever happens."""
+    """The output, locked until the end, whatever happens."""
     writer = _core.CacheWriter(output)
     try:
         yield writer
@@ -233,88 +229,8 @@ def _hint(writer: _core.CacheWriter, states: int) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         log.warning(
-            "stopped; %d of %d states are saved. The same command goes on from there",
+            "interrupted; %d of %d states are saved. Run the same command again to resume",
             len(writer),
             states,
         )
         raise
-
-
-def _tell_input(states: "States") -> None:
-    for warning in states.warnings:
-        log.warning("%s", warning)
-    for note in states.notes:
-        log.info("%s", note)
-    counts = states.counts
-    left_out = {
-        "repeated": counts.repeated,
-        "of finished proofs": counts.proof_complete,
-        "empty": counts.empty,
-        "null": counts.null,
-        "invalid": counts.invalid,
-    }
-    skipped = ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
-    log.info(
-        "%s states from %s files (%s rows%s)",
-        f"{counts.unique:,}",
-        f"{len(states.files):,}",
-        f"{counts.rows:,}",
-        f": skipped {skipped}" if skipped else "",
-    )
-    for record in states.invalid[:_NAMED]:
-        log.warning("%s: %s: %s; skipped", record["file"], record["row"], record["reason"])
-    if len(states.invalid) > _NAMED:
-        log.warning("%s more invalid rows are skipped", f"{len(states.invalid) - _NAMED:,}")
-
-
-def _summary(
-    outcome: "Outcome", choice: "EngineChoice", states: "States", output: str, seconds: float
-) -> dict[str, object]:
-    verification = outcome.verification.to_json() if outcome.verification else None
-    return {
-        "output": output,
-        "seconds": round(seconds, 3),
-        "input": asdict(states.counts),
-        "skipped_inputs": [*states.warnings, *states.notes],
-        "engine": choice.to_json(),
-        **asdict(outcome),
-        "verification": verification,
-    }
-
-
-def _print_summary(
-    outcome: "Outcome", choice: "EngineChoice", states: "States", output: str, seconds: float
-) -> None:
-    lines = {
-        "cache": f"{output}, {outcome.rows:,} rows" + ("" if outcome.written else " (unchanged)"),
-        "encoded": f"{outcome.encoded:,} states, {outcome.tokens:,} tokens in {seconds:,.1f} s",
-        "engine": f"{choice.engine.name}: {choice.reason}",
-        "already there": f"{outcome.already_there:,}",
-        "other caches": f"{outcome.from_caches:,}",
-        "truncated": f"{outcome.truncated:,}",
-        "skipped": f"{outcome.skipped:,}"
-        + (" longer than --max-length" if outcome.skipped else ""),
-        "quarantined": f"{len(outcome.quarantined):,}",
-    }
-    if outcome.truncated or outcome.skipped:
-        lines["overlong states"] = side_file(output, OVERLONG)
-    if outcome.same_by_cutting:
-        lines["same when cut"] = f"{outcome.same_by_cutting:,} states have the embedding of another"
-    if outcome.quarantined:
-        lines["bad rows"] = side_file(output, QUARANTINE)
-    if outcome.verification:
-        checked = outcome.verification
-        lines["verified"] = (
-            f"{checked.rows:,} embeddings re-encoded at batch size 1: relative error at most"
-            f" {checked.max_relative_error:.1e}, cosine at least {checked.min_cosine:.6f};"
-            f" at most {100 * checked.wrong_at_most:.1f} % of all are wrong (95 % confidence)"
-        )
-        if checked.not_compared:
-            lines["not verified"] = f"{checked.not_compared} (out of memory at batch size 1)"
-    if states.counts.invalid:
-        lines["invalid rows"] = f"{states.counts.invalid:,}, {side_file(output, INVALID)}"
-    left_out = states.counts.proof_complete + states.counts.empty + states.counts.null
-    lines["no state in"] = f"{left_out:,} input rows (finished proofs, empty or null)"
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")  # noqa: T201

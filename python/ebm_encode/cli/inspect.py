@@ -1,24 +1,22 @@
-"""`ebm-encode inspect`: what a cache is and who made it."""
+"""`ebm-encode inspect`: what a cache holds and what made it."""
 
 import json
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
-from ebm_encode.cli.names import require_names
+from ebm_encode.cli.parameters import JSON, require_names
 
 
 def inspect(
     cache: str,
     /,
     *,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Show a cache's columns, encoder, provenance, size and norms.
 
     Args:
-        cache: A cache: a Parquet file, or a folder of them; also as a URL (s3://, gs://).
+        cache: Parquet file, or a folder of them; also as a URL (s3://, gs://).
         json_output: Print JSON.
     """
     require_names(CACHE=cache)

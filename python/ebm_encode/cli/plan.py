@@ -2,16 +2,12 @@
 
 import json
 import logging
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
-from cyclopts import Parameter
-
-from ebm_encode.cli.names import MANY, require_names
-from ebm_encode.cli.numbers import PER_SECOND, whole
+from ebm_encode.cli.parameters import FLAG, JSON, MANY, PER_SECOND, require_names, whole
 from ebm_encode.errors import InputError, require_model_libraries
-from ebm_encode.options import DEFAULT_COLUMN
-from ebm_encode.templates import Template
+from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong
+from ebm_encode.prompts.templates import Template
 
 log = logging.getLogger(__name__)
 
@@ -25,50 +21,51 @@ def plan(
     batch_size: Annotated[int | None, whole(at_least=1)] = None,
     max_batch_tokens: Annotated[int | None, whole(at_least=1)] = None,
     max_length: Annotated[int | None, whole(at_least=1)] = None,
-    overlong: Literal["error", "skip", "truncate", "truncate-state"] = "skip",
+    overlong: Overlong = "skip",
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
-    invalid_rows: Literal["error", "skip"] = "error",
+    invalid_rows: InvalidRows = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
     revision: str | None = None,
-    trust_remote_code: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    trust_remote_code: Annotated[bool, FLAG] = False,
     code_revision: str | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
+    json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Show what encoding would cost: tokens, shared prefixes, padding, time. Runs no model.
 
     Args:
-        model_path: A Hugging Face causal model, of which only the tokenizer is read.
-        trajectories: Parquet or JSON-lines files with the states; folders, with their subfolders,
-            and glob patterns too.
-        batch_size: Most states in one forward pass; by default one for each 32 tokens, and at
-            least 256.
-        max_batch_tokens: Most tokens in one forward pass; by default 8,192.
+        model_path: Hugging Face causal LM, of which only the tokenizer is read.
+        trajectories: Parquet or JSON-lines files with the states, folders of them (subfolders are
+            read too), or glob patterns. May be URLs: s3://, gs://, hf:// or file://.
+        batch_size: Maximum states per forward pass (default: max(256, max_batch_tokens / 32)).
+        max_batch_tokens: Maximum tokens per forward pass (default: 8,192).
         max_length: Longest prompt in tokens; by default the model's own limit.
         overlong: What `encode` would do with longer ones.
         template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
-        column: The column or JSON field that holds the state.
-        invalid_rows: What to do about input rows that hold no text: stop, or skip them.
-        rate: Tokens per second that the model manages, for the expected time; `encode` shows it.
+        column: Column or JSON field that holds the state.
+        invalid_rows: Input rows that hold no text: stop, or skip them.
+        rate: Tokens per second of the model, for the expected time; `encode` shows it.
         revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Let code that comes with the model run.
-        code_revision: Commit of that code, where it is in another repository than the model.
+        trust_remote_code: Run code that comes with the model.
+        code_revision: Commit of that code, if it is in another repository than the model.
         json_output: Print JSON.
     """
     require_names(model_path=model_path, template=template)
     chosen = Template.load(template)
-    # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.trajectories import read_states  # noqa: PLC0415
+    # Here, so that help needs neither numpy nor pyarrow nor torch.
+    import numpy as np  # noqa: PLC0415
+
+    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     for warning in states.warnings:
         log.warning("%s", warning)
     require_model_libraries()
-    from ebm_encode.cutting import cut_for  # noqa: PLC0415
+    from ebm_encode.bulk.forecast import forecast  # noqa: PLC0415
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
-    from ebm_encode.model import load_tokenizer, longest_prompt  # noqa: PLC0415
-    from ebm_encode.planning import forecast  # noqa: PLC0415
-    from ebm_encode.tokens import Prompts  # noqa: PLC0415
+    from ebm_encode.loading.model import load_tokenizer, longest_prompt  # noqa: PLC0415
+    from ebm_encode.prompts.cutting import cut_for  # noqa: PLC0415
+    from ebm_encode.prompts.tokens import Prompts  # noqa: PLC0415
 
     tokenizer, limit = load_tokenizer(
         model_path,
@@ -93,7 +90,7 @@ def plan(
     report = forecast(
         tokens.select(usable),
         max_nodes=budget.tokens,
-        max_rows=budget.rows,
+        max_rows=budget.sequences,
         rate=rate,
         without_tokens=int((~has_tokens).sum()),
         too_long=int((~fits).sum()),
@@ -107,21 +104,26 @@ def plan(
 
 def _print(report: dict[str, Any]) -> None:
     tokens, through = report["tokens"], report["window_nodes"]
-    lines = {
-        "states": f"{report['states']:,}, {report['truncated']:,} of them cut"
-        + (f"; {report['without_tokens']:,} more have no token" if report["without_tokens"] else "")
-        + (f"; {report['too_long']:,} more are too long" if report["too_long"] else ""),
+    lines = {"states": f"{report['states']:,}"}
+    for key, what in (
+        ("truncated", "truncated"),
+        ("without_tokens", "without a token"),
+        ("too_long", "too long"),
+    ):
+        if report[key]:
+            lines[what] = f"{report[key]:,}"
+    lines |= {
         "tokens": f"{tokens:,}, {tokens / report['states']:,.1f} a state",
-        "distinct prefixes": f"{report['unique_nodes']:,}, {tokens / report['unique_nodes']:.2f}"
-        " tokens for each",
-        "through the model": f"{through:,} in {report['windows']:,} windows, {tokens / through:.2f}"
-        " tokens for each",
+        "unique tokens": f"{report['unique_nodes']:,} after prefix sharing,"
+        f" {tokens / report['unique_nodes']:.2f} times fewer",
+        "computed tokens": f"{through:,} in {report['windows']:,} packed batches,"
+        f" {tokens / through:.2f} times fewer",
         "without sharing": f"{tokens:,}, {tokens / through:.2f} times as many",
     }
     for order, slots in report["padded_slots"].items():
         padding = 1 - tokens / slots
         lines[f"padded, 32 {order}"] = (
-            f"{slots:,}, {slots / through:.2f} times as many; {padding:.1%} is padding"
+            f"{slots:,}, {slots / through:.2f} times as many, {padding:.1%} padding"
         )
     if report["seconds"] is not None:
         lines["expected time"] = f"{report['seconds']:,.0f} s"

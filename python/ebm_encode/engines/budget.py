@@ -1,4 +1,4 @@
-"""How much goes through a model at a time."""
+"""How much one forward pass may hold."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from ebm_encode.errors import ArgumentError
 USUAL_TOKENS = 8192
 """Tokens of a pass, unless told otherwise or measured: enough to fill a CPU, and most GPUs."""
 
-_LEAST_ROWS = 256
-_TOKENS_OF_A_ROW = 32
+_LEAST_SEQUENCES = 256
+_TOKENS_PER_SEQUENCE = 32
 """Sequences that share much have few tokens of their own."""
 
 
@@ -18,28 +18,28 @@ class Budget:
 
     Attributes:
         tokens: Most tokens, padding included.
-        given_rows: Most sequences, if the user says so.
+        given_sequences: Most sequences, if the user says so.
     """
 
     tokens: int = USUAL_TOKENS
-    given_rows: int | None = None
+    given_sequences: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or (self.given_rows is not None and self.given_rows < 1):
+        if self.tokens < 1 or (self.given_sequences is not None and self.given_sequences < 1):
             raise ArgumentError("`max_batch_tokens` and `batch_size` must be at least 1")
 
     @classmethod
-    def of(cls, tokens: int | None, rows: int | None) -> "Budget":
-        """That of a user, who need not say either.
+    def of(cls, tokens: int | None, sequences: int | None) -> "Budget":
+        """A user's budget; `None` stands for the default.
 
         Raises:
             ArgumentError: If one is below 1.
         """
-        return cls(USUAL_TOKENS if tokens is None else tokens, rows)
+        return cls(USUAL_TOKENS if tokens is None else tokens, sequences)
 
     @property
-    def rows(self) -> int:
+    def sequences(self) -> int:
         """Most sequences."""
-        if self.given_rows is not None:
-            return self.given_rows
-        return max(_LEAST_ROWS, self.tokens // _TOKENS_OF_A_ROW)
+        if self.given_sequences is not None:
+            return self.given_sequences
+        return max(_LEAST_SEQUENCES, self.tokens // _TOKENS_PER_SEQUENCE)

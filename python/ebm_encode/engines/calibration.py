@@ -1,7 +1,8 @@
 """How large a forward pass should be on a device: tried on sequences like those to come.
 
-A GPU wants more tokens at a time than a CPU, how many goes by the model, and larger windows share
-more. So sizes are tried, each twice the one before, until one gains nothing or memory runs short.
+A GPU wants more tokens at a time than a CPU, how many depends on the model, and larger batches
+share more. So sizes are tried, each twice the one before, until one gains nothing or memory runs
+short.
 """
 
 import gc
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
-from ebm_encode.engines.rows import Rows
-from ebm_encode.tokens import Tokens
+from ebm_encode.engines.output import OutputSlots
+from ebm_encode.prompts.tokens import Tokens
 
 SIZES = tuple(2**k for k in range(12, 18))
 """Tokens of a pass that are tried, 4,096 to 131,072."""
@@ -29,7 +30,7 @@ _GAIN = 1.02
 _SHARE_OF_MEMORY = 0.8
 """How much of the free memory a pass may take."""
 _LONGEST = 10.0
-"""Seconds of a pass after which no larger one is tried: it would hold up whoever waits."""
+"""Seconds of a pass after which no larger one is tried: callers would wait too long."""
 _FULL = 0.9
 """A batch this full shows what its size can do."""
 
@@ -67,14 +68,14 @@ class Calibration:
 
 
 class Memory:
-    """The memory of a device, in bytes. What is not known is no reason to stop: running out is."""
+    """The memory of a device, in bytes. What is unknown stops nothing; running out does."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._before: int | None = None
 
     def free(self) -> float:
-        """What is left, with what torch holds without using it; no end if nobody knows."""
+        """What is left, with what torch holds without using it; infinity if unknown."""
         if self._device.type == "cpu":
             return math.inf
         try:
@@ -94,7 +95,7 @@ class Memory:
             self._before = torch.accelerator.memory_allocated(self._device)
 
     def taken(self) -> float:
-        """The most that was in use since `start`, beyond what was then; 0 if nobody knows."""
+        """The most that was in use since `start`, beyond what was then; 0 if unknown."""
         if self._before is None:
             return 0.0
         return float(torch.accelerator.max_memory_allocated(self._device) - self._before)
@@ -109,7 +110,7 @@ def calibrate(
         engine: The engine, which goes by the budget.
         budget: What to set.
         tokens: Sequences like those to come; where they fill no pass, no larger one is tried.
-        dim: Length of a row.
+        dim: Length of an embedding.
         memory: That of the engine's device.
     """
     usual = budget.tokens
@@ -180,5 +181,5 @@ def _second_pass(
 def _timed(engine: Engine, batch: list[NDArray[np.uint32]], dim: int) -> float:
     gc.collect()  # not in the middle of it
     start = perf_counter()
-    engine.forward(batch, Rows.new(len(batch), dim)).wait()
+    engine.forward(batch, OutputSlots.new(len(batch), dim)).wait()
     return perf_counter() - start

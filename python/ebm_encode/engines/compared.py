@@ -1,28 +1,32 @@
-"""What an engine has been compared for with the unbatched reference."""
+"""Sizes up to which an engine has been compared with the unbatched reference."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Compared:
-    """How far an engine is known to be right.
+    """How far an engine is known to be exact.
 
-    Some of what can make it wrong shows only beyond some length of a sequence (a sliding window
-    that is not kept to, positions that are stretched) or beyond some size of a pass (a model that
-    counts tokens where it should look at their positions).
+    Some faults show only beyond some length of a sequence (an ignored sliding window, positions
+    that are stretched) or beyond some size of a pass (a model that counts tokens where it should
+    look at their positions).
 
     Attributes:
         length: Tokens of the longest sequence that was compared.
-        at_once: Most tokens that went through the model at once, the last of which was compared.
+        tokens_per_forward: Most tokens in one row of the model's input, the last of which was
+            compared.
     """
 
     length: int = 0
-    at_once: int = 0
+    tokens_per_forward: int = 0
 
-    def covers(self, length: int, at_once: int) -> bool:
-        """Whether there is nothing new in a batch of such sizes."""
-        return length <= self.length and at_once <= self.at_once
+    def covers(self, length: int, tokens_per_forward: int) -> bool:
+        """Whether nothing in a batch of such sizes is larger."""
+        return length <= self.length and tokens_per_forward <= self.tokens_per_forward
 
-    def with_(self, length: int, at_once: int) -> "Compared":
+    def extended_to(self, length: int, tokens_per_forward: int) -> "Compared":
         """As far as this, and as far as these."""
-        return Compared(max(self.length, length), max(self.at_once, at_once))
+        return Compared(max(self.length, length), max(self.tokens_per_forward, tokens_per_forward))
+
+
+NOTHING = Compared()

@@ -1,4 +1,4 @@
-"""A model's layers compiled by torch: what is not a matrix product takes fewer passes over memory.
+"""A model's layers compiled by torch: what is not a matmul takes fewer passes over memory.
 
 The layers are compiled as they are, but for attention, which stays a call. One compilation serves
 all layers and all sizes of a pass.
@@ -12,7 +12,7 @@ import torch
 from ebm_encode.engines.attention import stay_out_of_graphs
 from ebm_encode.engines.layer import blocks_of
 from ebm_encode.errors import ModelError
-from ebm_encode.model import Model
+from ebm_encode.loading.model import Model
 
 _BACKEND = "inductor"
 
@@ -36,7 +36,7 @@ class CompiledLayers:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """The model runs them; before and after, and for sequences alone, its own code runs."""
+        """The model runs them; before and after, and for the reference, its own code runs."""
         for block, compiled in self._pairs:
             block.forward = compiled
         try:

@@ -1,21 +1,18 @@
 """Attention along paths by the Rust core, for float32 models on a CPU.
 
-One call does a layer of a window: the loop over its runs, which are short, is not Python's.
+One call does a layer of a chunk: the loop over its short runs is in Rust.
 """
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from ebm_encode import _core
-
-if TYPE_CHECKING:
-    from ebm_encode.engines.attention import PathMask
+from ebm_encode.engines.masks import PathMask
 
 
-def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: "PathMask") -> bool:
-    """Whether the kernel takes these, and says by a reach what the mask says."""
+def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: PathMask) -> bool:
+    """Whether the kernel takes these, and a window says what the mask says."""
     ours = all(
         part.device.type == "cpu" and part.dtype == torch.float32 for part in (query, key, value)
     )
@@ -27,13 +24,13 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     before: tuple[torch.Tensor, torch.Tensor],
-    mask: "PathMask",
+    mask: PathMask,
     *,
     scaling: float | None,
 ) -> torch.Tensor:
     """Outputs (1, N, H, E) of queries (1, H, N, D), keys (1, G, N, D) and values (1, G, N, E).
 
-    `before` has the keys (G, P, D) and values (G, P, E) that the first run stands on.
+    `before` has the keys (G, P, D) and values (G, P, E) that the first run extends.
     """
     output = value.new_empty((query.shape[2], query.shape[1], value.shape[3]))
     starts, kept = mask.paths.walk
@@ -47,7 +44,7 @@ def attend(
         kept,
         output.numpy(),
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
-        reach=mask.reach,
+        reach=mask.window,
     )
     return output[None]
 

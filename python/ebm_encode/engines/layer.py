@@ -8,7 +8,7 @@ import torch
 
 from ebm_encode.engines.torch_settings import inference
 from ebm_encode.errors import ModelError
-from ebm_encode.model import Model, text_config_of
+from ebm_encode.loading.model import Model, text_config_of
 
 
 class _Reached(Exception):  # noqa: N818  (not an error)

@@ -1,4 +1,4 @@
-"""The noise floor of a model: how far rounding alone moves its hidden states.
+"""The noise floor of a model: how far rounding moves its hidden states.
 
 Two correct ways to run a model differ by rounding, and how much that is depends on the model: on
 its depth, its weights, its dtype. So it is measured. The unbatched reference is run once more with
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode.engines.layer import blocks_of
-from ebm_encode.model import DTYPES, Model
+from ebm_encode.loading.model import DTYPES, Model
 
 FLOAT32_FLOOR = 1e-5
 """In float32 this much is always allowed, relative to the largest value."""
@@ -73,7 +73,7 @@ class NoiseFloor:
 def rounded(model: Model, seed: int = 0) -> Iterator[bool]:
     """Within this the input of each layer is changed by one rounding, at random but seeded.
 
-    That is so for whoever runs the model: to be entered under the lock of its engines.
+    It affects every thread that runs the model: enter it under the lock of its engines.
 
     Gives whether it is: not where the layers of the model cannot be found.
     """

@@ -1,4 +1,4 @@
-"""Padded batches, and sequences alone: what works with any model."""
+"""Padded batches, and sequences at batch size 1: what works with any model."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.layer import LayerTap
-from ebm_encode.engines.rows import Arrival, Rows, to_device
+from ebm_encode.engines.output import OutputSlots, Pass, to_device
 from ebm_encode.engines.torch_settings import inference
-from ebm_encode.model import Model
-from ebm_encode.tokens import Tokens
+from ebm_encode.loading.model import Model
+from ebm_encode.options import Pooling
+from ebm_encode.prompts.tokens import Tokens
 
 
 class PaddedEngine:
@@ -35,58 +35,62 @@ class PaddedEngine:
         self._budget = budget
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
-        """Batches under the budget of tokens and rows, longest first."""
+        """Batches under the budget of tokens and sequences, longest first."""
         lengths = tokens.lengths.astype(np.uint32)
-        return _core.plan_padded(lengths, self._budget.tokens, self._budget.rows)
+        return _core.plan_padded(lengths, self._budget.tokens, self._budget.sequences)
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """Tokens of a batch, padding included."""
         return len(sequences) * max(map(len, sequences))
 
-    def at_once(self, size: int) -> int:  # noqa: ARG002
+    def tokens_per_forward(self, size: int) -> int:  # noqa: ARG002
         """0: each row holds one sequence."""
         return 0
 
-    def last_at_once(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+    def last_packed_index(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """The longest sequence."""
         return max(range(len(sequences)), key=lambda i: len(sequences[i]))
 
-    def forward(self, sequences: Sequence[NDArray[np.uint32]], rows: Rows) -> Arrival:
-        """One pass; writes the row of each sequence."""
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
+        """Starts a pass over a padded batch."""
         with inference():
-            return self._pooled(self._hidden(sequences), sequences, rows)
+            return self._pooled(self._hidden(sequences), sequences, slots)
 
     def states(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows, wanted: Sequence[int]
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, wanted: Sequence[int]
     ) -> list[NDArray[np.float32]]:
         """As `forward`, and the hidden states of some sequences."""
         with inference():
             hidden = self._hidden(sequences)
-            self._pooled(hidden, sequences, rows).wait()
+            self._pooled(hidden, sequences, slots).wait()
             own = [hidden[i, : len(sequences[i])] for i in wanted]
             return [states.float().cpu().numpy() for states in own]
 
     def trial(
-        self, sequences: Sequence[NDArray[np.uint32]], rows: Rows
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
     ) -> list[NDArray[np.float32]]:
         """As `states` of all."""
-        return self.states(sequences, rows, range(len(sequences)))
+        return self.states(sequences, slots, range(len(sequences)))
 
     def _pooled(
-        self, hidden: torch.Tensor, sequences: Sequence[NDArray[np.uint32]], rows: Rows
-    ) -> Arrival:
-        landing = rows.landing(self._model.device)
-        own = zip(landing.targets, hidden, sequences, strict=True)
-        for row, states, sequence in own:
-            self._pool(states[: len(sequence)], row)
-        return landing.depart()
+        self, hidden: torch.Tensor, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
+    ) -> Pass:
+        own = [states[: len(tokens)] for states, tokens in zip(hidden, sequences, strict=True)]
+        if hidden.device.type == "cpu":
+            for states, slot in zip(own, slots.tensors, strict=True):
+                self._pool(states, slot)
+            return Pass(slots)
+        pooled = torch.empty((len(own), hidden.shape[2]), dtype=torch.float32, device=hidden.device)
+        for states, target in zip(own, pooled, strict=True):
+            self._pool(states, target)
+        return Pass(slots, slots.start_copy(pooled))
 
     def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
         """The hidden state of every slot, (B, T, C)."""
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         # Any id will do as padding: on the right, no token of a causal model sees it, the mask
-        # hides it from one that is not causal, and pooling leaves it out.
+        # hides it from one that is not causal, and pooling skips it.
         ids = np.zeros((len(sequences), longest), dtype=np.int64)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
@@ -97,28 +101,28 @@ class PaddedEngine:
         mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
         return self._tap.hidden(input_ids, mask)
 
-    def _pool(self, own: torch.Tensor, row: torch.Tensor) -> None:
-        """One row from a sequence's own hidden states, (T, C) to (C,), in float32."""
+    def _pool(self, own: torch.Tensor, target: torch.Tensor) -> None:
+        """Pools a sequence's own hidden states, (T, C) to (C,), in float32."""
         if self._pooling == "last":
-            row.copy_(own[-1])
+            target.copy_(own[-1])
         else:
-            torch.sum(own, dim=0, dtype=torch.float32, out=row).div_(len(own))
+            torch.sum(own, dim=0, dtype=torch.float32, out=target).div_(len(own))
 
 
-class AloneEngine(PaddedEngine):
-    """One sequence at a time, batch size 1: slow, and exact by definition.
+class UnbatchedEngine(PaddedEngine):
+    """One sequence at a time, batch size 1: slow, and exact by definition. The reference.
 
     Attributes:
         pooling: As given.
     """
 
-    name = "alone"
+    name = "unbatched"
 
     def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
         super().__init__(model, pooling, layer, Budget(1, 1))
-        self.pooling = pooling
+        self.pooling: Pooling = pooling
 
     def width(self, sequence: NDArray[np.uint32]) -> int:
-        """Length of a row, told by running the model; its config may not say."""
+        """Length of an embedding, found by running the model; its config may not say."""
         with inference():
             return int(self._hidden([sequence]).shape[-1])

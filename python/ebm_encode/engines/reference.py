@@ -1,7 +1,7 @@
 """The unbatched reference, and how far an engine is from it.
 
 Hidden states are compared token by token, not pooled: a mean over hundreds of tokens hides a few
-wrong ones. The pooling is compared apart, with the mean of the engine's own states: both are
+wrong ones. The pooling is compared separately, with the mean of the engine's own states: both are
 float32 sums of the same numbers, so there the dtype of the model excuses nothing.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.engines.engine import Pooling
 from ebm_encode.engines.noise import NoiseFloor, token_errors
+from ebm_encode.options import Pooling
 
 _16_BIT = ("bfloat16", "float16")
 
@@ -31,15 +31,15 @@ class Reference:
 
     Attributes:
         states: The hidden state of each token, float32 (T, C), one array per sequence.
-        rows: The embeddings, float32 `[n, C]`.
+        embeddings: The embeddings, float32 `[n, C]`.
     """
 
     states: list[NDArray[np.float32]]
-    rows: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
 
     def select(self, indices: Sequence[int]) -> "Reference":
         """That of some of the sequences."""
-        return Reference([self.states[i] for i in indices], self.rows[list(indices)])
+        return Reference([self.states[i] for i in indices], self.embeddings[list(indices)])
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Deviation:
     """How far an engine is from the reference on some sequences.
 
     Attributes:
-        error: Largest `max |row - reference| / max |reference|` of an embedding.
+        error: Largest `max |embedding - reference| / max |reference|` of an embedding.
         cosine: Smallest cosine of an embedding.
         token_error: Largest relative L2 difference of a token's hidden state.
         pooling_error: Largest difference of an embedding from the pooled states of the engine
@@ -71,7 +71,7 @@ class Deviation:
 
 
 def deviation(
-    rows: NDArray[np.float32],
+    embeddings: NDArray[np.float32],
     states: Sequence[NDArray[np.float32]],
     reference: Reference,
     *,
@@ -82,7 +82,7 @@ def deviation(
     """Compares an engine with the reference.
 
     Args:
-        rows: The engine's embeddings, float32 `[n, C]`.
+        embeddings: The engine's embeddings, float32 `[n, C]`.
         states: The hidden states that it pooled them from, (T, C) per sequence.
         reference: The unbatched reference of the same sequences.
         pooling: How states are pooled.
@@ -90,11 +90,11 @@ def deviation(
         unstable: Asked for sequences with tokens beyond the bound, by index: which tokens of it
             rounding moves that far. Others are wrong.
     """
-    error, cosine = compare(rows, reference.rows)
+    error, cosine = compare(embeddings, reference.embeddings)
     tokens = [
         token_errors([own], [truth]) for own, truth in zip(states, reference.states, strict=True)
     ]
-    pooled = pooling_error(rows, states, pooling)
+    pooled = pooling_error(embeddings, states, pooling)
     exact = pooled <= 1
     beyond = [(i, own > noise.bound) for i, own in enumerate(tokens) if (own > noise.bound).any()]
     count = sum(int(far.sum()) for _, far in beyond)
@@ -109,24 +109,24 @@ def deviation(
 
 
 def embedding_deviation(
-    rows: NDArray[np.float32], reference: Reference, *, noise: NoiseFloor
+    embeddings: NDArray[np.float32], reference: Reference, *, noise: NoiseFloor
 ) -> Deviation:
     """As `deviation`, where there are no hidden states to compare; far weaker in 16 bits."""
-    error, cosine = compare(rows, reference.rows)
+    error, cosine = compare(embeddings, reference.embeddings)
     return Deviation(error, cosine, 0.0, 0.0, embeddings_agree(error, cosine, noise))
 
 
 def pooling_error(
-    rows: NDArray[np.float32], states: Sequence[NDArray[np.float32]], pooling: Pooling
+    embeddings: NDArray[np.float32], states: Sequence[NDArray[np.float32]], pooling: Pooling
 ) -> float:
     """How far embeddings are from the pooled states, in units of what is allowed; NaN counts."""
     worst = 0.0
-    for row, own in zip(rows.astype(np.float64), states, strict=True):
+    for embedding, own in zip(embeddings.astype(np.float64), states, strict=True):
         values = own.astype(np.float64)
         exact = values[-1] if pooling == "last" else values.mean(axis=0)
         size = np.abs(values[-1:] if pooling == "last" else values).mean(axis=0)
         with np.errstate(invalid="ignore"):
-            off = np.abs(row - exact) / (_POOLING_ERROR * size + np.finfo(np.float32).tiny)
+            off = np.abs(embedding - exact) / (_POOLING_ERROR * size + np.finfo(np.float32).tiny)
         worst = max(worst, float(np.nan_to_num(off, nan=np.inf).max()))
     return worst
 
@@ -142,14 +142,14 @@ def embeddings_agree(error: float, cosine: float, noise: NoiseFloor) -> bool:
     return cosine >= MIN_COSINE if noise.dtype in _16_BIT else error <= noise.bound
 
 
-def compare(rows: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[float, float]:
-    """Largest `max |row - truth| / max |truth|` and smallest cosine, over float32 `[n, C]`.
+def compare(embeddings: NDArray[np.float32], truth: NDArray[np.float32]) -> tuple[float, float]:
+    """Largest `max |embedding - truth| / max |truth|` and smallest cosine, over float32 `[n, C]`.
 
-    NaN where a row is not finite.
+    NaN where an embedding is not finite.
     """
-    rows64, truth64 = rows.astype(np.float64), truth.astype(np.float64)
+    ours64, truth64 = embeddings.astype(np.float64), truth.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        errors = np.abs(rows64 - truth64).max(axis=1) / np.abs(truth64).max(axis=1)
-        dots = (rows64 * truth64).sum(axis=1)
-        norms = np.linalg.norm(rows64, axis=1) * np.linalg.norm(truth64, axis=1)
+        errors = np.abs(ours64 - truth64).max(axis=1) / np.abs(truth64).max(axis=1)
+        dots = (ours64 * truth64).sum(axis=1)
+        norms = np.linalg.norm(ours64, axis=1) * np.linalg.norm(truth64, axis=1)
         return float(errors.max()), float((dots / norms).min())

@@ -1,4 +1,4 @@
-"""The self-test: which engine to use for a model. The first whose hidden states are exact."""
+"""The self-test: which engine to use for a model: the first that is exact."""
 
 import logging
 from collections.abc import Sequence
@@ -8,16 +8,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm_encode.engines.compared import NOTHING, Compared
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.noise import NoiseFloor, rounded, token_errors, unstable_tokens
-from ebm_encode.engines.padded import AloneEngine
+from ebm_encode.engines.output import OutputSlots
+from ebm_encode.engines.padded import UnbatchedEngine
 from ebm_encode.engines.reference import Deviation, Reference, deviation
-from ebm_encode.engines.rows import Rows
-from ebm_encode.errors import ModelError
-from ebm_encode.model import Model, one_line
-from ebm_encode.tokens import Tokens
+from ebm_encode.errors import ModelError, one_line
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
+
+# They begin alike, one is the beginning of another, and two are the same: all that a trie can hold.
+SELF_TEST_PROMPTS = (
+    "⊢ True",
+    "n : ℕ\n⊢ n + 0 = n",
+    "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q",
+    "p q : Prop\nhp : p\nhq : q\n⊢ p",
+    "p q : Prop\nhp : p\nhq : q\n⊢ q ∧ p",
+    "p q : Prop\nhp : p\nhq : q\n⊢ q ∧ p",
+    "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\nhx : x ∈ I\n⊢ x ∈ J",
+    "α : Type u_1\ninst✝ : CommRing α\nI J : Ideal α\nh : I ≤ J\nx : α\n⊢ x ∈ I → x ∈ J",
+    """case succ
+x y : ℝ
+n : ℕ
+ih : x ^ n * y ^ n = (x * y) ^ n
+⊢ x ^ (n + 1) * y ^ (n + 1) = (x * y) ^ (n + 1)
+
+case zero
+x y : ℝ
+⊢ x ^ 0 * y ^ 0 = (x * y) ^ 0""",
+)
 
 
 @dataclass(frozen=True)
@@ -26,14 +48,14 @@ class EngineChoice:
 
     Attributes:
         engine: The engine.
-        dim: Length of the rows.
+        dim: Length of an embedding.
         reason: In words; also why better engines were not taken.
         deviation: How far it is from the unbatched reference; `None` for the reference itself.
         noise: The noise floor of the model.
-        longest: Tokens of the longest probe that was compared.
-        worse: The engines to go on with, should this one prove wrong later.
+        compared: How far it has been compared with the reference.
+        alternatives: The engines to fall back on, best first, should this one prove not exact.
         refused: Why better ones were not taken, of each.
-        finite: Whether the model gives a finite embedding of any probe.
+        finite: Whether the model gives a finite embedding of any self-test prompt.
     """
 
     engine: Engine
@@ -41,8 +63,8 @@ class EngineChoice:
     reason: str
     noise: NoiseFloor
     deviation: Deviation | None = None
-    longest: int = 0
-    worse: tuple[Engine, ...] = ()
+    compared: Compared = NOTHING
+    alternatives: tuple[Engine, ...] = ()
     refused: tuple[str, ...] = ()
     finite: bool = True
 
@@ -69,7 +91,7 @@ class SelfTest:
         noise: The noise floor of the model.
         dim: Length of an embedding.
         model: The model.
-        alone: The engine that is the reference.
+        unbatched: The engine that is the reference.
     """
 
     probes: Tokens
@@ -77,21 +99,21 @@ class SelfTest:
     noise: NoiseFloor
     dim: int
     model: Model
-    alone: AloneEngine
+    unbatched: UnbatchedEngine
     _unstable: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
 
     @classmethod
-    def prepare(cls, model: Model, alone: AloneEngine, probes: Tokens) -> "SelfTest":
+    def prepare(cls, model: Model, unbatched: UnbatchedEngine, probes: Tokens) -> "SelfTest":
         """Runs the reference, plainly and with roundings.
 
         Args:
             model: The model.
-            alone: The engine that is the reference.
+            unbatched: The engine that is the reference.
             probes: Sequences that begin alike and differ in length, so that a wrong mask shows.
         """
-        dim = alone.width(probes[int(probes.lengths.argmax())])
-        reference = reference_of(alone, probes, dim)
-        finite = np.flatnonzero(np.isfinite(reference.rows).all(axis=1)).tolist()
+        dim = unbatched.width(probes[int(probes.lengths.argmax())])
+        reference = reference_of(unbatched, probes, dim)
+        finite = np.flatnonzero(np.isfinite(reference.embeddings).all(axis=1)).tolist()
         if 0 < len(finite) < len(probes):
             log.warning(
                 "self-test: %d of %d prompts have no finite embedding even unbatched; skipped",
@@ -100,21 +122,22 @@ class SelfTest:
             )
         probes, reference = probes.select(finite), reference.select(finite)
         with rounded(model) as possible:
-            moved = reference_of(alone, probes, dim) if possible else reference
+            moved = reference_of(unbatched, probes, dim) if possible else reference
         errors = token_errors(moved.states, reference.states) if possible else np.zeros(0)
         noise = NoiseFloor.of(model.dtype, errors)
-        return cls(probes, reference, noise, dim, model, alone)
+        return cls(probes, reference, noise, dim, model, unbatched)
 
     def with_samples(self, samples: Tokens) -> "SelfTest":
         """The same with more sequences, as far as these have a finite reference."""
-        more = reference_of(self.alone, samples, self.dim)
-        finite = np.flatnonzero(np.isfinite(more.rows).all(axis=1)).tolist()
+        more = reference_of(self.unbatched, samples, self.dim)
+        finite = np.flatnonzero(np.isfinite(more.embeddings).all(axis=1)).tolist()
         samples, more = samples.select(finite), more.select(finite)
         reference = Reference(
-            [*self.reference.states, *more.states], np.concatenate([self.reference.rows, more.rows])
+            [*self.reference.states, *more.states],
+            np.concatenate([self.reference.embeddings, more.embeddings]),
         )
         probes = Tokens.joined(self.probes, samples)
-        return SelfTest(probes, reference, self.noise, self.dim, self.model, self.alone)
+        return SelfTest(probes, reference, self.noise, self.dim, self.model, self.unbatched)
 
     def choose(self, candidates: Sequence[Engine], *, before: Sequence[str] = ()) -> EngineChoice:
         """The first of the candidates that is exact; the reference itself where none is.
@@ -126,7 +149,7 @@ class SelfTest:
         if not len(self.probes):
             reason = "the model's hidden states are not finite even unbatched; all are refused"
             log.warning("self-test: %s", reason)
-            return EngineChoice(self.alone, self.dim, reason, self.noise, finite=False)
+            return EngineChoice(self.unbatched, self.dim, reason, self.noise, finite=False)
         refused = [*before]
         for i, engine in enumerate(candidates):
             try:
@@ -147,26 +170,26 @@ class SelfTest:
                 "; ".join([*refused, equal]),
                 self.noise,
                 found,
-                int(self.probes.lengths.max()),
+                Compared(length=int(self.probes.lengths.max())),
                 tuple(candidates[i + 1 :]),
                 tuple(refused),
             )
         reason = "; ".join([*refused, "batch size 1, which is exact but slow"])
-        return EngineChoice(self.alone, self.dim, reason, self.noise, refused=tuple(refused))
+        return EngineChoice(self.unbatched, self.dim, reason, self.noise, refused=tuple(refused))
 
     def _deviation(self, engine: Engine) -> Deviation:
         """How far an engine is from the reference of the probes."""
-        rows = Rows.new(len(self.probes), self.dim)
+        slots = OutputSlots.new(len(self.probes), self.dim)
         states = dict[int, NDArray[np.float32]]()
         for batch in engine.plan(self.probes):
-            own = engine.trial([self.probes[i] for i in batch], rows.select(batch))
+            own = engine.trial([self.probes[i] for i in batch], slots.select(batch))
             states.update(zip(batch, own, strict=True))
         ordered = [states[i] for i in range(len(self.probes))]
         return deviation(
-            rows.array,
+            slots.array,
             ordered,
             self.reference,
-            pooling=self.alone.pooling,
+            pooling=self.unbatched.pooling,
             noise=self.noise,
             unstable=self._unstable_tokens,
         )
@@ -174,21 +197,23 @@ class SelfTest:
     def _unstable_tokens(self, i: int) -> NDArray[np.bool_]:
         """Which tokens of a probe rounding moves beyond the bound; the same for every engine."""
         if i not in self._unstable:
-            probe, scratch = self.probes[i], Rows.new(1, self.dim)
+            probe, scratch = self.probes[i], OutputSlots.new(1, self.dim)
 
             def states(seed: int) -> NDArray[np.float32]:
                 with rounded(self.model, seed):
-                    return self.alone.states([probe], scratch, [0])[0]
+                    return self.unbatched.states([probe], scratch, [0])[0]
 
             self._unstable[i] = unstable_tokens(states, self.reference.states[i], self.noise)
         return self._unstable[i]
 
 
-def reference_of(alone: AloneEngine, sequences: Tokens, dim: int) -> Reference:
+def reference_of(unbatched: UnbatchedEngine, sequences: Tokens, dim: int) -> Reference:
     """Hidden states and embeddings of some sequences, each at batch size 1."""
-    rows = Rows.new(len(sequences), dim)
-    states = [alone.states([sequences[i]], rows.select([i]), [0])[0] for i in range(len(sequences))]
-    return Reference(states, rows.array)
+    slots = OutputSlots.new(len(sequences), dim)
+    states = [
+        unbatched.states([sequences[i]], slots.select([i]), [0])[0] for i in range(len(sequences))
+    ]
+    return Reference(states, slots.array)
 
 
 def require_engine(choice: EngineChoice, name: str) -> None:

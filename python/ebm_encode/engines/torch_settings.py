@@ -1,9 +1,9 @@
 """What a pass needs of torch's settings, which belong to the whole process.
 
-A trainer beside the encoder, or an environment variable, may let float32 products be computed in
+A trainer beside the encoder, or an environment variable, may let float32 matmuls be computed in
 TF32 or bfloat16, or whole layers by `autocast`; for convolutions and recurrent layers on a GPU
-that is torch's own default. Rows would then be float32 by name only, and so would those of each
-state alone that they are compared with. And cuDNN's attention, where torch
+that is torch's own default. Embeddings would then be float32 in name only, and so
+would the reference that they are compared with. And cuDNN's attention, where torch
 prefers it, makes a plan for every new shape; lengths of states differ all the time.
 
 A forked process computes with one thread of torch: it has no others.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
-_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 # Convolutions are between the attention layers of LFM2 and in Mamba; code that comes with a model
 # may have recurrent layers.
 _LAYERS = (
@@ -56,7 +56,7 @@ class _Changed:
                 torch.set_num_threads(1)
                 self._forked = False
             if self._passes == 0:
-                self._put_back.callback(_exact_products())
+                self._put_back.callback(_exact_matmuls())
                 self._put_back.callback(_exact_layers())
                 self._put_back.callback(_no_plans())
             self._passes += 1
@@ -93,9 +93,9 @@ def _no_autocast() -> Iterator[None]:
         yield
 
 
-def _exact_products() -> Callable[[], None]:
-    """Has float32 products computed in float32; returns what puts the setting back."""
-    before = [product.fp32_precision for product in _PRODUCTS]
+def _exact_matmuls() -> Callable[[], None]:
+    """Has float32 matmuls computed in float32; returns what puts the setting back."""
+    before = [matmul.fp32_precision for matmul in _MATMULS]
     if all(precision in _EXACT for precision in before):
         return lambda: None
     try:
@@ -107,7 +107,7 @@ def _exact_products() -> Callable[[], None]:
     def put_back() -> None:
         if old_name is not None:
             torch.set_float32_matmul_precision(old_name)
-        _put_back(_PRODUCTS, before)
+        _put_back(_MATMULS, before)
 
     return put_back
 

@@ -1,0 +1,1 @@
+"""Bulk runs: states through an encoder into a cache."""

@@ -1,0 +1,36 @@
+"""Work done one item ahead of its use."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_END: Any = object()
+
+
+def ahead(source: Iterator[T], name: str) -> Generator[T, None, None]:
+    """The items of an iterator, of which the next is made while one is in use.
+
+    The whole iterator runs on one other thread, one item ahead. What it raises is raised
+    here, after the items before it. Closing this waits for the item in hand, makes no further one,
+    and closes the iterator, if that can be closed.
+
+    Args:
+        source: The iterator.
+        name: The thread's name.
+    """
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    try:
+        waiting = deque([thread.submit(next, source, _END)])
+        while True:
+            item = waiting.popleft().result()
+            if item is _END:
+                return
+            waiting.append(thread.submit(next, source, _END))
+            yield item
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
+        if isinstance(source, Generator):
+            source.close()

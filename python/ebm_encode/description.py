@@ -1,0 +1,44 @@
+"""What an encoder is made of and runs on: what changes no number, but is worth knowing."""
+
+import platform
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+
+from ebm_encode import _core
+from ebm_encode.encoder import Encoder
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """An encoder's model, engine, device and software, beside its identity; JSON values only."""
+    model = encoder.model
+    return {
+        "model": model.name,
+        "template": encoder.prompts.template.name,
+        "engine": encoder.choice.to_json(),
+        "batches": _batches(encoder),
+        "attention": getattr(model.base.config, "_attn_implementation", None),
+        "device": model.device_name,
+        "versions": versions(),
+    } | ({"commit": model.commit} if model.commit else {})
+
+
+def versions() -> dict[str, str]:
+    """The software that makes embeddings, and its versions."""
+    return {
+        "ebm_encode": _core.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def _batches(encoder: Encoder) -> dict[str, Any]:
+    """The most that went through the model per pass, and what was measured to find it."""
+    budget, found = encoder.budget, encoder.tuning.calibration
+    most = {"max_batch_tokens": budget.tokens, "batch_size": budget.sequences}
+    most |= {"layers_compiled": encoder.selection.compiled}
+    return most | ({} if found is None else found.to_json())

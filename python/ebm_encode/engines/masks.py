@@ -1,0 +1,114 @@
+"""Masks over paths: which of the keys on its path a token sees, by the model's own mask function.
+
+transformers hands the mask of each kind of layer (all keys, a sliding window, a chunk) to a mask
+interface as a function of two positions. Positions in a sequence are depths in the trie.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ebm_encode.engines.trie import Paths, RaggedPaths, Run
+
+_MOST_KEPT = 2**26
+"""Most pairs of a chunk whose masks are kept from layer to layer; others are computed again."""
+
+current_paths: ContextVar[Paths | None] = ContextVar("current_paths", default=None)
+"""The chunk that this thread runs; the mask interface cannot be told otherwise."""
+
+
+class UnsupportedAttentionError(RuntimeError):
+    """A model's attention wants something that attention over paths does not offer."""
+
+
+@dataclass
+class PathMask:
+    """Takes the place of a mask: which keys of its path each run sees, for one kind of layer.
+
+    Attributes:
+        paths: The chunk.
+        visible: transformers' mask function, of batch, head, query position and key position.
+        window: No query sees a key that many positions before it or more; `None`: no such bound.
+        dtype: Dtype of the scores that masks are added to.
+        device: Where the masks are needed.
+    """
+
+    paths: Paths
+    visible: Callable[..., torch.Tensor]
+    window: int | None
+    dtype: torch.dtype
+    device: torch.device
+    _made: dict[Run, tuple[slice, torch.Tensor]] = field(default_factory=dict)
+    _kept: int = 0
+
+    def of(self, run: Run) -> tuple[slice, torch.Tensor]:
+        """The depths of the keys to look at, and 0 or -inf for each pair, (1, 1, queries, keys)."""
+        made = self._made.get(run)
+        if made is None:
+            made = self._make(run)
+            self._kept += made[1].numel()
+            if self._kept <= _MOST_KEPT:
+                self._made[run] = made
+        return made
+
+    @cached_property
+    def ragged(self) -> RaggedPaths:
+        """The paths of the chunk end to end."""
+        return RaggedPaths.of(self.paths, self.device)
+
+    @cached_property
+    def banded(self) -> bool:
+        """Whether a query sees just the keys of its window and itself; chunks differ."""
+        try:
+            return self._banded_on(torch.device("cpu"))  # to ask a GPU would be to wait for it
+        except RuntimeError:
+            if self.device.type == "cpu":
+                raise
+            return self._banded_on(self.device)  # the function has numbers that are there
+
+    def _banded_on(self, device: torch.device) -> bool:
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        queries = torch.arange(self.paths.longest, device=device)
+        window = self.paths.longest if self.window is None else self.window
+        first = (queries - window + 1).clamp(min=0)
+        before, at = queries - window, queries
+        ends = self.visible(zero, zero, queries, first) & self.visible(zero, zero, queries, at)
+        beyond = self.visible(zero, zero, queries, before) & (before >= 0)
+        beyond = beyond | self.visible(zero, zero, queries, at + 1)
+        return bool(ends.all()) and not bool(beyond.any())
+
+    def _make(self, run: Run) -> tuple[slice, torch.Tensor]:
+        first, end = run.depth, run.depths.stop
+        start = 0 if self.window is None else max(0, first - self.window + 1)
+        zero = torch.zeros((1, 1, 1, 1), dtype=torch.long, device=self.device)
+        queries = torch.arange(first, end, device=self.device)[None, None, :, None]
+        keys = torch.arange(start, end, device=self.device)[None, None, None, :]
+        seen = self.visible(zero, zero, queries, keys).expand(1, 1, end - first, end - start)
+        scores = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
+
+
+def path_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> PathMask:
+    """The mask interface: what transformers would make a mask of is kept for each run.
+
+    Raises:
+        UnsupportedAttentionError: If the mask depends on more than positions.
+    """
+    paths = current_paths.get()
+    if use_vmap or q_length != kv_length or paths is None:
+        raise UnsupportedAttentionError("a mask that depends on more than positions")
+    return PathMask(paths, mask_function, local_size, dtype, device)

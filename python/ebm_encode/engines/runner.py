@@ -1,0 +1,205 @@
+"""Token sequences through a model, pass by pass, by the best engine that is exact.
+
+Knows nothing of texts: what a sequence means and whether its embedding is valid is the encoder's
+concern.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from traceback import clear_frames
+
+import numpy as np
+
+from ebm_encode.engines.comparison import Comparison
+from ebm_encode.engines.engine import Engine, EngineError
+from ebm_encode.engines.memory import free_memory, is_out_of_memory
+from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.engines.selection import Selection
+from ebm_encode.errors import EncodingError, ModelError, TextFailedError, one_line
+from ebm_encode.loading.model import Model
+from ebm_encode.prompts.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs sequences through one model. Several threads may share it.
+
+    Args:
+        model: The model.
+        selection: The engine in use.
+    """
+
+    def __init__(self, model: Model, selection: Selection) -> None:
+        self._model, self._selection = model, selection
+        self._unbatched = selection.unbatched
+        self._comparison = Comparison(selection)
+        # Tokens of the smallest batch that ran out of memory, if any did.
+        self._too_large: int | None = None
+
+    def run(
+        self,
+        tokens: Tokens,
+        slots: OutputSlots | None = None,
+        wanted: Callable[[list[int]], bool] = lambda _: True,
+    ) -> Iterator[Pass]:
+        """Runs sequences; yields each pass once its embeddings are there and may be used.
+
+        Args:
+            tokens: Sequences of at least one token each.
+            slots: Where the embeddings go; if not given, into new memory of each pass.
+            wanted: Asked of each batch whether it is to be run; what it answers does not change
+                how the sequences are divided.
+
+        Raises:
+            ModelError: If the model does not run any more, or a forced engine is not exact.
+        """
+        stretched = dict.fromkeys(self._model.stretching(tokens.lengths))
+        for i in stretched:
+            if wanted([i]):
+                yield self._run_unbatched(tokens, i, slots)
+        rest = [i for i in range(len(tokens)) if i not in stretched]
+        refused: set[int] = set()
+        while rest:
+            engine = self._selection.choice.engine
+            batches = [b for b in _longest_first(_plan(engine, tokens, rest), tokens) if wanted(b)]
+            left = {i for batch in batches for i in batch}
+            failure = None
+            try:
+                for done in self._passes(engine, tokens, batches, slots):
+                    self._comparison.check(engine, done, tokens, refused)
+                    left.difference_update(done.indices, done.failed)
+                    yield done
+            except EngineError as error:
+                failure = error
+            # Handled out here: while it is caught, an exception holds the memory of its pass.
+            failed = {} if failure is None else self._resolve(failure, tokens)
+            if failed:
+                left.difference_update(failed)
+                yield Pass.without_embedding(failed)
+            rest = [i for i in rest if i in left]
+
+    def _resolve(self, failure: EngineError, tokens: Tokens) -> dict[int, EncodingError]:
+        """Finds out what is at fault: a text, which is refused, or the engine, which is replaced.
+
+        Returns the sequences that the model fails on, with the reason.
+
+        Raises:
+            ModelError: If the model does not run any more, or the engine was forced.
+        """
+        engine, reason, sample = failure.engine, str(failure), failure.indices
+        if failure.failed and engine is self._selection.choice.engine:
+            assert failure.__cause__ is not None
+            clear_frames(failure.__cause__.__traceback__)  # which hold the tensors of the pass
+            failed, sample = self._run_each(failure.indices, tokens)
+            if failed:
+                return failed
+            if engine is self._unbatched.engine:
+                raise ModelError(f"{self._model.name}: batch size 1 failed ({reason})") from failure
+            where = " where each sequence succeeds unbatched" if sample else ""
+            reason = f"{engine.name} failed{where} ({reason})"
+        self._selection.fall_back(engine, reason, tokens.select(sample))
+        return {}
+
+    def _run_each(
+        self, indices: Sequence[int], tokens: Tokens
+    ) -> tuple[dict[int, EncodingError], list[int]]:
+        """Runs sequences unbatched; gives those that the model fails on, and one that it runs."""
+        failed: dict[int, EncodingError] = {}
+        fine: list[int] = []
+        for i in indices:
+            try:
+                self._unbatched.embedding(tokens[i])
+            except TextFailedError as error:
+                failed[i] = error
+            except EncodingError:  # too long for the memory even unbatched: nothing is known of it
+                continue
+            else:
+                fine.append(i)
+        return failed, fine[:1]
+
+    def _passes(
+        self,
+        engine: Engine,
+        tokens: Tokens,
+        batches: list[list[int]],
+        slots: OutputSlots | None,
+    ) -> Iterator[Pass]:
+        """The passes in their order; a device works on the next one while one is in use.
+
+        Raises:
+            EngineError: If one fails, and not for want of memory.
+        """
+        under_way: deque[Pass] = deque()
+        for batch in batches:
+            for started in self._start(engine, tokens, batch, slots):
+                under_way.append(started)
+                while len(under_way) > 1 or (under_way and under_way[0].done):
+                    yield _waited_for(under_way.popleft(), engine)
+        while under_way:
+            yield _waited_for(under_way.popleft(), engine)
+
+    def _start(
+        self, engine: Engine, tokens: Tokens, indices: list[int], slots: OutputSlots | None
+    ) -> Iterator[Pass]:
+        """Starts the pass over a batch, or over its halves where the memory does not hold it."""
+        sequences = [tokens[i] for i in indices]
+        size = engine.size(sequences)
+        if len(indices) == 1 or self._too_large is None or size < self._too_large:
+            own = self._slots(slots, indices)
+            try:
+                with self._selection.lock:
+                    started = engine.forward(sequences, own)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise EngineError(engine, one_line(error), indices, failed=True) from error
+            else:
+                started.indices = indices
+                started.tokens_per_forward = engine.tokens_per_forward(size)
+                yield started
+                return
+            free_memory()  # not where the exception is handled, which holds the tensors of the pass
+            if len(indices) == 1:
+                yield self._run_unbatched(tokens, indices[0], slots)
+                return
+            self._too_large = size
+            log.warning("out of memory at %d tokens; continuing with smaller batches", size)
+        half = len(indices) // 2
+        for part in (indices[:half], indices[half:]):
+            yield from self._start(engine, tokens, part, slots)
+
+    def _run_unbatched(self, tokens: Tokens, i: int, slots: OutputSlots | None) -> Pass:
+        own = self._slots(slots, [i])
+        try:
+            own.slot(0)[:] = self._unbatched.embedding(tokens[i])
+        except EncodingError as error:
+            return Pass.without_embedding({i: error})
+        return Pass(own, indices=[i], unbatched=True)
+
+    def _slots(self, slots: OutputSlots | None, indices: Sequence[int]) -> OutputSlots:
+        if slots is not None:
+            return slots.select(indices)
+        return OutputSlots.new(len(indices), self._selection.choice.dim)
+
+
+def _plan(engine: Engine, tokens: Tokens, indices: list[int]) -> list[list[int]]:
+    return [[indices[k] for k in batch] for batch in engine.plan(tokens.select(indices))]
+
+
+def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
+    """The batch with the longest sequence first: checked against the reference, it covers shorter.
+
+    All others stay in their order.
+    """
+    lengths = tokens.lengths
+    first = int(np.argmax([lengths[batch].max() for batch in batches]))
+    return [batches[first], *batches[:first], *batches[first + 1 :]]
+
+
+def _waited_for(under_way: Pass, engine: Engine) -> Pass:
+    try:
+        under_way.wait()
+    except Exception as error:  # a device reports only now
+        raise EngineError(engine, one_line(error), under_way.indices, failed=True) from error
+    return under_way

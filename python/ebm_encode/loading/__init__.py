@@ -1,0 +1,1 @@
+"""Models: their files, their weights, and whether these are what was saved."""

@@ -1,0 +1,1 @@
+"""Prompts: states to token ids."""
