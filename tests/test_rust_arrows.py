@@ -38,6 +38,19 @@ def test_crates_depend_on_those_below_alone():
     assert found == CRATES
 
 
+def test_no_dependency_needs_a_newer_rust_than_is_stated():
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--offline"]
+    packages = json.loads(subprocess.check_output(command, cwd=RUST.parent))["packages"]
+
+    def version(package):
+        return tuple(int(part) for part in (package["rust_version"] or "1.0").split(".")[:2])
+
+    stated = {version(package) for package in packages if package["name"] in CRATES}
+    assert len(stated) == 1
+    newer = [package["name"] for package in packages if version(package) > max(stated)]
+    assert not newer
+
+
 def sources(crate):
     """Each file's path within the crate, and its code without tests and comments."""
     root = RUST / crate / "src"
@@ -63,11 +76,14 @@ def modules(crate):
         "::".join(path.with_suffix("").parts).removesuffix("::mod"): code
         for path, code in sources(crate)
     }
-    files.pop("lib")
+    files.pop("lib", None)
+    files.pop("main", None)
     imports = defaultdict(set)
     for name, code in files.items():
         parent = name.rpartition("::")[0]
-        for start, rest in re.findall(r"\b(crate|super)((?:::[a-z_]\w*)+)", code):
+        listed = re.findall(r"\b(crate|super)::\{([^}]*)\}", code)
+        paths = [(start, part.strip()) for start, parts in listed for part in parts.split(",")]
+        for start, rest in paths + re.findall(r"\b(crate|super)((?:::[a-z_]\w*)+)", code):
             path = rest.removeprefix("::")
             if start == "super":
                 # In `mod.rs`, and so in a folder's own module, `super` is what is above the folder.

@@ -12,14 +12,32 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
+use crate::json;
 use crate::texts::Texts;
+use crate::views::{Lends, matrix_view, view};
 use crate::waiting::interruptible;
-use crate::{json, views};
 
 #[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
 pub(crate) struct PyEmbeddingCache {
     pub(crate) cache: Arc<EmbeddingCache>,
     options: OpenOptions,
+}
+
+// SAFETY: the class is frozen, and a cache never moves, grows or writes its buffer.
+#[expect(unsafe_code, reason = "views of a cache's memory")]
+unsafe impl Lends for PyEmbeddingCache {
+    fn lent(&self) -> &[f32] {
+        self.cache.matrix()
+    }
+}
+
+/// A read-only view of one row of a cache, float32 `[dim]`.
+fn row_view<'py>(
+    cache: &Bound<'py, PyEmbeddingCache>,
+    row: usize,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let dim = cache.get().cache.dim();
+    view(cache, row * dim..(row + 1) * dim)
 }
 
 #[pymethods]
@@ -46,14 +64,14 @@ impl PyEmbeddingCache {
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let row = slf.get().cache.position(state);
         let row = row.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        views::row_view(slf, row)
+        row_view(slf, row)
     }
 
     fn get<'py>(
         slf: &Bound<'py, Self>,
         state: &str,
     ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        slf.get().cache.position(state).map(|row| views::row_view(slf, row)).transpose()
+        slf.get().cache.position(state).map(|row| row_view(slf, row)).transpose()
     }
 
     fn get_many<'py>(
@@ -100,7 +118,7 @@ impl PyEmbeddingCache {
     }
 
     fn matrix<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        views::matrix_view(slf)
+        matrix_view(slf, [slf.get().cache.len(), slf.get().cache.dim()])
     }
 
     fn nearest(&self, py: Python<'_>, state: &str, count: usize) -> PyResult<Vec<(String, f32)>> {

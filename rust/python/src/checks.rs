@@ -10,7 +10,6 @@ use pyo3::pybacked::PyBackedStr;
 use crate::errors::{argument_error, cache_error};
 use crate::json;
 use crate::waiting::interruptible;
-use crate::writer::{Finished, finished};
 
 #[pyclass(frozen, get_all, name = "BadRow", module = "ebm_encode._core")]
 #[derive(Clone)]
@@ -84,14 +83,6 @@ pub(crate) fn audit(py: Python<'_>, path: PathBuf, examples: usize) -> PyResult<
         interruptible(py, move || ebm_cache::audit(path, examples))?.map_err(cache_error)?;
     let report = serde_json::to_value(report).map_err(|error| argument_error(error.to_string()))?;
     json::to_python(py, &report)
-}
-
-#[pyfunction]
-pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
-    let mut report = py.detach(|| ebm_cache::compact(folder)).map_err(cache_error)?;
-    let replaced = std::mem::take(&mut report.replaced);
-    report.left_out.extend(replaced);
-    Ok(finished(report))
 }
 
 #[pyfunction]

@@ -31,7 +31,7 @@ mod _core {
     #[pymodule_export]
     use super::cached_encoder::{PyCachedEncoder, PyNoRow};
     #[pymodule_export]
-    use super::checks::{PyBadRow, audit, check_rows, compact, describe};
+    use super::checks::{PyBadRow, audit, check_rows, describe};
     #[pymodule_export]
     use super::identity::PyIdentity;
     #[pymodule_export]
@@ -43,7 +43,7 @@ mod _core {
     #[pymodule_export]
     use super::storage::{is_remote, list_files, path_kind, read_file, remove_file, write_file};
     #[pymodule_export]
-    use super::writer::PyCacheWriter;
+    use super::writer::{PyCacheWriter, compact};
 
     #[pymodule_export]
     const METADATA_KEY: &str = ebm_cache::METADATA_KEY;

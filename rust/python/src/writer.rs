@@ -35,6 +35,14 @@ pub(crate) fn finished(report: FinishReport) -> Finished {
     (report.rows, left_out.collect(), report.written)
 }
 
+#[pyfunction]
+pub(crate) fn compact(py: Python<'_>, folder: PathBuf) -> PyResult<Finished> {
+    let mut report = py.detach(|| ebm_cache::compact(folder)).map_err(cache_error)?;
+    let replaced = std::mem::take(&mut report.replaced);
+    report.left_out.extend(replaced);
+    Ok(finished(report))
+}
+
 #[pyclass(frozen, name = "CacheWriter", module = "ebm_encode._core")]
 pub(crate) struct PyCacheWriter {
     stage: Mutex<Stage>,
