@@ -55,9 +55,9 @@ mod write;
 
 pub use audit::{AuditReport, BadRowExample, NormSummary, audit};
 pub use check::row_check::{Outlier, RowChecker, check_rows};
-pub use file::reader::RowFile;
 #[cfg(feature = "parquet")]
-pub use file::reader::guard;
+pub use file::failures::guard;
+pub use file::reader::RowFile;
 pub use folder::describe::{FileDescription, describe};
 pub use folder::manifest::{MANIFEST, Manifest, Part};
 pub use format::bad_row::BadRow;
