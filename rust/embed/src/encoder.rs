@@ -1,4 +1,4 @@
-//! The Python encoder on a thread of its own.
+//! The Python encoder on its own thread.
 
 use std::hint;
 use std::mem;
@@ -62,7 +62,7 @@ impl PythonThread {
         let pool = ThreadPoolBuilder::new()
             .num_threads(1)
             .spawn_handler(|worker| {
-                // Known to Python for its whole life, which costs less than to be introduced anew
+                // Known to Python for its whole life, which costs less than to be introduced again
                 // for each call; and detached for as long as it waits.
                 let live = || Python::attach(|py| py.detach(|| worker.run()));
                 let builder = thread::Builder::new().name("ebm-encode-python".to_owned());

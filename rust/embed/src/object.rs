@@ -27,7 +27,7 @@ type Outcome = (usize, String, bool, String);
 /// Any Python object with the `dim`, `identity` and `encode_into` of `ebm_encode.Encoder`.
 ///
 /// Each call attaches the calling thread to the interpreter for as long as Python works. Python writes
-/// into memory of its own, from which rows are copied.
+/// into its own memory, from which rows are copied.
 ///
 /// Without the feature `interpreter`, whoever waits for it must not be attached to Python meanwhile.
 #[derive(Debug)]

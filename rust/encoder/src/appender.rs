@@ -70,7 +70,7 @@ impl RowSink {
 
     fn send(&self, job: Job) {
         if self.jobs.send(job).is_err() {
-            // It ends by a panic of its own only; whoever relies on it gets an error.
+            // It ends early by a panic only; whoever relies on it gets an error.
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

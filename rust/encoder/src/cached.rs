@@ -350,7 +350,7 @@ fn require_same_encoder(
 ) -> CacheResult<()> {
     match cache.require_identity(encoder.identity(), "the encoder") {
         Err(error @ CacheError::IdentityMismatch { .. }) if allow_other => {
-            tracing::warn!(%error, "going on with rows of different encoders, as asked");
+            tracing::warn!(%error, "embeddings of different encoders are mixed, as asked");
         }
         other => other?,
     }

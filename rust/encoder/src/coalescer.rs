@@ -1,4 +1,4 @@
-//! One encoder for many callers: their requests merged into batches on a thread of its own.
+//! One encoder for many callers: their requests merged into batches on its own thread.
 
 use std::fmt;
 use std::future::Future;
@@ -47,7 +47,7 @@ pub struct Coalescer {
 }
 
 impl Coalescer {
-    /// Puts an encoder behind a queue, on a thread of its own.
+    /// Puts an encoder behind a queue, on its own thread.
     ///
     /// # Errors
     /// [`EncoderError::Argument`] if a limit is 0, or the system gives no thread.
@@ -221,7 +221,7 @@ impl Drop for Coalescer {
         let mut worker = self.worker.take();
         self.encoder.0.block_on(&mut || {
             if let Some(worker) = worker.take() {
-                // It catches the encoder's panics; after one of its own, waiting callers get
+                // It catches the encoder's panics; after a panic of the worker, waiting callers get
                 // `Closed`.
                 let _ = worker.join();
             }

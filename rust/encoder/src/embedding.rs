@@ -148,7 +148,7 @@ impl Embedding {
         &self.prompt
     }
 
-    /// The same with values of its own, which keeps no batch alive.
+    /// The same with its own values, which keeps no batch alive.
     pub(crate) fn owned(&self) -> Self {
         Self { row: Row::new(&Arc::from(&**self), 0, self.len()), prompt: self.prompt }
     }

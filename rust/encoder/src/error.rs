@@ -34,7 +34,7 @@ pub enum EncoderError {
     /// The process was forked after the encoder was made.
     #[error(
         "the encoder's thread stayed in the process that this one was forked from\nhint: make the \
-         encoder in the forked process, or start that process anew (spawn)"
+         encoder in the forked process, or start that process with spawn"
     )]
     Forked,
 }

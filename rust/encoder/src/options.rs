@@ -15,7 +15,7 @@ pub struct CoalescerOptions {
     pub max_wait: Duration,
     /// Most states of a batch.
     pub max_states: usize,
-    /// Most bytes of text in a batch, a measure of its tokens; a longer state is a batch of its own.
+    /// Most bytes of text in a batch, a measure of its tokens; a longer state is a batch by itself.
     pub max_bytes: usize,
     /// Most requests that wait; whoever asks then has to wait as well.
     pub queue: usize,

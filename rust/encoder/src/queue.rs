@@ -142,7 +142,7 @@ impl Queue {
         }
     }
 
-    /// Hands out the answers of a batch, and replies to every caller that now has all of its own.
+    /// Hands out the answers of a batch, and replies to every caller that now has all answers.
     /// A caller of a state without an answer gets an error.
     pub(crate) fn answer(&mut self, batch: &Batch, answers: &[Answer]) {
         let mut by_request: HashMap<u64, Vec<(usize, Option<&Answer>)>> = HashMap::new();

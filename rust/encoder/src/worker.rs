@@ -244,7 +244,8 @@ impl Worker {
         self.checks.retract(key);
         let good = alone.filter(|a| a.is_ok() && self.checks.check_one(&text, a).is_ok());
         if let Some(place) = place {
-            let reason = "equal to another state's embedding, and not confirmed when encoded alone";
+            let reason =
+                "equal to another state's embedding, and not confirmed when encoded unbatched";
             let none = || Err(NoEmbedding::Bad { reason: reason.to_owned() });
             answers[place] = good.unwrap_or_else(none);
         } else if let Some(keep) = &self.keep {

@@ -43,7 +43,7 @@ impl Doctor {
             writeln!(out, "\nall good")?;
             return Ok(Outcome::Good);
         }
-        writeln!(out, "\nthe rows of this model must not be used")?;
+        writeln!(out, "\nthe embeddings of this model must not be used")?;
         Ok(Outcome::CheckFailed)
     }
 
@@ -119,7 +119,7 @@ fn check_rows(
     let checked = states.len();
     writeln!(
         out,
-        "rows       {checked} pass the checks; alone they differ by {:.1e}",
+        "rows       {checked} pass the checks; unbatched they differ by {:.1e}",
         error / scale
     )?;
     Ok(true)

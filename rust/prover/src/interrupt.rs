@@ -32,7 +32,7 @@ impl Saved {
     }
 }
 
-/// Handles Ctrl-C and polite requests to end from here on, on a thread of its own: Python's is busy
+/// Handles Ctrl-C and polite requests to end from here on, on its own thread: Python's is busy
 /// for as long as a batch takes. A second signal ends the process though rows are still being saved.
 pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle Ctrl-C")?;

@@ -214,7 +214,7 @@ pub(crate) fn open_options(strict: bool, verify_checksums: bool) -> OpenOptions 
         .with_checksums(if verify_checksums { Checksums::Verify } else { Checksums::Trust })
 }
 
-/// Writes `count` rows into the caller's array, or one of their own.
+/// Writes `count` rows into the caller's array, or a new one.
 pub(crate) fn fill<'py>(
     py: Python<'py>,
     [count, dim]: [usize; 2],

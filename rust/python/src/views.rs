@@ -52,7 +52,7 @@ pub(crate) fn matrix_view<'py, T: Lends>(
     Ok(view)
 }
 
-/// Clears the write flag; numpy lets nobody set it again, since the base is no array of its own.
+/// Clears the write flag; numpy lets nobody set it again, since the base is no array.
 ///
 /// Not by way of a borrow of the array, which fails while another thread reads the same memory.
 fn read_only(view: &Bound<'_, PyAny>) -> PyResult<()> {

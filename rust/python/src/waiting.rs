@@ -10,9 +10,9 @@ use pyo3::prelude::*;
 /// How often the interpreter is asked whether a signal came.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// Runs something on a thread of its own, detached, and raises what a signal handler raises
+/// Runs something on its own thread, detached, and raises what a signal handler raises
 /// meanwhile, as `KeyboardInterrupt`. The work then ends by itself, and its result is dropped; so
-/// this is for work that harms nobody if it goes on for a while.
+/// this is for work that harms nobody if it continues for a while.
 pub(crate) fn interruptible<T: Send + 'static>(
     py: Python<'_>,
     work: impl FnOnce() -> T + Send + 'static,

@@ -1,7 +1,7 @@
 //! Work that is spread over the cores, in a process that may have been forked.
 //!
 //! A fork takes one thread along. Work given to the others would be waited for without end, so a
-//! forked process, a worker of a `DataLoader` for example, gets threads of its own. Whatever has
+//! forked process, a worker of a `DataLoader` for example, gets its own threads. Whatever has
 //! threads in the crates of ebm-encode has them from here.
 //!
 //! ```

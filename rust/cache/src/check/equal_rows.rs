@@ -33,7 +33,7 @@ struct Link {
 
 impl EqualRows {
     /// Puts a row into a cell: into the class whose head `is_twin` finds to have the same tokens, or into
-    /// a class of its own. Rows come with ascending numbers.
+    /// a new class. Rows come with ascending numbers.
     pub(crate) fn insert(&mut self, row: usize, cell: Cell, is_twin: impl Fn(usize) -> bool) {
         self.links.resize(row + 1, Link { member: NONE, class: NONE });
         let head = self.classes(cell).find(|head| is_twin(*head));

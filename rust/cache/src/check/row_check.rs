@@ -308,7 +308,7 @@ impl RowChecker {
             && distance(&self.accepted[index].sketch, &stats.sketch) <= tolerance
     }
 
-    /// The usual norms among accepted and new rows; computed anew when the rows grew by a tenth.
+    /// The usual norms among accepted and new rows; computed again when the rows grew by a tenth.
     fn usual_norms(&mut self, new: &[RowStats]) -> Option<NormRange> {
         if new.is_empty() {
             return self.usual;

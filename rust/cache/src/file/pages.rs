@@ -13,7 +13,7 @@ use crate::storage::input::Input;
 impl RowFile {
     /// Copies a row group's embeddings into `target` if its pages allow it; returns whether they do.
     /// `visit` gets the number of a row in the group, and rows from there on that were just read; if it
-    /// gets rows anew, those it got before were not the group's.
+    /// gets rows again, those it got before were not the group's.
     ///
     /// The checksums of pages that are not plain are verified in any case.
     pub(crate) fn copy_group(
@@ -58,7 +58,7 @@ impl RowFile {
         }
     }
 
-    /// The file with these columns of a row group at hand.
+    /// The file with these columns of a row group loaded.
     pub(crate) fn ahead(&self, group: usize, columns: &[usize]) -> CacheResult<Input> {
         let chunks = self.metadata.metadata().row_group(group).columns();
         let ranges = columns.iter().filter_map(|column| Some(chunks.get(*column)?.byte_range()));

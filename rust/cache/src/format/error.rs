@@ -94,7 +94,7 @@ pub enum CacheError {
         path: PathBuf,
     },
     /// An earlier run's rows failed verification and may not be resumed.
-    #[error("{}: the rows of an earlier run failed verification ({detail}); run again with overwrite to encode them anew", path.display())]
+    #[error("{}: the rows of an earlier run failed verification ({detail}); run again with overwrite to re-encode them", path.display())]
     Rejected {
         /// The work folder.
         path: PathBuf,

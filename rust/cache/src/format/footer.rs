@@ -61,7 +61,7 @@ pub struct Footer {
     /// In a checkpoint: states whose rows before it were taken back, by hex state key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taken_back: Vec<String>,
-    /// In a checkpoint: numbers of its own rows that were taken back before it was written.
+    /// In a checkpoint: numbers of rows of this file that were taken back before it was written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dead: Vec<u64>,
 }

@@ -172,7 +172,7 @@ impl<'a> Writer<'a> {
         self.out.push((rest & 0x7f) as u8);
     }
 
-    /// Begins a struct in this one, which has to be ended before this one goes on.
+    /// Begins a struct in this one, which has to be ended before this one continues.
     pub(crate) fn begin(&mut self, number: u8) -> Writer<'_> {
         self.field(number, Type::Struct);
         Writer::new(self.out)

@@ -65,7 +65,7 @@ fn all_equal(levels: &[u8], highest: u8, count: usize) -> bool {
 fn rows_begin_every(dim: usize, mut position: usize, levels: &[u8], count: usize) -> bool {
     let end = position + count;
     let complete = for_each_run(levels, 1, count, |level, length| {
-        // A row begins where the level is 0; where it is 1, the row goes on.
+        // A row begins where the level is 0; where it is 1, the row continues.
         let left_of_row = (dim - position % dim) % dim;
         let right = match level {
             0 => left_of_row == 0 && (length == 1 || dim == 1),

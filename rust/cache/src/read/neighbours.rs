@@ -18,7 +18,7 @@ pub struct Neighbour {
 impl EmbeddingCache {
     /// The `count` rows most similar to `query` by cosine, best first.
     ///
-    /// Rows without a direction (zero or not finite) are left out.
+    /// Rows without a direction (zero or not finite) are skipped.
     ///
     /// # Errors
     /// [`CacheError::Argument`] if the query has another length than the rows.

@@ -31,7 +31,7 @@ struct Entry {
 }
 
 impl StateIndex {
-    /// An index of texts (without nulls) that are all at hand; of several rows with the same, lookups
+    /// An index of texts (without nulls) that are all in memory; of several rows with the same, lookups
     /// find the last.
     pub(crate) fn of(texts: Vec<StringArray>) -> Self {
         let mut index = Self::default();

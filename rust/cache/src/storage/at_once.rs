@@ -6,7 +6,7 @@ use std::thread::{self, available_parallelism};
 
 use crate::format::error::{CacheError, CacheResult};
 
-/// Requests that wait for a store at a time: each has a row group of its own in memory.
+/// Requests that wait for a store at a time: each keeps a row group in memory.
 const REQUESTS: usize = 8;
 /// Threads of a core that read from a disk.
 const OF_A_CORE: usize = 2;

@@ -2,7 +2,7 @@
 //!
 //! The Parquet reader makes texts of errors, which tell a failing disk from a damaged file no longer.
 //! So the reads note it beside the file. Only the last read counts, and only in the thread that made it:
-//! a failure of an hour ago, or of another thread, says nothing of the bytes at hand.
+//! a failure of an hour ago, or of another thread, says nothing of these bytes.
 
 use std::cell::RefCell;
 use std::io;

@@ -1,4 +1,4 @@
-//! The bytes of one file, read by many threads at places of their own.
+//! The bytes of one file, read by many threads, each at its own place.
 
 use std::fmt;
 use std::fs::File;
@@ -61,7 +61,7 @@ impl Input {
         Self::File(Arc::new(OpenFile::new(file, length)))
     }
 
-    /// The same with these bytes at hand: of an object they are fetched in one request.
+    /// The same with these bytes loaded: of an object they are fetched in one request.
     pub(crate) fn ahead(&self, range: Range<u64>) -> Result<Self> {
         match self {
             Self::Object(object)

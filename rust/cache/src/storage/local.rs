@@ -155,7 +155,7 @@ fn write_locally(
     let temporary = temporary_in.join(name);
     let written = write_and_rename(target, local, &temporary, replaces, write);
     if written.is_err() {
-        // The error at hand says more than a failure to tidy up would.
+        // The first error says more than a failure to tidy up would.
         let _ = fs::remove_file(&temporary);
     }
     written

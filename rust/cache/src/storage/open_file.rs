@@ -1,4 +1,4 @@
-//! A file of this machine, of a fixed length, read by many threads at places of their own.
+//! A file of this machine, of a fixed length, read by many threads, each at its own place.
 
 use std::fs::File;
 use std::io;

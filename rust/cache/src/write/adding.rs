@@ -88,7 +88,7 @@ impl CacheWriter {
     /// Takes rows of the wanted states from an earlier cache of the same identity.
     ///
     /// Of a state's rows the last is taken, which readers find, too. Returns how many were taken; rows
-    /// that fail the checks are not, and are encoded anew. The runs that made them stay in the provenance.
+    /// that fail the checks are not, and are re-encoded. The runs that made them stay in the provenance.
     ///
     /// # Errors
     /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.
@@ -99,7 +99,7 @@ impl CacheWriter {
 
     /// Takes rows of the wanted states from a cache whose identity is `made_by`.
     ///
-    /// For an identity in the form of an earlier version: the caller vouches that the embeddings of these
+    /// For an identity in the form of an earlier version: the caller makes sure that the embeddings of these
     /// states are the same under both.
     ///
     /// # Errors
@@ -182,7 +182,7 @@ impl CacheWriter {
 
     /// Takes a row back that was accepted earlier; returns whether there was one.
     ///
-    /// If it is one of the former output's, the output is written anew without it.
+    /// If it is one of the former output's, the output is rewritten without it.
     pub fn retract(&mut self, state: &str) -> bool {
         let key = StateKey::of(state);
         let there = self.current.contains_key(&key);

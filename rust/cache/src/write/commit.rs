@@ -27,10 +27,10 @@ pub(super) struct NewPart {
 
 impl CacheWriter {
     /// Adds the rows so far to the output, which must be a folder, as a part that readers see from then
-    /// on; the writer goes on. Returns the number of rows that the output has.
+    /// on; the writer stays open. Returns the number of rows that the output has.
     ///
     /// For processes that live long and append a little at a time, a search for example. Many small
-    /// parts are slow to open; `compact` makes one of them. Rows that are left out because their norm proved
+    /// parts are slow to open; `compact` makes one of them. Rows that are dropped because their norm proved
     /// far from that of all others are in [`CacheWriter::left_out`] from then on.
     ///
     /// # Errors
@@ -45,14 +45,15 @@ impl CacheWriter {
     fn commit_rows(&mut self, provenance: &Value) -> CacheResult<u64> {
         self.settle()?;
         if !storage::is_folder_output(&self.output)? {
-            let message = "only a folder can be added to while its writer goes on; name a folder";
+            let message =
+                "only a folder can be added to while its writer stays open\nhint: name a folder";
             return Err(CacheError::Argument(format!("{}: {message}", self.output.display())));
         }
         self.checkpoint()?;
         let known = self.left_out.len();
         self.leave_out_outliers()?;
         for (state, reason) in &self.left_out[known..] {
-            tracing::warn!(%reason, state, "a row was left out");
+            tracing::warn!(%reason, state, "an embedding was dropped");
         }
         let rows = self.current.len() as u64;
         if !self.has_changed() {

@@ -9,7 +9,7 @@ use crate::write::{FinishReport, OutputLock, WriterOptions};
 
 /// Writes all parts of a cache's folder as one, of each state the row that counts.
 ///
-/// Readers see the former parts or the new one. Bad rows are left out, and each is in the report with its
+/// Readers see the former parts or the new one. Bad rows are dropped, and each is in the report with its
 /// state and the reason: a row that fails the row checks, and the earlier of two rows of a state that
 /// differ. The runs that made the rows stay in the footer.
 ///

@@ -94,7 +94,7 @@ impl CacheWriter {
     }
 
     /// In a store another writer takes up the shards that it finds, these too, and removes them when its
-    /// output has their rows: then it is that which kept this one from going on.
+    /// output has their rows: then it is that which kept this one from continuing.
     pub(super) fn overtaken(&self, error: CacheError) -> CacheError {
         match error {
             CacheError::NotFound { path, .. }

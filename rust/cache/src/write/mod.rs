@@ -1,7 +1,7 @@
 //! Writing a cache: rows are checked, checkpointed as shards, and merged into one file at the end.
 //!
 //! Killed at any instant, the output is the former one or a complete one, and the next writer of
-//! the same output and identity goes on after the last checkpoint. A checkpoint writes only the
+//! the same output and identity resumes after the last checkpoint. A checkpoint writes only the
 //! rows that came since the one before; on this machine into the file that becomes the output, so
 //! that a run that nothing interrupts writes them once.
 
@@ -105,7 +105,7 @@ pub struct FinishReport {
     /// Rows that were stored and proved bad, of states that have no row now, with the reason: rows of
     /// the former output, of an interrupted run, and rows whose norm is far from that of all others.
     ///
-    /// Those of the former output are in it still, unless it was written anew; where it is a folder,
+    /// Those of the former output are in it still, unless it was rewritten; where it is a folder,
     /// [`compact`](crate::write::compact) takes them out.
     pub left_out: Vec<(String, BadRow)>,
     /// Likewise, of states that have a good row instead.

@@ -110,7 +110,7 @@ impl CacheWriter {
             let shard = RowFile::open_checkpoint(&path, |rows| open_once(&mut opened, rows));
             match shard.and_then(|file| self.add_shard(file)) {
                 Err(error @ (CacheError::Format { .. } | CacheError::Row { .. })) => {
-                    // Its rows are encoded anew; a shard holds nothing else.
+                    // Its rows are re-encoded; a shard holds nothing else.
                     self.folder.remove_shard(&path)?;
                     self.discarded.push(error.to_string());
                 }
@@ -173,7 +173,7 @@ impl CacheWriter {
     /// Refuses a file of another encoder than `expected`, or of another width.
     pub(super) fn require_from(&self, file: &RowFile, expected: &Identity) -> CacheResult<()> {
         let made_by = file.footer().map(|footer| &footer.identity);
-        require_same(file.path(), made_by, Some(expected), "the one at hand")?;
+        require_same(file.path(), made_by, Some(expected), "the encoder of this run")?;
         if file.dim() != self.dim {
             let (found, dim) = (file.dim(), self.dim);
             let detail = format!("rows have {found} values, this encoder's {dim}");

@@ -5,7 +5,7 @@ use super::PlanError;
 /// Groups sequences into batches, longest first.
 ///
 /// A batch holds at most `max_rows` sequences, and padded to its longest at most `max_tokens`
-/// tokens; a sequence longer than that is a batch of its own. Returns the batches as indices into
+/// tokens; a sequence longer than that is a batch by itself. Returns the batches as indices into
 /// `lengths`. The same lengths always give the same plan.
 ///
 /// # Errors

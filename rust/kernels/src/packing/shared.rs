@@ -18,7 +18,7 @@ pub enum Sharing {
 /// Groups sequences into windows of at most `max_nodes` nodes and `max_rows` sequences.
 ///
 /// Sequences stand in the order of their token ids, equal ones in the order given, so that the ones
-/// that share most are neighbours. A sequence longer than the budget is a window of its own.
+/// that share most are neighbours. A sequence longer than the budget is a packed batch by itself.
 /// Returns the windows as indices into `sequences`; the same sequences always give the same plan.
 /// Linear in the tokens, but for the sort, which compares no further than two sequences agree.
 ///

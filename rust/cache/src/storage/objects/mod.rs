@@ -284,8 +284,8 @@ pub(super) fn one_line(error: &Error) -> String {
     if text.contains(METADATA_SERVICE) {
         return format!(
             "no credentials: the environment names none (AWS_ACCESS_KEY_ID and \
-             AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), and this machine has none \
-             of its own: {text}"
+             AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), and this machine has none: \
+             {text}"
         );
     }
     text

@@ -108,7 +108,7 @@ impl RemoteWrite for Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if let Sent::Pieces(write) = std::mem::replace(&mut self.sent, Sent::Failed) {
-            // What the store keeps of it is no object; the error at hand says more.
+            // What the store keeps of it is no object; the first error says more.
             let _ = wait(async move { write.abort().await });
         }
     }
