@@ -9,14 +9,17 @@ from pathlib import Path
 RUST = Path(__file__).parent.parent / "rust"
 
 CRATES = {
+    "ebm-features": set(),
     "ebm-threads": set(),
     "ebm-kernels": {"ebm-threads"},
     "ebm-cache": {"ebm-threads"},
     "ebm-encoder": {"ebm-cache", "ebm-threads"},
     "ebm-search": {"ebm-cache"},
     "ebm-embed": {"ebm-cache", "ebm-encoder"},
-    "ebm-encode-python": {"ebm-cache", "ebm-embed", "ebm-encoder", "ebm-kernels", "ebm-threads"},
-    "ebm-prover": {"ebm-cache", "ebm-embed", "ebm-encoder", "ebm-search"},
+    "ebm-encode-python": {
+        *("ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-kernels", "ebm-threads")
+    },
+    "ebm-prover": {"ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-search"},
 }
 """What each crate may depend on."""
 
