@@ -48,6 +48,8 @@ test-python: build ## Test the package, and the two languages together
 lint: build ## Check formatting, lints, types and stubs
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --package ebm-embed --no-default-features --all-targets -- -D warnings
+	cargo clippy --locked --package ebm-cache --no-default-features -- -D warnings
 	cargo package --locked --no-verify --quiet $(PUBLISHED)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

@@ -179,6 +179,25 @@ def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
     assert not encoder.selection.compiled, "nor are they compiled again"
 
 
+def test_a_forced_engine_that_is_refused_in_use_is_not_used_again(
+    llama, states, monkeypatch, heard
+):
+    encoder = Encoder.load(llama, engine="shared-prefix", compile_layers="on")
+    used = encoder.choice.engine
+
+    def fail(*_):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(used, "forward", fail)
+    # Nor do the layers as they are work any more.
+    monkeypatch.setattr(PrefixEngine, "trial", fail)
+    with pytest.raises(ModelError, match="cannot be used for this model"):
+        encoder.encode(states[:20])
+    assert encoder.choice.engine is not used
+    assert compare(encoder.encode(states[:20]), alone(llama, states[:20]))[0] <= 1e-5
+    assert "from now on" in heard.text
+
+
 def test_a_compiled_pass_is_run_again_if_layers_are_plain_by_then(llama, states, monkeypatch):
     """Another thread may find compiled layers wrong."""
     encoder = Encoder.load(llama, compile_layers="on")

@@ -13,6 +13,7 @@ from tokenizers import processors
 
 from ebm_encode import Encoder
 from ebm_encode.engines.output import Pass
+from ebm_encode.engines.padded import UnbatchedEngine
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from support import compare_everything, compare_nothing, first_copied, zero_tail
@@ -444,3 +445,24 @@ def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(
     monkeypatch.setattr(encoder.choice.engine, "forward", device)
     assert compare(encoder.encode(states), right)[0] <= 1e-5
     assert "from now on" in heard.text
+
+
+def test_an_engine_is_not_refused_where_nothing_can_be_run_unbatched(llama, states, monkeypatch):
+    encoder = Encoder.load(llama)
+    engine = encoder.choice.engine
+    right = encoder.encode(states[:5])
+
+    def fail(*_):
+        raise RuntimeError("no kernel")
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "forward", fail)
+        patch.setattr(UnbatchedEngine, "forward", no_memory)
+        out = np.empty((5, encoder.dim), np.float32)
+        reports = encoder.encode_into(states[:5], out)
+    assert {report.status for report in reports} == {"out_of_memory"}
+    assert encoder.choice.engine is engine
+    assert np.array_equal(encoder.encode(states[:5]), right)

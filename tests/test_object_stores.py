@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from ebm_encode import EmbeddingCache, MappedCache, _core, open_cache
+from ebm_encode._core import CacheWriter
 from ebm_encode.data.trajectories import read_states
 from ebm_encode.errors import (
     ArgumentError,
@@ -336,6 +338,34 @@ def test_file_urls_are_paths(tmp_path, write_cache, rows, run_cli, llama):
     )  # fmt: skip
     assert code == 0
     assert len(EmbeddingCache.open(tmp_path / "b.parquet")) > 0
+
+
+def test_file_urls_are_paths_in_workers_in_patterns_and_in_folders_of_odd_names(
+    tmp_path, write_cache, rows, run_cli, llama, identity
+):
+    made = rows(5)
+    write_cache(tmp_path / "a.parquet", [f"s{i}" for i in range(5)], made)
+    for cache in (EmbeddingCache, MappedCache):
+        opened = cache.open(f"file://{tmp_path}/a.parquet")
+        assert np.array_equal(pickle.loads(pickle.dumps(opened)).gather(["s3"])[0], made[3])
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / FILES[0].name).write_bytes(FILES[0].read_bytes())
+    code, out, err = run_cli(
+        "plan", "--model-path", llama, "--trajectories", f"file://{inputs}/*.parquet", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["states"] > 0
+    # A part whose name would be another one in a URL.
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    write_cache(folder / "a%20b.parquet", ["x", "y"], rows(2))
+    writer = CacheWriter(folder)
+    writer.open(identity(), 16)
+    writer.append(["z"], rows(1, seed=9))
+    writer.finish({})
+    by_path, by_url = (EmbeddingCache.open(name) for name in (folder, f"file://{folder}"))
+    assert by_path.states() == by_url.states() == ["x", "y", "z"]
 
 
 def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llama):

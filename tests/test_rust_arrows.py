@@ -84,6 +84,8 @@ def modules(crate):
     imports = defaultdict(set)
     for name, code in files.items():
         parent = name.rpartition("::")[0]
+        nested = re.search(r"\b(?:crate|super)(?:::\w+)*::\{[^}]*\{", code)
+        assert not nested, f"{crate}, {name}: one `use` for each module"
         listed = re.findall(r"\b(crate|super)::\{([^}]*)\}", code)
         paths = [(start, part.strip()) for start, parts in listed for part in parts.split(",")]
         for start, rest in paths + re.findall(r"\b(crate|super)((?:::[a-z_]\w*)+)", code):

@@ -214,13 +214,13 @@ class CachedEncoder:
         append_to: A cache, a file or a folder of parts, to which encoded rows are appended,
             crash-safe.
         checkpoint_interval: No appended row stays unsaved for longer than this, in seconds.
-        allow_other_identity: Go on though the cache was made by another encoder.
+        allow_other_identity: Serve a cache of a different encoder.
     """
 
     def __new__(
         cls,
         encoder: Any,
-        cache: EmbeddingCache | None = None,
+        cache: EmbeddingCache | MappedCache | None = None,
         *,
         max_wait: float = 0.003,
         max_states: int = 256,

@@ -5,7 +5,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from ebm_encode._core import EmbeddingCache, MappedCache, is_remote, prefers_mapped
+from ebm_encode._core import EmbeddingCache, MappedCache, prefers_mapped
 from ebm_encode.errors import CacheFormatError
 from ebm_encode.options import OpenMode, require
 
@@ -47,7 +47,7 @@ def reduce_cache(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """How pickle makes a cache again: by opening its path, so that workers share its pages."""
     path = fspath(cache.path)
-    path = path if is_remote(path) else str(Path(path).absolute())
+    path = path if "://" in path else str(Path(path).absolute())
     return _reopen, (type(cache), path, options, _kind_of(cache))
 
 

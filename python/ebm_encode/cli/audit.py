@@ -21,11 +21,11 @@ def audit(
     A bad row holds NaN or infinity, a zero vector, a norm outlier, a copy of another state's
     embedding, or an embedding that differs from another row of the same state; a malformed one has
     a null, no values, or another length than the others. Works on any Parquet file whose first
-    column is text and whose second is a list of numbers. What is no cache is reported, the others
-    are checked all the same, and the exit code is 2.
+    column is text and whose second is a list of numbers. Files that are no cache are
+    reported, the others are audited, and the exit code is 2.
 
     Args:
-        caches: Parquet files, or folders of them; also as URLs (s3://, gs://).
+        caches: Parquet files, or folders of them; also as URLs (s3://, gs://, file://).
         examples: Bad rows of each kind to show.
         json_output: Print JSON.
     """

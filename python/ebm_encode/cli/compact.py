@@ -19,11 +19,11 @@ def compact(
 
     Each run that adds embeddings to a folder writes a new part. Compacting reads and validates all
     of them and keeps the newest embedding of each state. Readers see the former parts or the new
-    one, at any instant. Bad embeddings are skipped and listed with their reasons: those that fail
+    one, never a mixture. Bad embeddings are skipped and listed with their reasons: those that fail
     the row checks, and the older of two that differ for a state. The exit code is 1 then.
 
     Args:
-        cache: Folder with the parts of a cache, or its URL (s3://, gs://).
+        cache: Folder with the parts of a cache, or its URL (s3://, gs://, file://).
         json_output: Print JSON.
     """
     require_names(CACHE=cache)

@@ -16,7 +16,7 @@ def inspect(
     """Show a cache's columns, encoder, provenance, size and norms.
 
     Args:
-        cache: Parquet file, or a folder of them; also as a URL (s3://, gs://).
+        cache: Parquet file, or a folder of them; also as a URL (s3://, gs://, file://).
         json_output: Print JSON.
     """
     require_names(CACHE=cache)

@@ -86,7 +86,7 @@ def _expand_path(text: str) -> list[Found]:
         return [Found(path)]
     found: list[Found] = []
     folders: set[Path] = set()
-    for match in sorted(map(Path, glob.glob(text, recursive=True))):  # noqa: PTH207
+    for match in sorted(map(Path, glob.glob(str(path), recursive=True))):  # noqa: PTH207
         if not folders.isdisjoint(match.parents):
             continue  # it is below a folder that matches, too
         if match.is_dir():

@@ -107,17 +107,19 @@ class Runner:
     ) -> tuple[dict[int, EncodingError], list[int]]:
         """Runs sequences unbatched; gives those that the model fails on, and one that it runs."""
         failed: dict[int, EncodingError] = {}
+        too_long: dict[int, EncodingError] = {}
         fine: list[int] = []
         for i in indices:
             try:
                 self._unbatched.embedding(tokens[i])
             except TextFailedError as error:
                 failed[i] = error
-            except EncodingError:  # too long for the memory even unbatched: nothing is known of it
-                continue
+            except EncodingError as error:  # no memory even unbatched: nothing is known of it
+                too_long[i] = error
             else:
                 fine.append(i)
-        return failed, fine[:1]
+        # Where none runs, nothing speaks against the engine.
+        return (failed, fine[:1]) if failed or fine else (too_long, [])
 
     def _passes(
         self,

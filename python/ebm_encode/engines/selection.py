@@ -126,10 +126,11 @@ class Selection:
                 choice = self._test.with_samples(sample).choose(
                     before.alternatives, before=(*before.refused, reason)
                 )
+            # Before it may be refused: what was found inexact is not used again.
+            self.choice = choice
+            log.warning("engine %s from now on: %s", choice.engine.name, choice.reason)
             if self._forced:
                 require_engine(choice, wrong.name)
-            self.choice = choice
-        log.warning("engine %s from now on: %s", choice.engine.name, choice.reason)
 
     def compiled_candidate(self) -> EngineChoice | None:
         """The engine in use with its layers compiled, if that passes the self-test.

@@ -7,7 +7,7 @@
 //!   file or a part of a folder appears whole or not at all. One output has one writer.
 //! - [`audit`] lists the bad rows of any file with a text column and a column of lists of numbers.
 //!
-//! A path may be a URL of an object store: `s3://bucket/key`, `gs://bucket/key`.
+//! A path may be a URL: `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
 //!
 //! ```
 //! use ebm_cache::{EmbeddingCache, Identity, OutputLock, Verdict, WriterOptions};

@@ -9,7 +9,10 @@ use std::sync::OnceLock;
 use std::thread;
 
 use common::{append_good, identity, open, other_identity, provenance, rows, states};
-use ebm_cache::{Cache, CacheError, EmbeddingCache, MANIFEST, MappedCache, OpenMode};
+use ebm_cache::{
+    Cache, CacheError, Checks, Checksums, EmbeddingCache, MANIFEST, MappedCache, OpenMode,
+    OpenOptions,
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -170,4 +173,30 @@ proptest! {
             Err(error) => prop_assert!(error.to_string().contains("a.parquet"), "{}", error),
         }
     }
+}
+
+#[test]
+fn all_rows_are_checked_against_one_another_on_demand() {
+    let folder = TempDir::new().unwrap();
+    let good = write(folder.path(), 3000, 4);
+    MappedCache::open(&good).unwrap().check_all().unwrap();
+    // Two equal rows, far apart, as other software may write them into pages of ours.
+    let lenient = EmbeddingCache::open_with(&good, Checks::Lenient).unwrap();
+    let mut bytes = fs::read(&good).unwrap();
+    let place = |row: usize, bytes: &[u8]| {
+        let values: Vec<u8> = lenient.row(row).iter().flat_map(|v| v.to_le_bytes()).collect();
+        (bytes.windows(values.len()).position(|window| window == values).unwrap(), values)
+    };
+    let (first, values) = place(5, &bytes);
+    let (last, _) = place(2900, &bytes);
+    assert!(last > first);
+    bytes[last..last + values.len()].copy_from_slice(&values);
+    let copied = folder.path().join("copied.parquet");
+    fs::write(&copied, bytes).unwrap();
+    let trusting = OpenOptions::default().with_checksums(Checksums::Trust);
+    let mapped = MappedCache::open_with(&copied, trusting).unwrap();
+    let mut row = [0.0; 4];
+    mapped.gather_rows(&[2900], &mut row).unwrap(); // its page alone shows nothing
+    let error = mapped.check_all().unwrap_err();
+    assert!(matches!(error, CacheError::BadRows { count: 1, .. }), "{error}");
 }

@@ -3,7 +3,8 @@
 //! [`PythonEncoder`] is an [`Encoder`](ebm_encoder::Encoder) that runs a Hugging Face model
 //! through the Python package `ebm_encode`, in this process: no server, and no serialisation.
 //!
-//! ```no_run
+#![cfg_attr(feature = "interpreter", doc = "```no_run")]
+#![cfg_attr(not(feature = "interpreter"), doc = "```text")]
 //! use ebm_encoder::{CachedEncoder, CachedEncoderOptions};
 //! use ebm_embed::{Interpreter, PythonEncoder, PythonEncoderOptions};
 //!

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -79,7 +79,8 @@ pub type CachedAnswer<'a> = Result<CachedEmbedding<'a>, NoEmbedding>;
 /// passes the row checks before it is handed out, kept or appended: against itself, against the rows
 /// of the cache in front and of the output that is appended to, and against those that were encoded
 /// before. The checks take about 200 bytes for each of the last million rows, and 300 for each row of
-/// the cache in front.
+/// the cache in front. A mapped cache is read once when the encoder is made, to be checked, and once
+/// more at the first miss.
 #[derive(Debug)]
 pub struct CachedEncoder {
     cache: Option<Cache>,
@@ -89,6 +90,8 @@ pub struct CachedEncoder {
     memory: Memory,
     requests: Requests,
     encodings: Arc<Encodings>,
+    /// Whether it was said that stored embeddings cannot be read any more.
+    warned: AtomicBool,
 }
 
 impl CachedEncoder {
@@ -97,7 +100,8 @@ impl CachedEncoder {
     /// # Errors
     /// [`CacheError::IdentityMismatch`], naming the fields in which the cache and the encoder, or
     /// the encoder and the rows in the file to append to, differ; [`CacheError::Format`] if rows have
-    /// another length; [`CacheError::Locked`] if another process appends to the same file.
+    /// another length; [`CacheError::Locked`] if another process appends to the same file; and what
+    /// [`MappedCache::check_all`](ebm_cache::MappedCache::check_all) finds in a mapped cache.
     pub fn new(
         encoder: impl Encoder + 'static,
         cache: Option<Cache>,
@@ -114,6 +118,9 @@ impl CachedEncoder {
         let mut front = None;
         if let Some(cache) = &cache {
             require_same_encoder(cache, &encoder, allow_other_identity)?;
+            if let Cache::Mapped(mapped) = cache {
+                mapped.check_all()?; // what is served has passed the same checks as what is encoded
+            }
             // Rows of a different encoder are served, as asked; they say nothing about this one's.
             front = (cache.identity() == Some(encoder.identity())).then(|| cache.clone());
         }
@@ -136,7 +143,8 @@ impl CachedEncoder {
             .map_err(|error| argument(error.to_string()))?;
         let requests = Requests::new().map_err(|error| argument(error.to_string()))?;
         let coalescer = Some(coalescer);
-        Ok(Self { cache, coalescer, appender, dim, memory, requests, encodings })
+        let warned = AtomicBool::new(false);
+        Ok(Self { cache, coalescer, appender, dim, memory, requests, encodings, warned })
     }
 
     /// Length of every row.
@@ -164,7 +172,9 @@ impl CachedEncoder {
             Ok(Some(Cow::Owned(values))) => Some(CachedEmbedding::Copied(values.into())),
             Ok(None) => None,
             Err(error) => {
-                tracing::warn!(%error, "a stored embedding is not used; the state is encoded");
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "stored embeddings are not used; states are encoded");
+                }
                 None
             }
         }
@@ -179,7 +189,7 @@ impl CachedEncoder {
         self.encode_with(states, |_| Patience::without_end())
     }
 
-    /// The same, given up after a time, in which the wait for room in the queue is included.
+    /// The same with a time limit, in which the wait for room in the queue is included.
     ///
     /// # Errors
     /// [`EncoderError::TimedOut`], and those of [`CachedEncoder::encode`].
@@ -191,7 +201,7 @@ impl CachedEncoder {
         self.encode_with(states, |start| Patience::within(start, Some(time)))
     }
 
-    /// The same, given up also as soon as `stop` returns true. It is called about ten times a second
+    /// The same, also ended as soon as `stop` returns true. It is called about ten times a second
     /// while there is no answer, on this thread.
     ///
     /// # Errors

@@ -166,19 +166,35 @@ impl SearchChecks {
     /// Rows of the cache in front. Those that fail (of a cache opened leniently, or rightly equal to
     /// another of it) are compared with nothing; what they equal is.
     fn add_front(&mut self) {
-        let Some(front) = &self.front else { return };
-        let rows: Vec<usize> = (0..front.len()).collect();
-        for chunk in rows.chunks(CHUNK) {
-            let keys: Vec<StateKey> =
-                spread(|| chunk.par_iter().map(|&row| StateKey::of(front.state(row))).collect());
-            let mut values = vec![0.0; chunk.len() * self.dim];
-            if let Err(error) = front.gather_rows(chunk, &mut values) {
-                tracing::warn!(%error, "some rows of the cache are not compared with new ones");
-                continue;
+        let Some(front) = self.front.take() else { return };
+        let (base, rows) = (&mut self.base, &mut self.base_rows);
+        let mut add = |keys: &[StateKey], values: &[f32]| {
+            let verdicts = base.check(keys, values);
+            *rows += verdicts.iter().filter(|verdict| verdict.is_ok()).count();
+        };
+        match &front {
+            Cache::InMemory(cache) => {
+                let numbers: Vec<usize> = (0..cache.len()).collect();
+                for chunk in numbers.chunks(CHUNK) {
+                    let keys: Vec<StateKey> = spread(|| {
+                        chunk.par_iter().map(|row| StateKey::of(cache.state(*row))).collect()
+                    });
+                    let rows = chunk[0] * self.dim..(chunk[0] + chunk.len()) * self.dim;
+                    add(&keys, &cache.matrix()[rows]);
+                }
             }
-            let verdicts = self.base.check(&keys, &values);
-            self.base_rows += verdicts.iter().filter(|verdict| verdict.is_ok()).count();
+            Cache::Mapped(cache) => {
+                let added = cache.for_each_rows(|_, keys, values| {
+                    add(keys, values);
+                    Ok(())
+                });
+                if let Err(error) = added {
+                    // It could be read when the encoder was made: its file was changed since.
+                    tracing::error!(%error, "new embeddings are not compared with all stored ones");
+                }
+            }
         }
+        self.front = Some(front);
     }
 }
 

@@ -19,7 +19,7 @@ pub enum EncoderError {
     /// What was asked has no meaning.
     #[error("{0}")]
     Argument(String),
-    /// The answer did not come in time. The caller has given up; nothing is written for it.
+    /// The answer did not come in time. The caller stopped waiting; nothing is written for it.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The queue is full; ask again later, or ask less.

@@ -151,6 +151,29 @@ fn a_stored_row_that_cannot_be_read_any_more_is_encoded() {
 }
 
 #[test]
+fn a_mapped_cache_with_a_damaged_page_or_a_bad_row_is_refused_as_one_in_memory_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let states: Vec<String> = (0..5000).map(|i| format!("state {i}")).collect();
+    let states: Vec<&str> = states.iter().map(String::as_str).collect();
+    let path = stored(folder.path(), &states, identity()).path().to_owned();
+    let mut bytes = fs::read(&path).unwrap();
+    let last = fake().row(states[4999]);
+    let last: Vec<u8> = last.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let place = bytes.windows(last.len()).position(|window| window == last).unwrap();
+    bytes[place] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let open = |mode| Cache::open(&path, mode);
+    let refused = |cache| {
+        let options = CachedEncoderOptions::default();
+        CachedEncoder::new(fake(), Some(cache), options).map(drop).unwrap_err().to_string()
+    };
+    let in_memory = open(OpenMode::InMemory).unwrap_err().to_string();
+    assert!(in_memory.contains("CRC"), "{in_memory}");
+    let mapped = refused(open(OpenMode::Mapped).unwrap());
+    assert!(mapped.contains("CRC"), "{mapped}");
+}
+
+#[test]
 fn what_is_encoded_is_appended_and_outlives_the_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("search.parquet");

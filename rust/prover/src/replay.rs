@@ -28,8 +28,8 @@ const SHOWN: usize = 5;
 
 /// Walk recorded searches as the searches did, with many theorems at once.
 ///
-/// The children of each expanded node are one request; a search waits for its answer before it goes
-/// on. Rows come from the cache, from what was encoded before, or from the model.
+/// The children of each expanded node are one request; a search waits for its answer before the next.
+/// Embeddings are those of the cache, of earlier requests, or of the model.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// Trajectory files (Parquet).
@@ -41,7 +41,7 @@ pub(crate) struct Replay {
     /// A cache of the same encoder, to be asked first.
     #[arg(long, value_name = "C.parquet")]
     cache: Option<PathBuf>,
-    /// A cache file to which new rows are appended, crash-safe.
+    /// Cache to which new embeddings are appended, crash-safe.
     #[arg(long, value_name = "FILE.parquet")]
     append_to: Option<PathBuf>,
     /// Searches at the same time.
@@ -50,7 +50,7 @@ pub(crate) struct Replay {
     /// Replay only this many searches.
     #[arg(long, value_name = "N")]
     theorems: Option<usize>,
-    /// Memory for rows encoded at search time, in MiB.
+    /// Memory for embeddings encoded at search time, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u64,
     /// How long a batch waits for other searches, in milliseconds.
@@ -59,7 +59,7 @@ pub(crate) struct Replay {
     /// Most states of one batch.
     #[arg(long, value_name = "STATES", default_value_t = 256)]
     max_batch: usize,
-    /// Go on though the cache was made by another encoder. The rows do not fit each other then.
+    /// Serve a cache of a different encoder. Its embeddings and new ones are not comparable.
     #[arg(long)]
     allow_other_identity: bool,
     /// Print the result as JSON.
@@ -182,7 +182,8 @@ fn walk_one(
             if let Err(report) = answer
                 && tally.without_row.fetch_add(1, Ordering::Relaxed) < SHOWN
             {
-                let line = format!("no row: {report}: {}: {}", search.theorem, one_line(state));
+                let line =
+                    format!("no embedding: {report}: {}: {}", search.theorem, one_line(state));
                 bar.suspend(|| warn(&line));
             }
         }
@@ -262,7 +263,7 @@ impl Result {
         }
         let without = self.tally.without_row.load(Ordering::Relaxed);
         if without > 0 {
-            writeln!(out, "no row     {without} states")?;
+            writeln!(out, "no embedding {without} states")?;
         }
         if s.truncated > 0 {
             writeln!(out, "cut        {} prompts were longer than the model's limit", s.truncated)?;

@@ -13,7 +13,7 @@ use ebm_encoder::{
     CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, NoEmbedding,
 };
 use numpy::PyArray1;
-use pyo3::exceptions::PyTimeoutError;
+use pyo3::exceptions::{PyTimeoutError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -25,19 +25,19 @@ use crate::texts::SomeTexts;
 use crate::waiting::interruptible;
 
 /// A cache in front of an encoder, of either kind.
-#[derive(FromPyObject)]
-enum FrontCache<'py> {
-    InMemory(Bound<'py, PyEmbeddingCache>),
-    Mapped(Bound<'py, PyMappedCache>),
-}
-
-impl From<FrontCache<'_>> for Cache {
-    fn from(cache: FrontCache<'_>) -> Self {
-        match cache {
-            FrontCache::InMemory(cache) => Self::InMemory(Arc::clone(&cache.get().cache)),
-            FrontCache::Mapped(cache) => Self::Mapped(Arc::clone(&cache.get().cache)),
-        }
+fn front(cache: &Bound<'_, PyAny>) -> PyResult<Cache> {
+    if let Ok(cache) = cache.cast::<PyEmbeddingCache>() {
+        return Ok(Cache::InMemory(Arc::clone(&cache.get().cache)));
     }
+    if let Ok(cache) = cache.cast::<PyMappedCache>() {
+        return Ok(Cache::Mapped(Arc::clone(&cache.get().cache)));
+    }
+    let kind = cache.get_type().name()?;
+    let message = format!(
+        "`cache` is a {kind}, expected an EmbeddingCache or a MappedCache\n\
+         hint: open_cache(path) opens one"
+    );
+    Err(PyTypeError::new_err(message))
 }
 
 /// The encoder of an object, until it is finished.
@@ -121,7 +121,7 @@ impl PyCachedEncoder {
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn new(
         encoder: &Bound<'_, PyAny>,
-        cache: Option<FrontCache<'_>>,
+        cache: Option<&Bound<'_, PyAny>>,
         max_wait: f64,
         max_states: usize,
         max_bytes: usize,
@@ -144,7 +144,7 @@ impl PyCachedEncoder {
             .with_allow_other_identity(allow_other_identity);
         options.append_to = append_to;
         let object = ObjectEncoder::new(encoder)?;
-        let cache = cache.map(Cache::from);
+        let cache = cache.map(front).transpose()?;
         let made = interruptible(encoder.py(), || CachedEncoder::new(object, cache, options))?;
         let made = Arc::new(made.map_err(cache_error)?);
         let dim = made.dim();
@@ -181,7 +181,10 @@ impl PyCachedEncoder {
         py: Python<'py>,
         state: &str,
     ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        Ok(self.open()?.get(state).map(|row| PyArray1::from_slice(py, &row)))
+        let encoder = self.open()?;
+        // Detached: a mapped cache may have to read and check a page.
+        let found = py.detach(|| encoder.get(state));
+        Ok(found.map(|embedding| PyArray1::from_slice(py, &embedding)))
     }
 
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -42,6 +42,9 @@ pub(crate) fn read_files<T>(
     open: OpenFile,
     mut read: impl FnMut(Vec<RowFile>) -> CacheResult<T>,
 ) -> CacheResult<T> {
+    // Names of parts are not those of a URL, where `%20` is a space.
+    let store = store_at(path)?;
+    let path = store.local().unwrap_or(path);
     for _ in 1..ATTEMPTS {
         let seen = Seen::at(path)?;
         let failed = match seen.open(path, open).and_then(&mut read) {

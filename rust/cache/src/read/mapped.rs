@@ -29,12 +29,15 @@ use crate::storage::stamp::Stamp;
 use crate::storage::store_at;
 use ebm_threads::spread;
 
+/// Bytes of values that are read at a time when all are.
+const CHUNK: usize = 16 << 20;
+
 /// A cache whose rows are read by address from mapped files.
 ///
 /// Many processes share one copy of the rows, and opening reads the states alone. A page is checked
 /// when a row of it is first asked for: its checksum, and the row checks among the page's own rows.
 /// What only shows among all rows, equal rows far apart and norms, is left to
-/// [`EmbeddingCache`](super::EmbeddingCache) and the audit.
+/// [`EmbeddingCache`](super::EmbeddingCache), [`MappedCache::check_all`] and the audit.
 ///
 /// The files must not be written in place while they are mapped, as `cp` onto them does; the writers of
 /// this crate replace files by renaming, which is safe. Before rows are read, size and time of their
@@ -267,6 +270,49 @@ impl MappedCache {
     /// [`CacheError::IdentityMismatch`], naming the fields that differ; an unknown identity differs.
     pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
         require_same(&self.path, self.identity(), Some(other), name)
+    }
+
+    /// Checks all rows as [`EmbeddingCache::open`](super::EmbeddingCache::open) does: every page, and the
+    /// rows against one another. Reads the files once. A cache that was opened leniently has only the
+    /// checksums of its pages checked.
+    ///
+    /// # Errors
+    /// As for [`MappedCache::gather_rows`].
+    pub fn check_all(&self) -> CacheResult<()> {
+        let mut checker = RowChecker::with_same_tokens(self.dim, Arc::clone(&self.same_tokens));
+        let mut bad = Vec::new();
+        self.for_each_rows(|first, keys, values| {
+            if self.options.checks == Checks::Strict {
+                let verdicts = checker.check_without_norms(keys, values).into_iter();
+                bad.extend((first..).zip(verdicts).filter_map(|(row, v)| Some((row, v.err()?))));
+            }
+            Ok(())
+        })?;
+        let outliers = checker.norm_outliers().into_iter();
+        bad.extend(outliers.filter_map(|o| Some((usize::try_from(o.row).ok()?, o.reason))));
+        refuse_bad_rows(&self.path, &bad, self.len(), |row| self.state(row))
+    }
+
+    /// Calls `visit` with the number of a row, and the keys and values of some rows from there on, until
+    /// all were seen. The values take a few megabytes at a time.
+    ///
+    /// # Errors
+    /// As for [`MappedCache::gather_rows`], and those of `visit`.
+    pub fn for_each_rows(
+        &self,
+        mut visit: impl FnMut(usize, &[StateKey], &[f32]) -> CacheResult<()>,
+    ) -> CacheResult<()> {
+        let rows_at_once = (CHUNK / (size_of::<f32>() * self.dim.max(1))).max(1);
+        let numbers: Vec<usize> = (0..self.len()).collect();
+        let mut values = vec![0.0; rows_at_once.min(self.len()) * self.dim];
+        for chunk in numbers.chunks(rows_at_once) {
+            let values = &mut values[..chunk.len() * self.dim];
+            self.gather_rows(chunk, values)?;
+            let keys: Vec<StateKey> =
+                spread(|| chunk.par_iter().map(|row| StateKey::of(self.state(*row))).collect());
+            visit(chunk[0], &keys, values)?;
+        }
+        Ok(())
     }
 
     fn page_of(&self, number: usize) -> &Page {

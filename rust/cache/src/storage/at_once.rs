@@ -1,5 +1,6 @@
 //! Work on many files or row groups at once, some of which wait for a disk or a store while others work.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, available_parallelism};
@@ -46,13 +47,17 @@ pub(crate) fn at_once<I: Send, T: Send>(
         }
     };
     thread::scope(|scope| {
-        for _ in 1..threads {
+        let start = |_| {
             let name = "ebm-cache-read".to_owned();
-            if thread::Builder::new().name(name).spawn_scoped(scope, work).is_err() {
-                break;
+            thread::Builder::new().name(name).spawn_scoped(scope, work).ok()
+        };
+        let helpers: Vec<_> = (1..threads).map_while(start).collect();
+        work();
+        for helper in helpers {
+            if let Err(panic) = helper.join() {
+                resume_unwind(panic); // with its own words
             }
         }
-        work();
     });
     let unfinished = || Err(CacheError::Argument("an earlier step failed".to_owned()));
     let results =
@@ -80,5 +85,18 @@ mod tests {
             let error = at_once(true, (0..50).collect(), step).unwrap_err();
             assert_eq!(error.to_string(), wrong(3).to_string());
         }
+    }
+
+    #[test]
+    fn a_panic_keeps_its_words() {
+        let step = |item: usize| {
+            assert!(item != 7, "item seven");
+            Ok(item)
+        };
+        let panic =
+            std::panic::catch_unwind(|| at_once(false, (0..20).collect(), step)).unwrap_err();
+        let words = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let words = words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap();
+        assert!(words.contains("item seven"), "{words}");
     }
 }
