@@ -142,10 +142,10 @@ fn a_stored_row_that_cannot_be_read_any_more_is_encoded() {
     let folder = tempfile::tempdir().unwrap();
     let path = stored(folder.path(), &["a", "b"], identity()).path().to_owned();
     let mapped = Cache::open(&path, OpenMode::Mapped).unwrap();
-    let bytes = fs::read(&path).unwrap();
-    fs::write(&path, bytes).unwrap(); // in place, as no writer should
     let encoder =
         CachedEncoder::new(fake(), Some(mapped), CachedEncoderOptions::default()).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, bytes).unwrap(); // in place, as no writer should
     assert_right(&["a"], &encoder.encode(&["a"]).unwrap());
     assert_eq!(encoder.statistics().encoder.encoded, 1);
 }
