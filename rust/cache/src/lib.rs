@@ -31,7 +31,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-#![cfg_attr(not(feature = "writer"), allow(dead_code, reason = "most of it is the writer's"))]
+// What is of no use without a feature is small; conditions on each line of it would say less.
+#![cfg_attr(
+    not(all(feature = "writer", feature = "object-store")),
+    allow(dead_code, unused_imports, reason = "the writer's, or of object stores")
+)]
 
 // Without unwinding, the Parquet decoder's panics on damaged files would end the process, where errors
 // are promised.

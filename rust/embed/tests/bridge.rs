@@ -85,7 +85,7 @@ fn a_poisoned_text_fails_only_its_own_row() {
     let coalescer = Coalescer::start(encoder(), CoalescerOptions::default()).unwrap();
     let states = ["a", "b", "RAISE", "c"].map(Arc::from);
     let answers = coalescer.submit(states).unwrap().wait().unwrap();
-    let right: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
+    let right: Vec<bool> = answers.iter().map(Result::is_ok).collect();
     assert_eq!(right, [true, true, false, true]);
     let Err(NoEmbedding::Encoder(EncoderError::Failed { kind, trace, .. })) = &answers[2] else {
         unreachable!("{:?}", answers[2])
@@ -206,7 +206,7 @@ fn callers_that_give_up_disturb_nobody() {
         drop(coalescer.submit(many()).unwrap());
     }
     let answers = coalescer.submit(many()).unwrap().wait().unwrap();
-    assert!(answers.iter().all(|answer| answer.is_ok()));
+    assert!(answers.iter().all(Result::is_ok));
 }
 
 #[test]

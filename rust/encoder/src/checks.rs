@@ -203,6 +203,7 @@ mod tests {
     use super::*;
     use crate::embedding::{PromptInfo, Row};
 
+    #[expect(clippy::unnecessary_wraps, reason = "as an encoder answers")]
     fn answer(row: &[f32], digest: u64) -> Answer {
         let prompt = PromptInfo::new(1).with_digest(Some(TokenDigest::new(digest)));
         Ok(Embedding::new(Row::new(&Arc::from(row), 0, row.len()), prompt))

@@ -237,7 +237,7 @@ impl Worker {
         if in_front.is_some() {
             return; // it passed the checks when it was opened, and is not ours to change
         }
-        let no_row = alone.as_ref().is_none_or(|alone| alone.is_err());
+        let no_row = alone.as_ref().is_none_or(Result::is_err);
         if no_row && self.checks.is_stored(key) {
             return;
         }

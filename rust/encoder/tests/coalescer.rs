@@ -69,7 +69,7 @@ fn a_poisoned_state_fails_only_its_own_row() {
     let coalescer = Coalescer::start(fake(), CoalescerOptions::default()).unwrap();
     let states = ["⊢ a", "poison", "⊢ b", "a bad one", "a long one", "⊢ c"];
     let answers = coalescer.submit(texts(&states)).unwrap().wait().unwrap();
-    let rows: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
+    let rows: Vec<bool> = answers.iter().map(Result::is_ok).collect();
     assert_eq!(rows, [true, false, true, false, false, true]);
     assert!(
         answers[1].as_ref().unwrap_err().to_string().contains("PoisonError: a state is poisoned")
@@ -244,7 +244,7 @@ fn a_row_that_was_not_written_is_not_handed_out() {
     for _ in 0..3 {
         // Also where the memory is that of an earlier batch, full of its rows.
         let answers = coalescer.submit(texts(&["a", "b", "c", "d"])).unwrap().wait().unwrap();
-        let written: Vec<bool> = answers.iter().map(|answer| answer.is_ok()).collect();
+        let written: Vec<bool> = answers.iter().map(Result::is_ok).collect();
         assert_eq!(written, [true, false, true, false]);
         assert!(answers[1].as_ref().unwrap_err().to_string().contains("did not write this row"));
     }

@@ -266,7 +266,7 @@ fn prompts_that_were_cut_to_the_same_tokens_have_their_rows_and_are_appended() {
         let encoder = cached(cutting(), appending(&path));
         let answers = encoder.encode(&states).unwrap();
         for answer in &answers {
-            assert_eq!(answer.as_ref().unwrap().prompt().unwrap().truncated, true);
+            assert!(answer.as_ref().unwrap().prompt().unwrap().truncated);
             assert_eq!(answer.as_ref().unwrap().prompt().unwrap().tokens, 9000);
         }
         assert_eq!(encoder.statistics().truncated, 2);
@@ -291,7 +291,7 @@ fn a_partly_written_row_is_not_completed_with_values_of_another() {
     });
     let coalescer = Coalescer::start(encoder, CoalescerOptions::default()).unwrap();
     let ask = |states: [&str; 2]| coalescer.submit(states.map(Arc::from)).unwrap().wait().unwrap();
-    assert!(ask(["a", "b"]).iter().all(|answer| answer.is_ok()));
+    assert!(ask(["a", "b"]).iter().all(Result::is_ok));
     for answer in ask(["c", "d"]) {
         assert!(answer.is_err());
         assert!(answer.as_ref().unwrap_err().to_string().contains("NaN in column 1"), "{answer:?}");
@@ -334,7 +334,7 @@ fn a_dead_encoder_fails_a_batch_after_a_handful_of_calls() {
             coalescer.submit(states).unwrap().wait().unwrap()
         };
         if alive == 1 {
-            assert!(ask(3).iter().all(|answer| answer.is_ok()));
+            assert!(ask(3).iter().all(Result::is_ok));
         }
         let before = calls.load(Ordering::Relaxed);
         for answer in ask(256) {

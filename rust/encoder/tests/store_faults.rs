@@ -39,8 +39,8 @@ fn a_search_appends_all_rows_also_those_after_a_commit_of_unknown_outcome() {
     search(&format!("{faulty}/cache"));
     let calls = store.calls();
     assert!(calls > 10, "{calls} calls");
-    let faults = |at| [Fault::Before, Fault::After, Fault::AfterAndNext].map(|fault| (at, fault));
-    for (at, fault) in (0..calls).flat_map(faults) {
+    let kinds = |at| [Fault::Before, Fault::After, Fault::AfterAndNext].map(|fault| (at, fault));
+    for (at, fault) in (0..calls).flat_map(kinds) {
         let (_, faulty, sound) = bucket(Some((at, fault)));
         search(&format!("{faulty}/cache"));
         let cache = EmbeddingCache::open(format!("{sound}/cache")).unwrap();

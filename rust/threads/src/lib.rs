@@ -58,6 +58,9 @@ pub struct Threads {
 
 impl Threads {
     /// Starts the threads.
+    ///
+    /// # Errors
+    /// If the system gives none.
     pub fn new(name: &'static str, count: NonZero<usize>) -> Result<Self, ThreadPoolBuildError> {
         let (first, process) = (Some(build(name, Some(count))?), process::id());
         Ok(Self { name, count, first, process, forked: ForkedPool::new() })
@@ -69,6 +72,9 @@ impl Threads {
     }
 
     /// Runs work on them; in a forked process on new ones.
+    ///
+    /// # Errors
+    /// If the system gives a forked process none.
     pub fn install<T: Send>(
         &self,
         work: impl FnOnce() -> T + Send,

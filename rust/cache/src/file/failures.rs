@@ -11,6 +11,9 @@ use crate::storage::input::Input;
 /// Runs a step of the Parquet reader; a panic in it becomes an error about the file.
 ///
 /// The reader is sound on any bytes but not free of panics; no panic may reach our callers.
+///
+/// # Errors
+/// Those of the step, and [`CacheError::Format`] for a panic.
 #[cfg_attr(not(feature = "parquet"), expect(unreachable_pub, reason = "public by a feature"))]
 pub fn guard<T>(path: &Path, step: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
     catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {

@@ -13,6 +13,13 @@ pub(crate) enum Type {
 /// Structs in structs that are skipped at most: damaged bytes may claim any depth.
 const DEEPEST: usize = 16;
 
+/// What comes next in a struct.
+enum Next {
+    /// A field, by its number and type.
+    Field(i16, u8),
+    End,
+}
+
 /// Reads from the start of some bytes; `None` from every call for bytes that are no such structs.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
@@ -37,7 +44,7 @@ impl<'a> Reader<'a> {
         mut visit: impl FnMut(&mut Self, i16, Type) -> Option<()>,
     ) -> Option<()> {
         let mut number = 0;
-        while let Some((next, code)) = self.field(number)? {
+        while let Next::Field(next, code) = self.field(number)? {
             number = next;
             match code {
                 5 => visit(self, number, Type::I32)?,
@@ -57,17 +64,17 @@ impl<'a> Reader<'a> {
         self.skip(kind as u8, DEEPEST)
     }
 
-    /// The number and type of the next field after a number; `Some(None)` at the end of the struct.
-    fn field(&mut self, before: i16) -> Option<Option<(i16, u8)>> {
+    /// The next field after the one of a number.
+    fn field(&mut self, before: i16) -> Option<Next> {
         let byte = self.byte()?;
         if byte == 0 {
-            return Some(None);
+            return Some(Next::End);
         }
         let number = match byte >> 4 {
             0 => i16::try_from(self.integer()?).ok()?,
             step => before.checked_add(i16::from(step))?,
         };
-        Some(Some((number, byte & 0x0f)))
+        Some(Next::Field(number, byte & 0x0f))
     }
 
     fn skip(&mut self, code: u8, depth: usize) -> Option<()> {
@@ -95,7 +102,7 @@ impl<'a> Reader<'a> {
             }
             12 => {
                 let mut number = 0;
-                while let Some((next, code)) = self.field(number)? {
+                while let Next::Field(next, code) = self.field(number)? {
                     number = next;
                     self.skip(code, depth)?;
                 }

@@ -115,7 +115,8 @@ mod tests {
             bytes.extend(rest);
             let read = PageHeader::read(&bytes).unwrap();
             prop_assert_eq!((read.length, read.checksum), (length, Some(checksum)));
-            prop_assert_eq!((read.size as i32, read.values as i32), (size, values));
+            prop_assert_eq!(i32::try_from(read.size).unwrap(), size);
+            prop_assert_eq!(i32::try_from(read.values).unwrap(), values);
             prop_assert_eq!(read.encodings, encodings.map(|encoding| encoding as i32));
         }
 
