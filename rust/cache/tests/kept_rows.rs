@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{open, provenance, refs, row};
+use common::{file_names, open, provenance, refs, row};
 use ebm_cache::{
     BadRow, CacheError, CacheWriter, EmbeddingCache, FinishReport, MANIFEST, MappedCache, StateKey,
     Verdict, audit, compact,
@@ -357,14 +357,6 @@ fn copied_between_files() -> (TempDir, PathBuf) {
     ])
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn compacting_names_the_bad_rows_that_it_takes_out() {
     let (_around, folder) = copied_between_files();
@@ -384,13 +376,13 @@ fn finishing_removes_no_file_for_its_bad_rows_and_names_them() {
     assert!(!writer.contains("c") && writer.left_out()[0].0 == "c");
     let report = writer.finish(provenance()).unwrap();
     assert!(!report.written && report.left_out[0].0 == "c");
-    assert_eq!(names(&folder), ["x.parquet", "y.parquet"]);
+    assert_eq!(file_names(&folder), ["x.parquet", "y.parquet"]);
     // Nor if there is something new.
     let mut writer = open(&folder, DIM, 100);
     assert_eq!(writer.append(&["c", "e"], &[row(5, DIM), row(6, DIM)].concat()).unwrap().len(), 2);
     let report = writer.finish(provenance()).unwrap();
     assert!(report.written && report.left_out.is_empty() && report.replaced[0].0 == "c");
-    assert_eq!(names(&folder).len(), 4, "two files, a part and the manifest");
+    assert_eq!(file_names(&folder).len(), 4, "two files, a part and the manifest");
     assert!(matches!(EmbeddingCache::open(&folder), Err(CacheError::BadRows { .. })));
     let report = compact(&folder).unwrap();
     assert_eq!((report.rows, report.replaced.len()), (5, 1));

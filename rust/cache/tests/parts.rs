@@ -6,7 +6,9 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{append_good, identity, open, other_identity, provenance, row, rows, states};
+use common::{
+    append_good, file_names, identity, open, other_identity, provenance, row, rows, states,
+};
 use ebm_cache::{
     CacheError, Checks, EmbeddingCache, MANIFEST, Manifest, OutputLock, Run, WriterOptions, audit,
     compact, describe,
@@ -43,14 +45,6 @@ fn assert_holds(folder: &Path, numbers: std::ops::Range<u64>) {
     assert_eq!(cache.iter().map(|(state, _)| state.to_owned()).collect::<Vec<_>>(), expected);
     assert_eq!(cache.matrix(), rows(numbers, DIM));
     assert_eq!(cache.identity(), Some(&identity()));
-}
-
-fn files(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -91,7 +85,7 @@ fn a_writer_that_goes_on_shows_its_rows_at_each_commit() {
     append_good(&mut writer, &states(89..95), &rows(89..95, DIM));
     assert!(writer.finish(provenance()).unwrap().written);
     assert_holds(&folder, 0..95);
-    assert_eq!(files(&folder).len(), 3);
+    assert_eq!(file_names(&folder).len(), 3);
     assert_eq!(audit(&folder, 3).unwrap().bad_rows(), 0);
 }
 
@@ -123,11 +117,11 @@ fn a_file_cannot_be_committed_to() {
 #[test]
 fn nothing_new_makes_no_part() {
     let (_around, folder) = three_parts();
-    let before = files(&folder);
+    let before = file_names(&folder);
     let mut writer = open(&folder, DIM, 7);
     writer.append(&["n : ℕ\nh3 : n = 3\n⊢ n + 0 = 3"], &row(3, DIM)).unwrap();
     assert!(!writer.finish(provenance()).unwrap().written);
-    assert_eq!(files(&folder), before);
+    assert_eq!(file_names(&folder), before);
 }
 
 #[test]
@@ -136,7 +130,7 @@ fn compacting_makes_one_part_of_the_rows_that_count() {
     let report = compact(&folder).unwrap();
     assert_eq!((report.rows, report.written), (60, true));
     assert_holds(&folder, 0..60);
-    assert_eq!(files(&folder), [MANIFEST, "part-000000003.parquet"], "a name not used before");
+    assert_eq!(file_names(&folder), [MANIFEST, "part-000000003.parquet"], "a name not used before");
     let cache = EmbeddingCache::open(&folder).unwrap();
     assert_eq!(cache.runs(), [Run::new(60, provenance())], "three runs that say the same");
     assert!(!compact(&folder).unwrap().written, "one part stays as it is");
@@ -230,7 +224,7 @@ fn what_cannot_be_compacted_is_refused() {
     assert!(matches!(refused, CacheError::Argument(_)), "{refused}");
     let missing = compact(folder.path().join("nothing")).unwrap_err();
     assert!(matches!(missing, CacheError::NotFound { .. }), "{missing}");
-    assert_eq!(files(folder.path()), ["a.parquet"], "no lock is left");
+    assert_eq!(file_names(folder.path()), ["a.parquet"], "no lock is left");
 }
 
 /// What may happen to a folder behind the manifest's back.

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses some of it")]
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use ebm_cache::{CacheWriter, Identity, OutputLock, Verdict, WriterOptions};
@@ -67,4 +68,13 @@ pub fn append_good(writer: &mut CacheWriter, states: &[String], rows: &[f32]) {
 
 pub fn provenance() -> serde_json::Value {
     serde_json::json!({ "model": "a model", "note": "test" })
+}
+
+/// The names of all that is in a folder, sorted.
+pub fn file_names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
