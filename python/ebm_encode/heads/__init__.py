@@ -1,0 +1,1 @@
+"""Energy heads: labels from recorded searches, training, the head file, and evaluation."""

@@ -1,0 +1,102 @@
+"""What a head learns from and is judged by: graphs, labels, and the rows of their states."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode.errors import InputError
+from ebm_encode.heads.graph import MergeCounts, TheoremGraph, merge
+from ebm_encode.heads.labels import TheoremLabels, file_labels, label_graph
+from ebm_encode.heads.options import Labels
+from ebm_encode.heads.records import TrajectoryFile, read_trajectories
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Merged trajectories with their labels.
+
+    The states of all theorems are numbered through: those of the first, then those of the second,
+    and so on. A text that stands in two theorems has two numbers.
+
+    Attributes:
+        graphs: The theorems.
+        labels: Their labels.
+        first: The first number of each theorem, and the count of all, int64 `[T + 1]`.
+        counts: What became of the rows.
+        files: Name, digest and rows of each file.
+    """
+
+    graphs: list[TheoremGraph]
+    labels: list[TheoremLabels]
+    first: NDArray[np.int64]
+    counts: MergeCounts
+    files: list[dict[str, str | int]]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each number."""
+        return [state for graph in self.graphs for state in graph.states]
+
+    def numbers(self, theorem: int) -> slice:
+        """The numbers of a theorem's states."""
+        return slice(int(self.first[theorem]), int(self.first[theorem + 1]))
+
+    def of(self, theorems: Sequence[int]) -> NDArray[np.int64]:
+        """The numbers of some theorems' states, int64 `[n]`."""
+        parts = [np.arange(self.first[n], self.first[n + 1]) for n in theorems]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def in_file(self, file: int) -> NDArray[np.bool_]:
+        """Which numbers' states stand in a file, bool."""
+        return np.array([file in s for graph in self.graphs for s in graph.sources], bool)
+
+
+def read_corpus(
+    paths: list[str], labels: Labels = "graph", expansions: list[str] | None = None
+) -> Corpus:
+    """Reads and merges trajectories.
+
+    Args:
+        paths: Parquet or JSON-lines files, folders of them, or glob patterns.
+        labels: Whose labels.
+        expansions: Files that say which states were expanded.
+
+    Raises:
+        InputError: If a file cannot be read, or holds no search.
+    """
+    return make_corpus(read_trajectories(paths, expansions), labels)
+
+
+def make_corpus(files: list[TrajectoryFile], labels: Labels = "graph") -> Corpus:
+    """Merges trajectories that were read.
+
+    Raises:
+        InputError: If they hold no search, or the labels are those of the files and they have none.
+    """
+    graphs, counts = merge(files)
+    make: Callable[[TheoremGraph], TheoremLabels] = (
+        label_graph if labels == "graph" else file_labels
+    )
+    made = [make(graph) for graph in graphs]
+    if not any(label.solved for label in made):
+        what = (
+            "no row is a finished proof (is_proof_complete)"
+            if labels == "graph"
+            else ("no row has the label positive")
+        )
+        raise InputError(
+            f"the trajectories hold no solved theorem: {what}\n"
+            "hint: a head needs searches that found proofs"
+        )
+    if all(label.proved.all() for label in made):
+        raise InputError(
+            "all labels are equal: every state of the trajectories is proved\nhint: a head learns"
+            " from searches with dead ends, not from finished proofs alone"
+        )
+    first = np.cumsum([0, *(len(graph.states) for graph in graphs)]).astype(np.int64)
+    described: list[dict[str, str | int]] = [
+        {"name": file.name, "digest": file.digest, "rows": len(file.records)} for file in files
+    ]
+    return Corpus(graphs, made, first, counts, described)

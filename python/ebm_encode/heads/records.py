@@ -1,0 +1,249 @@
+"""Rows of trajectory files: the steps of recorded searches."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ebm_encode.data.input_files import expand
+from ebm_encode.data.remote import InputFile, open_random, open_stream
+from ebm_encode.digests import digest_stream
+from ebm_encode.errors import InputError
+
+_TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_REQUIRED = {
+    "theorem_name": _TEXT,
+    "state_id": _WHOLE,
+    "state_pp": _TEXT,
+    "parent_state_id": _WHOLE,
+}
+# What a file may lack, with the value that then stands for "not known".
+_OPTIONAL: dict[str, tuple[pa.DataType, Any]] = {
+    "tactic_applied": (_TEXT, ""),
+    "label": (_TEXT, "unknown"),
+    "remaining_depth": (_WHOLE, -1),
+    "llm_log_prob": (_REAL, 0.0),
+    "is_proof_complete": (_FLAG, False),
+    "visits": (_WHOLE, 0),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: a state, and the step that led to it.
+
+    Attributes:
+        theorem: Name of the theorem.
+        state_id: Number of the state, unique within one search.
+        state: The state's text; empty for a finished proof.
+        parent_id: Number of the state that the tactic was applied to; `None` for a root.
+        tactic: The tactic.
+        label: The file's own label: `positive`, `negative` or `unknown`.
+        remaining: The file's own number of steps to the end of the proof, or -1.
+        log_prob: Log-probability of this step under the policy that proposed it.
+        finished: Whether no goal remains.
+        expanded: Whether the record says that the state was expanded: `visits` above zero, or so
+            in a file of expansions.
+        provable: Whether the state is known to be provable, or known not to be, by a decision
+            procedure that a file of expansions reports.
+    """
+
+    theorem: str
+    state_id: int
+    state: str
+    parent_id: int | None
+    tactic: str
+    label: str
+    remaining: int
+    log_prob: float
+    finished: bool
+    expanded: bool
+    provable: bool | None = None
+
+
+@dataclass(frozen=True)
+class TrajectoryFile:
+    """The rows of one file.
+
+    Attributes:
+        name: Path or URL, as it was given or found in a folder.
+        digest: BLAKE3 of its bytes, hex.
+        records: Its rows, in order.
+    """
+
+    name: str
+    digest: str
+    records: list[Record]
+
+
+def read_trajectories(
+    paths: list[str], expansions: list[str] | None = None
+) -> list[TrajectoryFile]:
+    """Reads searches from Parquet or JSON-lines files, folders of them, or glob patterns.
+
+    Args:
+        paths: The trajectories.
+        expansions: Parquet files that say which states were expanded: `theorem_name`, `state_id`,
+            `expanded` (bool) and, where it was decided, `provable` (`yes` or `no`). Without them a
+            state without a recorded child may be a dead end or never tried.
+
+    Raises:
+        InputError: With file and column or line, if a file is missing, damaged, empty, or lacks
+            what a search needs: `theorem_name`, `state_id`, `state_pp` and `parent_state_id`.
+    """
+    known = _read_expansions(expansions) if expansions else {}
+    found = []
+    for file in expand(paths).files:
+        read = _read_parquet if file.suffix == ".parquet" else _read_json_lines
+        records = list(read(file))
+        if not records:
+            raise InputError(f"{file}: has no rows")
+        with open_stream(file) as source:
+            digest = digest_stream(source)
+        found.append(TrajectoryFile(str(file), digest, [_with(r, known) for r in records]))
+    return found
+
+
+def _with(record: Record, known: dict[tuple[str, int], tuple[bool, bool | None]]) -> Record:
+    """A record with what a file of expansions says of its state."""
+    expanded, provable = known.get((record.theorem, record.state_id), (False, None))
+    if record.finished or not (expanded or provable is not None):
+        return record
+    return replace(record, expanded=record.expanded or expanded, provable=provable)
+
+
+def _read_expansions(paths: list[str]) -> dict[tuple[str, int], tuple[bool, bool | None]]:
+    known: dict[tuple[str, int], tuple[bool, bool | None]] = {}
+    for file in expand(paths).files:
+        try:
+            with open_random(file) as source:
+                table = pq.read_table(source)
+            names = ("theorem_name", "state_id", "expanded")
+            missing = [name for name in names if name not in table.column_names]
+            if missing:
+                raise InputError(
+                    f"{file}: has no column {', '.join(missing)}: it is no file of expansions"
+                )
+            theorems, numbers, expanded = (table[name].to_pylist() for name in names)
+            decided = (
+                table["provable"].cast(_TEXT).to_pylist()
+                if "provable" in table.column_names
+                else [None] * len(table)
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file}: not a readable Parquet file: {error}") from error
+        for theorem, number, tried, answer in zip(
+            theorems, numbers, expanded, decided, strict=True
+        ):
+            known[theorem, number] = bool(tried), _DECIDED.get(answer)
+    return known
+
+
+_DECIDED: dict[str | None, bool] = {"yes": True, "no": False, "true": True, "false": False}
+
+
+def _read_parquet(file: InputFile) -> Iterator[Record]:
+    try:
+        with open_random(file) as source, pq.ParquetFile(source) as parquet:
+            names = parquet.schema_arrow.names
+            _require(file, names)
+            wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
+            for batch in parquet.iter_batches(columns=wanted):
+                yield from _records(file, batch)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file}: not a readable Parquet file, or cut off: {reason}") from error
+
+
+def _require(file: InputFile, names: list[str]) -> None:
+    missing = [name for name in _REQUIRED if name not in names]
+    if missing:
+        raise InputError(
+            f"{file}: has no column {', '.join(missing)}; it has {', '.join(names)}\n"
+            "hint: a search needs theorem_name, state_id, state_pp and parent_state_id"
+        )
+
+
+def _records(file: InputFile, batch: pa.RecordBatch) -> Iterator[Record]:
+    columns = [
+        *(_column(file, batch, name, kind) for name, kind in _REQUIRED.items()),
+        *(_column(file, batch, name, kind, missing) for name, (kind, missing) in _OPTIONAL.items()),
+    ]
+    for row in zip(*columns, strict=True):
+        yield _record(*row)
+
+
+def _column(
+    file: InputFile, batch: pa.RecordBatch, name: str, kind: pa.DataType, missing: Any = None
+) -> list[Any]:
+    if name not in batch.schema.names:
+        return [missing] * len(batch)
+    values = batch.column(name)
+    try:
+        column = pc.cast(values, kind)
+    except pa.ArrowException as error:
+        raise InputError(f"{file}: column {name!r} is {values.type}, expected {kind}") from error
+    return column.to_pylist() if missing is None else pc.fill_null(column, missing).to_pylist()
+
+
+def _record(  # noqa: PLR0917  (the order of the columns)
+    theorem: str | None,
+    state_id: int | None,
+    state: str | None,
+    parent_id: int | None,
+    tactic: str,
+    label: str,
+    remaining: int,
+    log_prob: float,
+    finished: bool,  # noqa: FBT001
+    visits: int,
+) -> Record:
+    return Record(
+        theorem or "",
+        -1 if state_id is None else state_id,
+        state or "",
+        parent_id,
+        tactic,
+        label,
+        remaining,
+        log_prob,
+        finished,
+        visits > 0,
+    )
+
+
+def _read_json_lines(file: InputFile) -> Iterator[Record]:
+    with open_stream(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{file}: line {number}: not JSON: {error}") from error
+            if not isinstance(row, dict) or any(name not in row for name in _REQUIRED):
+                raise InputError(
+                    f"{file}: line {number}: not an object with {', '.join(_REQUIRED)}"
+                )
+            optional = {name: missing for name, (_, missing) in _OPTIONAL.items()}
+            values = {
+                name: row.get(name, missing)
+                for name, missing in ({}.fromkeys(_REQUIRED) | optional).items()
+            }
+            try:
+                batch = pa.RecordBatch.from_pylist(
+                    [values],
+                    schema=pa.schema(
+                        [
+                            *_REQUIRED.items(),
+                            *((name, kind) for name, (kind, _) in _OPTIONAL.items()),
+                        ]
+                    ),
+                )
+            except pa.ArrowException as error:
+                raise InputError(f"{file}: line {number}: {error}") from error
+            yield from _records(file, batch)

@@ -1,0 +1,389 @@
+"""`train_head`: from a cache and recorded searches to a head file."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ebm_encode._core import EmbeddingCache, EnergyHead, Identity, MappedCache, __version__
+from ebm_encode.dataset import EmbeddingDataset
+from ebm_encode.errors import ArgumentError, IdentityMismatchError, InputError
+from ebm_encode.heads.corpus import Corpus, read_corpus
+from ebm_encode.heads.curves import SUFFIXES, draw_curves
+from ebm_encode.heads.head_file import require_same, write_head
+from ebm_encode.heads.mixing import Mixing, choose_mixing, scale_of
+from ebm_encode.heads.model import folded
+from ebm_encode.heads.options import HIDDEN, HeadOptions
+from ebm_encode.heads.probe import Probe, probe_format
+from ebm_encode.heads.rows import CacheRows, Rows, moments
+from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, rank_siblings, sibling_sets
+from ebm_encode.heads.split import Split, split_theorems, states_of
+from ebm_encode.heads.training import Lesson, Trained, predict, train
+
+log = logging.getLogger(__name__)
+
+OnEpoch = Callable[[str, dict[str, float]], None]
+
+_SHOWN = 5
+
+
+@dataclass
+class HeadReport:
+    """What a training did.
+
+    Attributes:
+        head: The head as it was written.
+        architecture: Of the layers: `linear`, `mlp` or `origin`.
+        counts: Theorems, states, rows, and what was skipped.
+        probes: What print style tells apart.
+        chance: Validation rank-1 of a random order, by question.
+        best: Validation figures of the epoch that was kept, by training.
+        mixing: The chosen mixture.
+        replayed: Mean expansions of all mixtures on the validation theorems.
+        missing: States that the cache lacks.
+    """
+
+    head: EnergyHead
+    architecture: str
+    counts: dict[str, int]
+    probes: list[Probe]
+    chance: dict[str, float]
+    best: dict[str, dict[str, float]]
+    mixing: Mixing
+    replayed: list[dict[str, float]]
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A corpus with its split, and the rows of its states.
+
+    Attributes:
+        corpus: The theorems.
+        split: Which of them train, choose and test.
+        usable: Which numbers have a row, bool.
+        fresh: Which numbers have a text that stands in no training theorem, bool.
+        missing: Distinct texts without a row.
+    """
+
+    corpus: Corpus
+    split: Split
+    usable: NDArray[np.bool_]
+    fresh: NDArray[np.bool_]
+    missing: list[str]
+
+    def sets(self, theorems: Sequence[int]) -> dict[str, SiblingSets]:
+        """The sibling sets of some theorems whose states are fresh and have a row, by question."""
+        usable = self.usable & self.fresh
+        return {q: sibling_sets(self.corpus, theorems, q, usable) for q in QUESTIONS}
+
+
+def require_encoder(cache: EmbeddingCache | MappedCache) -> Identity:
+    """The encoder of a cache.
+
+    Raises:
+        IdentityMismatchError: If the cache does not say which encoder made it.
+    """
+    if cache.identity is None:
+        raise IdentityMismatchError(
+            f"{cache.path}: does not say which encoder made it, and a head belongs to one encoder\n"
+            "hint: encode the states again with `ebm-encode encode`"
+        )
+    return cache.identity
+
+
+def in_cache(corpus: Corpus, cache: EmbeddingCache | MappedCache) -> NDArray[np.bool_]:
+    """Which numbers of a corpus have an embedding, bool."""
+    return np.array([text in cache for text in corpus.texts], bool)
+
+
+def cache_rows(
+    corpus: Corpus, cache: EmbeddingCache | MappedCache, usable: NDArray[np.bool_]
+) -> Rows:
+    """The embeddings of a corpus by its numbers; only usable numbers may be asked for."""
+    texts = corpus.texts
+    # A number without an embedding stands for the first one that has one, and is never asked for.
+    filler = texts[int(np.flatnonzero(usable)[0])]
+    states = [text if there else filler for text, there in zip(texts, usable, strict=True)]
+    return CacheRows(EmbeddingDataset(cache, states), cache.dim)
+
+
+def prepare(corpus: Corpus, usable: NDArray[np.bool_], options: HeadOptions) -> Material:
+    """Splits a corpus, and finds the states that stand in training theorems too.
+
+    Raises:
+        InputError: If there is too little data, or the cache lacks too many states.
+    """
+    texts = corpus.texts
+    missing = [*dict.fromkeys(t for t, there in zip(texts, usable, strict=True) if not there)]
+    share = len(missing) / len({*texts})
+    if share > options.max_missing or not usable.any():
+        shown = "; ".join(repr(state[:60]) for state in missing[:_SHOWN])
+        raise InputError(
+            f"the cache lacks {len(missing):,} of {len({*texts}):,} states ({share:.1%}), and"
+            f" `max_missing` allows {options.max_missing:.1%}: {shown}"
+            f"{', ...' if len(missing) > _SHOWN else ''}\n"
+            "hint: encode the same trajectories first, or train on those that were encoded"
+        )
+    split = split_theorems(corpus.graphs, corpus.labels, options)
+    seen = states_of(corpus.graphs, split.train)
+    fresh = np.array([text not in seen for text in texts], bool)
+    return Material(corpus, split, usable, fresh, missing)
+
+
+def make_lesson(material: Material, rows: Rows) -> Lesson:
+    """What heads are trained on.
+
+    Raises:
+        InputError: If there are no siblings to learn from, or to choose by.
+    """
+    corpus, split = material.corpus, material.split
+    sets = material.sets(split.validation)
+    training = sibling_sets(corpus, split.train, "provable", material.usable)
+    if not len(training) or not any(map(len, sets.values())):
+        where = "validation" if len(training) else "training"
+        raise InputError(
+            f"the {where} theorems have no parent with proved and other children: all labels are"
+            " equal where it matters\nhint: record more searches, and go on after the first proof"
+        )
+    numbers = corpus.of(split.train)
+    numbers = numbers[material.usable[numbers]]
+    validation = corpus.of(split.validation)
+    validation = validation[material.usable[validation]]
+    return Lesson(
+        corpus, rows, material.usable, split.train, validation, sets, moments(rows, numbers)
+    )
+
+
+def fingerprint(corpus: Corpus, identity: str, options: HeadOptions, what: str) -> str:
+    """Of everything that a training depends on, hex."""
+    content = [corpus.files, identity, options.as_dict(), what, __version__, torch.__version__]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class HeadTrainer:
+    """Trains the members of a head, with checkpoints beside the output.
+
+    Args:
+        lesson: What to train on.
+        options: How.
+        identity: The encoder's identity as JSON; it is part of what a checkpoint must match.
+        folder: Where checkpoints go.
+        device: Torch device.
+        on_epoch: Told of each epoch with the training's name.
+    """
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        options: HeadOptions,
+        identity: str,
+        *,
+        folder: Path | None = None,
+        device: str = "cpu",
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        self._lesson, self._options, self._identity = lesson, options, identity
+        self._folder, self._device, self._on_epoch = folder, device, on_epoch
+        self.histories: dict[str, list[dict[str, float]]] = {}
+        self.best: dict[str, dict[str, float]] = {}
+
+    def run(self) -> tuple[str, list[Trained]]:
+        """Trains; returns the architecture that was taken, and its members."""
+        wanted = self._options.architecture
+        candidates = ("linear", "mlp") if wanted == "auto" else (wanted,)
+        first = {name: self.member(name, self._options.seed) for name in candidates}
+        chosen = max(candidates, key=lambda name: first[name].best["rank"])
+        others = range(self._options.seed + 1, self._options.seed + self._options.members)
+        return chosen, [first[chosen], *(self.member(chosen, seed) for seed in others)]
+
+    def member(self, architecture: str, seed: int) -> Trained:
+        """Trains one member."""
+        name = f"{architecture}-{seed}"
+        kept_in = self._folder / f"{name}.pt" if self._folder else None
+        done = train(
+            self._lesson,
+            HIDDEN[architecture],
+            self._options,
+            seed=seed,
+            device=self._device,
+            kept_in=kept_in,
+            fingerprint=fingerprint(self._lesson.corpus, self._identity, self._options, name),
+            on_epoch=self._on_epoch and (lambda epoch: self._tell(name, epoch)),
+        )
+        self.histories[name], self.best[name] = done.history, done.best
+        return done
+
+    def _tell(self, name: str, epoch: dict[str, float]) -> None:
+        if self._on_epoch:
+            self._on_epoch(name, epoch)
+
+
+def mean_energies(
+    members: Sequence[Trained], rows: Rows, numbers: NDArray[np.int64], device: str = "cpu"
+) -> NDArray[np.float64]:
+    """The energies of an ensemble, float64 `[n]`."""
+    return np.mean([predict(member.head, rows, numbers, device) for member in members], axis=0)
+
+
+def train_head(
+    cache: EmbeddingCache | MappedCache,
+    trajectories: list[str],
+    output: str | os.PathLike[str],
+    options: HeadOptions | None = None,
+    *,
+    device: str = "cpu",
+    figure: str | os.PathLike[str] | None = None,
+    log_file: str | os.PathLike[str] | None = None,
+    on_start: Callable[[dict[str, int], list[Probe], dict[str, float]], None] | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> HeadReport:
+    """Trains an energy head on the embeddings of recorded searches, and writes it.
+
+    Killed at any moment, the same call resumes after the last whole epoch and ends with the same
+    head; its checkpoints stand in `OUTPUT.training` until then.
+
+    Args:
+        cache: Embeddings of the trajectories' states, of a known encoder.
+        trajectories: Files of searches, folders of them, or glob patterns.
+        output: The head file to write.
+        options: How to train.
+        device: Torch device.
+        figure: Picture of the learning curves, .svg, .png or .pdf.
+        log_file: JSON lines, one an epoch.
+        on_start: Told, before training, of the counts, what print style tells apart, and chance.
+        on_epoch: Told of each epoch with the training's name.
+
+    Raises:
+        IdentityMismatchError: If the cache does not say which encoder made it.
+        InputError: If the trajectories hold too little, or the cache lacks too many of their states.
+        BadRowsError: If a mapped cache's embeddings are bad.
+        ArgumentError: If an option has no meaning.
+    """
+    options = options or HeadOptions()
+    output = Path(output)
+    if figure is not None and Path(figure).suffix not in SUFFIXES:
+        raise ArgumentError(
+            f"`figure` {figure}: expected a name that ends in {', '.join(SUFFIXES)}"
+        )
+    identity = require_encoder(cache)
+    corpus = read_corpus(trajectories, options.labels)
+    material = prepare(corpus, in_cache(corpus, cache), options)
+    rows = cache_rows(corpus, cache, material.usable)
+    lesson = make_lesson(material, rows)
+    counts = _counts(material, lesson)
+    probes = probe_format(corpus, options.seed)
+    chance = _chance(lesson)
+    if on_start:
+        on_start(counts, probes, chance)
+    folder = output.with_name(output.name + ".training")
+    trainer = HeadTrainer(
+        lesson, options, identity.to_json(), folder=folder, device=device, on_epoch=on_epoch
+    )
+    architecture, members = trainer.run()
+    energies = mean_energies(members, rows, lesson.validation, device)
+    values = np.full(len(material.usable), np.nan)
+    values[lesson.validation] = -energies
+    scale = scale_of(-energies)
+    mixing, replayed = choose_mixing(corpus, material.split.validation, values, scale)
+    details = {
+        "mixing": mixing.as_dict(),
+        "training": {
+            "options": options.as_dict(),
+            "architecture": architecture,
+            "split": _named(material),
+            "best": trainer.best,
+            "chance": chance,
+            "probes": [{"what": p.what, "auc": p.auc, "flags": p.strongest} for p in probes],
+            "replayed": replayed,
+        },
+        "data": {"cache": str(cache.path), "trajectories": corpus.files, "counts": counts},
+        "versions": versions(),
+    }
+    head = write_head(output, [folded(member.head) for member in members], identity, scale, details)
+    checked = lesson.validation[:512]
+    require_same(head, rows.take(checked), energies[:512])
+    if figure is not None:
+        draw_curves(figure, trainer.histories, chance)
+    if log_file is not None:
+        write_log(log_file, trainer.histories)
+    shutil.rmtree(folder, ignore_errors=True)
+    return HeadReport(
+        head,
+        architecture,
+        counts,
+        probes,
+        chance,
+        trainer.best,
+        mixing,
+        replayed,
+        material.missing,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of the software that makes a head."""
+    return {"ebm-encode": __version__, **{n: metadata.version(n) for n in ("torch", "numpy")}}
+
+
+def write_log(path: str | os.PathLike[str], histories: dict[str, list[dict[str, float]]]) -> None:
+    """Writes JSON lines, one an epoch."""
+    lines = [
+        json.dumps({"training": name} | epoch)
+        for name, history in histories.items()
+        for epoch in history
+    ]
+    Path(path).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _named(material: Material) -> dict[str, Any]:
+    graphs, split = material.corpus.graphs, material.split
+    return {
+        "train": [graphs[n].theorem for n in split.train],
+        "validation": [graphs[n].theorem for n in split.validation],
+        "test": [graphs[n].theorem for n in split.test],
+    }
+
+
+def _chance(lesson: Lesson) -> dict[str, float]:
+    nothing = np.zeros(len(lesson.usable))
+    return {
+        question: float(rank_siblings(sets, sets.look_up(nothing))["rank1"].mean())
+        for question, sets in lesson.sets.items()
+        if len(sets)
+    }
+
+
+def _counts(material: Material, lesson: Lesson) -> dict[str, int]:
+    corpus, split = material.corpus, material.split
+    seen = ~material.fresh
+    statuses = np.concatenate([label.status for label in corpus.labels])
+    return {
+        "rows": corpus.counts.rows,
+        "loops": corpus.counts.loops,
+        "without_parent": corpus.counts.without_parent + corpus.counts.ambiguous,
+        "empty": corpus.counts.empty,
+        "theorems": len(corpus.graphs),
+        "solved": sum(label.solved for label in corpus.labels),
+        "train": len(split.train),
+        "validation": len(split.validation),
+        "test": len(split.test),
+        "states": len(corpus.texts),
+        "proved": int((statuses == 0).sum()),
+        "exhausted": int((statuses == 1).sum()),
+        "unknown": int((statuses == 2).sum()),  # noqa: PLR2004
+        "missing": len(material.missing),
+        "validation_states_in_train": int(seen[corpus.of(split.validation)].sum()),
+        "test_states_in_train": int(seen[corpus.of(split.test)].sum()),
+        **{f"validation_{question}": len(sets) for question, sets in lesson.sets.items()},
+    }
