@@ -23,9 +23,11 @@ from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
 from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.encode import encode
+from ebm_encode.cli.evaluate_head import evaluate_head
 from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
+from ebm_encode.cli.train_head import train_head
 from ebm_encode.errors import EbmEncodeError
 
 INTERRUPTED = 130
@@ -46,7 +48,8 @@ app = cyclopts.App(
 
     An embedding is the mean-pooled last hidden state. `encode` writes a Parquet cache of them, and
     `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
-    row, `compact` merges many parts into one.
+    row, `compact` merges many parts into one. `train-head` trains an energy head on a cache and
+    recorded searches, and `evaluate-head` shows what it is worth.
     """,
     version=__version__,
     console=_Output(),
@@ -55,9 +58,12 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-COMMANDS = {own.__name__: own for own in (encode, plan, inspect, audit, compact)}
-for _command in COMMANDS.values():
-    app.command(_command)
+COMMANDS = {
+    own.__name__.replace("_", "-"): own
+    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head)
+}
+for _name, _command in COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

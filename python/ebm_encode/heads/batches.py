@@ -146,7 +146,7 @@ def _batch(
     table = np.full((len(mixed), width), -1, np.int64)
     for row, children in enumerate(mixed):
         table[row, : len(children)] = children
-    targets = (table >= 0) & proved[table] if len(mixed) else np.zeros((0, 0), bool)
+    targets = (table >= 0) & proved[table] if mixed else np.zeros((0, 0), bool)
     return Batch(
         states,
         torch.from_numpy(table),

@@ -1,6 +1,7 @@
 """The energy head while it is trained."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class Head(nn.Module):  # type: ignore[misc]  # torch is not typed here
         self.register_buffer("deviation", deviation.clone())
         widths = [len(mean), *hidden, 1]
         self.layers = nn.ModuleList()
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layer = nn.Linear(before, after)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if after == 1 else "relu")
             if after == 1:

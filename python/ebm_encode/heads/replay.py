@@ -19,8 +19,8 @@ from ebm_encode.heads.graph import FINISHED, TheoremGraph
 class Ranking:
     """How a search orders its open states; the highest priority is expanded next.
 
-    priority = `weight` * z(value) + (1 - `weight`) * z(policy), where z subtracts a mean and divides
-    by a deviation, and the policy's value is the cumulative log-probability of the steps divided by
+    priority = `weight` * z(value) + (1 - `weight`) * z(policy), where z subtracts a mean and
+    divides by a deviation, and the policy's value is the cumulative log-probability of the steps divided by
     depth ** `exponent`. With weight 1 only the values count, and with 0 only the policy. A state
     without a value (NaN) is ordered by the policy alone.
 
@@ -99,7 +99,7 @@ def replay(graph: TheoremGraph, ranking: Ranking) -> Replayed | None:
 
 def walk(graph: TheoremGraph) -> dict[int, tuple[float, int]]:
     """Cumulative log-probability and depth of each state, as it is first found breadth-first."""
-    found: dict[int, tuple[float, int]] = {root: (0.0, 0) for root in graph.roots[:1]}
+    found: dict[int, tuple[float, int]] = dict.fromkeys(graph.roots[:1], (0.0, 0))
     queue = [*found]
     for state in queue:  # grows while it is walked
         cumulative, depth = found[state]

@@ -43,8 +43,8 @@ def split_theorems(
     parts = [max(1, round(share * len(solved))) for share in (options.validation, options.test)]
     if len(solved) < sum(parts) + 1:
         raise InputError(
-            f"the trajectories have {len(solved)} solved theorems of {len(graphs)}, and at least 3 are"
-            " needed: to train, to choose and to test\nhint: record more searches; a theorem counts"
+            f"the trajectories have {len(solved)} solved theorems of {len(graphs)}, and at least 3"
+            " are needed: to train, to choose and to test\nhint: record more searches; a theorem counts"
             " as solved where a row has is_proof_complete"
         )
     validation, test, train = np.split(np.array(shuffled), np.cumsum(parts))

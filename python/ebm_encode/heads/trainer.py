@@ -243,6 +243,7 @@ def train_head(
     options: HeadOptions | None = None,
     *,
     device: str = "cpu",
+    expansions: list[str] | None = None,
     figure: str | os.PathLike[str] | None = None,
     log_file: str | os.PathLike[str] | None = None,
     on_start: Callable[[dict[str, int], list[Probe], dict[str, float]], None] | None = None,
@@ -259,6 +260,7 @@ def train_head(
         output: The head file to write.
         options: How to train.
         device: Torch device.
+        expansions: Files that say which states were expanded.
         figure: Picture of the learning curves, .svg, .png or .pdf.
         log_file: JSON lines, one an epoch.
         on_start: Told, before training, of the counts, what print style tells apart, and chance.
@@ -266,7 +268,7 @@ def train_head(
 
     Raises:
         IdentityMismatchError: If the cache does not say which encoder made it.
-        InputError: If the trajectories hold too little, or the cache lacks too many of their states.
+        InputError: If the trajectories hold too little, or the cache lacks too many states.
         BadRowsError: If a mapped cache's embeddings are bad.
         ArgumentError: If an option has no meaning.
     """
@@ -277,7 +279,7 @@ def train_head(
             f"`figure` {figure}: expected a name that ends in {', '.join(SUFFIXES)}"
         )
     identity = require_encoder(cache)
-    corpus = read_corpus(trajectories, options.labels)
+    corpus = read_corpus(trajectories, options.labels, expansions)
     material = prepare(corpus, in_cache(corpus, cache), options)
     rows = cache_rows(corpus, cache, material.usable)
     lesson = make_lesson(material, rows)
@@ -286,9 +288,10 @@ def train_head(
     chance = _chance(lesson)
     if on_start:
         on_start(counts, probes, chance)
+    told = _EpochLog(log_file, on_epoch)
     folder = output.with_name(output.name + ".training")
     trainer = HeadTrainer(
-        lesson, options, identity.to_json(), folder=folder, device=device, on_epoch=on_epoch
+        lesson, options, identity.to_json(), folder=folder, device=device, on_epoch=told.epoch
     )
     architecture, members = trainer.run()
     energies = mean_energies(members, rows, lesson.validation, device)
@@ -315,8 +318,6 @@ def train_head(
     require_same(head, rows.take(checked), energies[:512])
     if figure is not None:
         draw_curves(figure, trainer.histories, chance)
-    if log_file is not None:
-        write_log(log_file, trainer.histories)
     shutil.rmtree(folder, ignore_errors=True)
     return HeadReport(
         head,
@@ -336,14 +337,22 @@ def versions() -> dict[str, str]:
     return {"ebm-encode": __version__, **{n: metadata.version(n) for n in ("torch", "numpy")}}
 
 
-def write_log(path: str | os.PathLike[str], histories: dict[str, list[dict[str, float]]]) -> None:
-    """Writes JSON lines, one an epoch."""
-    lines = [
-        json.dumps({"training": name} | epoch)
-        for name, history in histories.items()
-        for epoch in history
-    ]
-    Path(path).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+class _EpochLog:
+    """JSON lines, one an epoch, as they come. A resumed training tells its first epochs again."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, on_epoch: OnEpoch | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._on_epoch = on_epoch
+        if self._path:
+            self._path.write_text("", "utf-8")
+
+    def epoch(self, name: str, measured: dict[str, float]) -> None:
+        """Writes an epoch's line."""
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"training": name} | measured) + "\n")
+        if self._on_epoch:
+            self._on_epoch(name, measured)
 
 
 def _named(material: Material) -> dict[str, Any]:
