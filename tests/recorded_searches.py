@@ -40,7 +40,7 @@ def write_rows(path, rows):
     return path
 
 
-def search(theorem, random, *, nodes=40, depth=4, solved=True):
+def search(theorem, random, *, nodes=24, depth=6, solved=True):
     """Rows of one search: a proof of `depth` steps in a random tree, and dead ends around it."""
     rows = [row(theorem, 0, f"{theorem} root\n⊢ goal")]
     spine = [0]
@@ -51,11 +51,11 @@ def search(theorem, random, *, nodes=40, depth=4, solved=True):
     if solved:
         rows.append(row(theorem, number, "", spine[-1], finished=True, label="positive"))
         number += 1
-    parents = [*spine]
-    for _ in range(nodes):
-        parent = int(random.choice(parents))
+    dead: list[int] = []
+    for place in range(nodes):  # first one beside each step of the proof, then anywhere
+        parent = spine[place] if place < depth - 1 else int(random.choice([*spine, *dead]))
         rows.append(row(theorem, number, f"{theorem} dead {number}\n⊢ goal", parent))
-        parents.append(number)
+        dead.append(number)
         number += 1
     for one in rows:
         one["llm_log_prob"] = float(-random.random())
@@ -68,7 +68,7 @@ def searches(count=12, seed=0, **changes):
     return [r for n in range(count) for r in search(f"t{n}", random, **changes)]
 
 
-def embeddings(rows, dim=16, seed=0, noise=0.3):
+def embeddings(rows, dim=8, seed=0, noise=0.3):
     """Distinct states, and rows whose first value falls towards the proof: float32 `[n, dim]`.
 
     States of the spine have low first values, the lower the nearer to the proof; dead ends high
@@ -79,6 +79,6 @@ def embeddings(rows, dim=16, seed=0, noise=0.3):
     made = random.standard_normal((len(states), dim)).astype(np.float32)
     for number, state in enumerate(states):
         words = state.split()
-        target = 4.0 if "root" in words else 3.0 - int(words[2]) if "spine" in words else 3.0
+        target = 5.0 if "root" in words else 5.0 - int(words[2]) if "spine" in words else 6.0
         made[number, 0] = target + noise * made[number, 0] + 5.0
     return states, made

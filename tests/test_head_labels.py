@@ -1,6 +1,12 @@
 """Labels from the graph of recorded steps, against plain enumeration and the files' own."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,9 +52,7 @@ def test_the_labels_are_those_of_whoever_recorded_the_searches():
 def graphs(draw):
     """Rows of a random graph over a few states, cycles and repeated states included."""
     count = draw(st.integers(2, 9))
-    steps = draw(
-        st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count)), max_size=25)
-    )
+    steps = draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count)), max_size=25))
     rows = [row("t", n, f"s{n}") for n in range(count)]
     for parent, child in [(0, 1), *steps]:
         if child == count:
@@ -61,8 +65,6 @@ def graphs(draw):
 @given(graphs())
 def test_distances_and_statuses_are_what_enumeration_finds(made):
     count, steps, rows = made
-    import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         graph, _ = graph_of(rows, Path(folder))
@@ -133,7 +135,8 @@ def test_what_cannot_be_used_is_counted(tmp_path):
 
 def test_of_different_labels_of_a_state_positive_wins_with_the_least_distance(tmp_path):
     rows = [
-        row("t", 0, "a", label="negative"), row("t", 1, "b", 0, label="positive", remaining_depth=5),
+        row("t", 0, "a", label="negative"),
+        row("t", 1, "b", 0, label="positive", remaining_depth=5),
         row("t", 2, "b", 0, label="negative"),
         row("t", 3, "b", 0, label="positive", remaining_depth=3),
     ]  # fmt: skip
@@ -144,9 +147,6 @@ def test_of_different_labels_of_a_state_positive_wins_with_the_least_distance(tm
 
 
 def test_a_file_of_expansions_tells_dead_ends_from_what_was_never_tried(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = write_rows(
         tmp_path / "t.parquet",
         [row("t", 0, "a"), row("t", 1, "b", 0), row("t", 2, "c", 0),
@@ -177,8 +177,6 @@ def test_trajectories_that_teach_nothing_are_refused(rows, reason, tmp_path):
 
 
 def test_json_lines_are_read_as_parquet_is(tmp_path):
-    import json
-
     rows = searches(3)
     parquet = write_rows(tmp_path / "t.parquet", rows)
     lines = tmp_path / "t.jsonl"
@@ -200,9 +198,6 @@ def test_a_bad_line_is_reported(line, reason, tmp_path):
 
 
 def test_a_file_without_parents_is_refused_by_column(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"theorem_name": ["t"], "state_pp": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match="no column state_id, parent_state_id"):
         read_trajectories([str(tmp_path / "t.parquet")])
