@@ -305,6 +305,17 @@ def test_gathering_writes_all_or_nothing(ours):
         cache.gather(STATES[:1], np.zeros((1, cache.dim)))
 
 
+def test_rows_in_fortrans_order_are_refused(ours, tmp_path, identity, rows):
+    """Their memory is contiguous as well, column by column; read row by row it is scrambled."""
+    cache = EmbeddingCache.open(ours)
+    with pytest.raises(ArgumentError, match="out must be C-contiguous"):
+        cache.gather(STATES, np.zeros((len(STATES), cache.dim), np.float32, order="F"))
+    writer = _core.CacheWriter(tmp_path / "new.parquet")
+    writer.open(identity(), 16)
+    with pytest.raises(ArgumentError, match="rows: must be C-contiguous"):
+        writer.append(["a", "b"], np.asfortranarray(rows(2)))
+
+
 def test_strict_opening_refuses_bad_rows_and_lenient_does_not(tmp_path, rows):
     values = rows(4)
     values[2] = 0

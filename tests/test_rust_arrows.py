@@ -14,10 +14,11 @@ CRATES = {
     "ebm-kernels": {"ebm-threads"},
     "ebm-cache": {"ebm-threads"},
     "ebm-encoder": {"ebm-cache", "ebm-threads"},
-    "ebm-search": {"ebm-cache"},
+    "ebm-search": {"ebm-cache", "ebm-encoder", "ebm-threads"},
     "ebm-embed": {"ebm-cache", "ebm-encoder"},
     "ebm-encode-python": {
-        *("ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-kernels", "ebm-threads")
+        *("ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-kernels"),
+        *("ebm-search", "ebm-threads"),
     },
     "ebm-prover": {"ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-search"},
 }

@@ -1,4 +1,4 @@
-"""Checked embeddings of proof states.
+"""Checked embeddings of proof states, and energy heads that score them.
 
 The readers load without torch; `Encoder` and `EmbeddingDataset` bring it in on first use.
 """
@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ebm_encode import _core
-from ebm_encode._core import EmbeddingCache, Identity, MappedCache
+from ebm_encode._core import EmbeddingCache, EnergyHead, Identity, MappedCache
 from ebm_encode.errors import EbmEncodeError
 from ebm_encode.opening import open_cache
 
@@ -21,6 +21,7 @@ __all__ = [
     "EmbeddingCache",
     "EmbeddingDataset",
     "Encoder",
+    "EnergyHead",
     "Identity",
     "MappedCache",
     "__version__",

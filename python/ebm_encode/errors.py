@@ -57,6 +57,14 @@ class CacheFormatError(EbmEncodeError):
     """The file is not a cache: not Parquet, damaged, or of another schema."""
 
 
+class HeadNotFoundError(EbmEncodeError, FileNotFoundError):
+    """There is no head file at the path."""
+
+
+class HeadFormatError(EbmEncodeError):
+    """The file is not a head, is damaged, or is of a later version."""
+
+
 class IdentityMismatchError(EbmEncodeError):
     """Two things made by different encoders were about to be combined."""
 

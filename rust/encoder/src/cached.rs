@@ -20,7 +20,7 @@ use crate::statistics::{CachedEncoderStatistics, Requests, read};
 use crate::wait::Patience;
 use crate::{Encoder, EncoderError, EncoderResult};
 use ebm_cache::{
-    Cache, CacheError, CacheResult, CacheWriter, FinishReport, OutputLock, WriterOptions,
+    Cache, CacheError, CacheResult, CacheWriter, FinishReport, Identity, OutputLock, WriterOptions,
 };
 
 /// An embedding: of the cache, or encoded by this process. It lends its values as a slice.
@@ -87,6 +87,7 @@ pub struct CachedEncoder {
     coalescer: Option<Coalescer>,
     appender: Option<Appender>,
     dim: usize,
+    identity: Identity,
     memory: Memory,
     requests: Requests,
     encodings: Arc<Encodings>,
@@ -124,7 +125,7 @@ impl CachedEncoder {
             // Rows of a different encoder are served, as asked; they say nothing about this one's.
             front = (cache.identity() == Some(encoder.identity())).then(|| cache.clone());
         }
-        let dim = encoder.dim();
+        let (dim, identity) = (encoder.dim(), encoder.identity().clone());
         let (mut known, mut appender) = (None, None);
         if let Some(output) = append_to {
             let writer = open_writer(&output, &encoder, checkpoint_interval)?;
@@ -144,13 +145,25 @@ impl CachedEncoder {
         let requests = Requests::new().map_err(|error| argument(error.to_string()))?;
         let coalescer = Some(coalescer);
         let warned = AtomicBool::new(false);
-        Ok(Self { cache, coalescer, appender, dim, memory, requests, encodings, warned })
+        Ok(Self { cache, coalescer, appender, dim, identity, memory, requests, encodings, warned })
     }
 
     /// Length of every row.
     #[must_use]
     pub const fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// The identity of the encoder.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The cache in front, if there is one.
+    #[must_use]
+    pub const fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
     }
 
     /// The row of a state that is known already; nothing is encoded.

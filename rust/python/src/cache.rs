@@ -227,6 +227,10 @@ pub(crate) fn fill<'py>(
         let found = out.shape();
         return Err(argument_error(format!("out is {found:?}, expected {shape:?}")));
     }
+    // The library lends the memory of a matrix in Fortran's order as well, column by column.
+    if !out.is_c_contiguous() {
+        return Err(argument_error("out must be C-contiguous"));
+    }
     {
         let mut rows = out.try_readwrite().map_err(|_| {
             argument_error("out cannot be written: read-only, or in use by another call")

@@ -40,6 +40,10 @@ impl PyBadRow {
 
 /// A C-contiguous float32 matrix as a slice.
 pub(crate) fn matrix<'a>(rows: &'a PyReadonlyArray2<'_, f32>) -> PyResult<&'a [f32]> {
+    // The library lends the memory of a matrix in Fortran's order as well, column by column.
+    if !rows.is_c_contiguous() {
+        return Err(argument_error("rows: must be C-contiguous"));
+    }
     rows.as_slice().map_err(|error| argument_error(format!("rows: {error}")))
 }
 

@@ -1,6 +1,7 @@
 //! Core errors as the exceptions of `ebm_encode.errors`.
 
 use ebm_cache::CacheError;
+use ebm_search::HeadError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -18,6 +19,22 @@ pub(crate) fn cache_error(error: CacheError) -> PyErr {
         CacheError::Argument(_) => "ArgumentError",
         // Format, Row, and kinds that the core may add later.
         _ => "CacheFormatError",
+    };
+    named(class, error.to_string())
+}
+
+/// The exception for an error of a head.
+pub(crate) fn head_error(error: HeadError) -> PyErr {
+    let class = match error {
+        HeadError::Unreadable(error) => return cache_error(error),
+        HeadError::NotFound { .. } => "HeadNotFoundError",
+        HeadError::IdentityMismatch { .. } => "IdentityMismatchError",
+        HeadError::Dim { .. }
+        | HeadError::Length { .. }
+        | HeadError::NonFinite { .. }
+        | HeadError::Overflow { .. } => "ArgumentError",
+        // Format, and kinds that the crate may add later.
+        _ => "HeadFormatError",
     };
     named(class, error.to_string())
 }

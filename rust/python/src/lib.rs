@@ -9,6 +9,7 @@ mod cache;
 mod cached_encoder;
 mod checks;
 mod errors;
+mod head;
 mod identity;
 mod json;
 mod mapped_cache;
@@ -32,6 +33,8 @@ mod _core {
     use super::cached_encoder::{PyCachedEncoder, PyNoRow};
     #[pymodule_export]
     use super::checks::{PyBadRow, audit, check_rows, describe};
+    #[pymodule_export]
+    use super::head::PyEnergyHead;
     #[pymodule_export]
     use super::identity::PyIdentity;
     #[pymodule_export]

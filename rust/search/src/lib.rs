@@ -1,4 +1,59 @@
-//! Search: for now, the trees that earlier searches recorded.
+//! Search: scores of proof states, and the trees that earlier searches recorded.
+//!
+//! - An [`EnergyHead`] is a small network over embeddings, read from the file that
+//!   `ebm-encode train-head` wrote. Its energy is lower for better states; the score is minus the energy.
+//! - A [`ValueScorer`] turns states into scores: embeddings of a
+//!   [`CachedEncoder`](ebm_encoder::CachedEncoder), through a head of the same encoder.
+//! - [`read_searches`] reads recorded searches.
+//!
+//! ```
+//! use ebm_encoder::{CachedEncoder, CachedEncoderOptions};
+//! # use ebm_cache::Identity;
+//! # use ebm_encoder::{Encoder, EncoderResult, PromptInfo, Report};
+//! use ebm_search::{EnergyHead, Node, Score, ValueScorer};
+//! # struct Letters(Identity);
+//! # impl Encoder for Letters {
+//! #     fn dim(&self) -> usize { 2 }
+//! #     fn identity(&self) -> &Identity { &self.0 }
+//! #     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
+//! #         for (state, row) in states.iter().zip(rows.chunks_mut(2)) {
+//! #             row.copy_from_slice(&[state.chars().count() as f32, 1.0]);
+//! #         }
+//! #         Ok(states.iter().map(|_| Ok(PromptInfo::new(1))).collect())
+//! #     }
+//! # }
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("head.safetensors");
+//! # let identity = r#"{"weights": "w", "config": "c", "tokenizer": "t", "template": "{state}",
+//! #     "special_tokens": "tokenizer-default-once", "pooling": "mean", "layer": -1,
+//! #     "dtype": "float32", "quantization": "none", "max_length": null, "truncation": "none"}"#;
+//! # let head = format!(r#"{{"identity": {identity},
+//! #     "architecture": {{"dims": [2, 1], "activation": "silu", "members": 1}},
+//! #     "sign": "energy: lower is better; score = -energy",
+//! #     "score_scale": {{"mean": -6, "deviation": 2}}}}"#);
+//! # let header = serde_json::json!({
+//! #     "__metadata__": {"format": "ebm-encode-head", "version": "1", "head": head},
+//! #     "member.0.layer.0.weight": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+//! #     "member.0.layer.0.bias": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}});
+//! # let header = header.to_string();
+//! # let values = [1.0_f32, 0.5, 0.0].map(f32::to_le_bytes).concat();
+//! # let length = (header.len() as u64).to_le_bytes();
+//! # std::fs::write(&path, [&length, header.as_bytes(), &values].concat())?;
+//! # let encoder = Letters(Identity::from_json(identity)?);
+//! // An encoder as in the documentation of `ebm-encoder`, and a head that was trained on its embeddings.
+//! let encoder = CachedEncoder::new(encoder, None, CachedEncoderOptions::default())?;
+//! let head = EnergyHead::open(&path)?;
+//! assert_eq!(head.energies(&[7.0, 1.0, 9.0, 1.0])?, [7.5, 9.5]);
+//!
+//! let scorer = ValueScorer::new(encoder, head)?; // refuses an encoder that is not the head's
+//! let scores = scorer.score(&[Node::Open("⊢ 1 = 1"), Node::Open("⊢ True"), Node::Finished])?;
+//! assert!(scores[1] > scores[0], "this head likes short states");
+//! assert!(scores[2] > scores[1], "a finished proof is the best, and is never encoded");
+//! assert!(matches!(scores[0], Score::Scored(scored) if scored.score == -scored.energy));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Recorded searches:
 //!
 //! ```
 //! # use std::{fs::File, sync::Arc};
@@ -21,6 +76,10 @@
 //! ```
 
 mod columns;
+mod head;
 mod recorded;
+mod scorer;
 
+pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};
 pub use recorded::{RecordedSearch, TrajectoryError, read_searches, read_texts};
+pub use scorer::{NoScore, Node, Score, Scored, ValueScorer};
