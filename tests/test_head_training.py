@@ -28,9 +28,7 @@ from ebm_encode.heads.rows import MatrixRows, moments
 from ebm_encode.heads.trainer import train_head
 from recorded_searches import embeddings, row, searches, write_rows
 
-FEW = HeadOptions(
-    epochs=8, patience=8, batch_states=64, architecture="linear", learning_rate=0.03
-)
+FEW = HeadOptions(epochs=8, patience=8, batch_states=64, architecture="linear", learning_rate=0.03)
 
 
 @pytest.fixture
@@ -173,7 +171,7 @@ def test_each_epoch_is_logged_and_drawn(material, tmp_path):
     train_head(cache, files, tmp_path / "h.safetensors", FEW, log_file=log, figure=figure)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [*range(1, 9)]
-    assert {"loss", "energy_gap", "provable", "nearest", "training"} <= {*lines[0]}
+    assert {"loss", "energy_gap", "provable", "rank", "training"} <= {*lines[0]}
     assert "<svg" in figure.read_text()
 
 

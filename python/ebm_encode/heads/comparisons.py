@@ -7,6 +7,7 @@ seeds. They are kept beside the head, so that a second evaluation does not train
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,12 @@ class ComparisonHeads:
                 self._options,
                 f"{self._identity} {comparison.name}",
                 folder=self._folder / what if self._folder else None,
-                on_epoch=self._on_epoch and (lambda _, epoch, what=what: self._tell(what, epoch)),
+                on_epoch=partial(self._tell, what),
             )
             heads.append(trainer.member(comparison.architecture, seed))
         return heads
 
-    def _tell(self, what: str, epoch: dict[str, float]) -> None:
+    def _tell(self, what: str, _: str, epoch: dict[str, float]) -> None:
         if self._on_epoch:
             self._on_epoch(what, epoch)
 

@@ -26,8 +26,8 @@ from ebm_encode.heads.comparisons import (
 from ebm_encode.heads.corpus import Corpus, read_corpus
 from ebm_encode.heads.intervals import mean_interval
 from ebm_encode.heads.labels import NO_DISTANCE
-from ebm_encode.heads.mixing import policy_scale
-from ebm_encode.heads.options import MIXTURE_WEIGHTS, HeadOptions
+from ebm_encode.heads.mixing import Mixing, policy_scale
+from ebm_encode.heads.options import DEFAULT_EXPONENT, MIXTURE_WEIGHTS, HeadOptions
 from ebm_encode.heads.random_encoder import (
     encode_texts,
     is_small,
@@ -255,16 +255,15 @@ def _rankers(  # noqa: PLR0917
 ) -> tuple[list[Ranker], dict[str, str]]:
     rankers = _plain_rankers(judged, options.seed)
     scores = _head_scores(head, judged)
-    mixing = head.mixing
-    policy = mixing["policy"]
+    mixing = _mixing(head, judged)
     scales: dict[str, Any] = {
-        "exponent": policy["depth_exponent"],
+        "exponent": mixing.exponent,
         "score_scale": head.score_scale,
-        "policy_scale": (policy["mean"], policy["deviation"]),
+        "policy_scale": mixing.policy_scale,
     }
     rankers += [
         Ranker("head", [scores]),
-        Ranker("mixture", [scores], weight=mixing["weight"], **scales),
+        Ranker("mixture", [scores], weight=mixing.weight, **scales),
         *(
             Ranker(f"mixture_{weight:g}", [scores], weight=weight, **scales)
             for weight in MIXTURE_WEIGHTS
@@ -283,6 +282,16 @@ def _rankers(  # noqa: PLR0917
     tell("encoding with random weights")
     random, reason = beside.random_encoder(cache)
     return [*rankers, *random], {} if random else {"random_encoder": reason}
+
+
+def _mixing(head: EnergyHead, judged: _Judged) -> Mixing:
+    """The head's own mixture; one of other software may have none, and gets equal halves."""
+    if head.mixing is None:
+        scale = policy_scale(judged.corpus, judged.theorems, DEFAULT_EXPONENT)
+        return Mixing(0.5, DEFAULT_EXPONENT, scale)
+    policy = head.mixing["policy"]
+    scale = policy["mean"], policy["deviation"]
+    return Mixing(head.mixing["weight"], policy["depth_exponent"], scale)
 
 
 def _plain_rankers(judged: _Judged, seed: int) -> list[Ranker]:

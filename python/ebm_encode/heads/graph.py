@@ -129,8 +129,8 @@ def merge(files: Iterable[TrajectoryFile]) -> tuple[list[TheoremGraph], MergeCou
     if not any(edges for graph in graphs.values() for edges in graph.children):
         raise InputError(
             "the trajectories have no step from one state to another: parent_state_id is null or"
-            " unknown in every row\nhint: a head learns from searches that record the parent of each"
-            " state"
+            " unknown in every row\nhint: a head learns from searches that record the parent of"
+            " each state"
         )
     return list(graphs.values()), counts
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,21 @@ def write_head(
         "version": VERSION,
         "head": json.dumps(head, ensure_ascii=False, allow_nan=False),
     }
-    draft = save(tensors, metadata)
-    write_file(path, draft)
+    write_file(path, _in_order(save(tensors, metadata)))
     return EnergyHead.open(path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in order.
+
+    The library writes them in a random order, and the same head should give the same bytes.
+    """
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8, as the format asks
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def require_same(head: EnergyHead, rows: torch.Tensor, expected: np.ndarray[Any, Any]) -> None:

@@ -60,4 +60,4 @@ def mean_interval(
 
 def mean_of_seeds(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The mean over seeds of what was measured of the same things, float64 `[n]`."""
-    return np.mean(np.stack([*values]), axis=0)
+    return np.asarray(np.mean(np.stack([*values]), axis=0))

@@ -41,7 +41,7 @@ class TheoremLabels:
     @property
     def proved(self) -> NDArray[np.bool_]:
         """Which states are proved, bool `[n]`."""
-        return self.status == PROVED
+        return np.asarray(self.status == PROVED)
 
     @property
     def solved(self) -> bool:

@@ -45,10 +45,10 @@ class Ranker:
     def rankings(self, corpus: Corpus, theorem: int) -> list[Ranking]:
         """How each seed orders a theorem's states."""
         numbers = corpus.numbers(theorem)
-        values = [scores[numbers] for scores in self.scores] or [None]
+        values: list[NDArray[np.float64] | None] = [scores[numbers] for scores in self.scores]
         return [
             Ranking(some, self.weight, self.exponent, self.score_scale, self.policy_scale)
-            for some in values
+            for some in values or [None]
         ]
 
     def among(self, sets: SiblingSets) -> list[NDArray[np.float64]]:
@@ -163,7 +163,10 @@ def tree_report(
     the others less that of the proved ones, and `gap_deviations` the same in deviations of the
     energy over all of these states.
     """
-    auc, correlation, gap, where = [], [], [], []
+    auc: list[float] = []
+    correlation: list[float] = []
+    gap: list[float] = []
+    where = []
     everything = np.concatenate([corpus.of(theorems), np.empty(0, np.int64)])
     spread = np.mean([scale_of(scores[everything])[1] for scores in ranker.scores])
     for theorem in theorems:

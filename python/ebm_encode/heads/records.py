@@ -15,7 +15,7 @@ from ebm_encode.digests import digest_stream
 from ebm_encode.errors import InputError
 
 _TEXT, _WHOLE, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_REQUIRED = {
+_REQUIRED: dict[str, pa.DataType] = {
     "theorem_name": _TEXT,
     "state_id": _WHOLE,
     "state_pp": _TEXT,
@@ -128,9 +128,9 @@ def _read_expansions(paths: list[str]) -> dict[tuple[str, int], tuple[bool, bool
                 raise InputError(
                     f"{file}: has no column {', '.join(missing)}: it is no file of expansions"
                 )
-            theorems, numbers, expanded = (table[name].to_pylist() for name in names)
+            theorems, numbers, expanded = (_values(table, name) for name in names)
             decided = (
-                table["provable"].cast(_TEXT).to_pylist()
+                _values(table, "provable")
                 if "provable" in table.column_names
                 else [None] * len(table)
             )
@@ -139,11 +139,16 @@ def _read_expansions(paths: list[str]) -> dict[tuple[str, int], tuple[bool, bool
         for theorem, number, tried, answer in zip(
             theorems, numbers, expanded, decided, strict=True
         ):
-            known[theorem, number] = bool(tried), _DECIDED.get(answer)
+            known[theorem, number] = bool(tried), _DECIDED.get(str(answer))
     return known
 
 
-_DECIDED: dict[str | None, bool] = {"yes": True, "no": False, "true": True, "false": False}
+def _values(table: pa.Table, name: str) -> list[Any]:
+    values: list[Any] = table[name].to_pylist()
+    return values
+
+
+_DECIDED: dict[str, bool] = {"yes": True, "no": False, "True": True, "False": False}
 
 
 def _read_parquet(file: InputFile) -> Iterator[Record]:
@@ -187,7 +192,9 @@ def _column(
         column = pc.cast(values, kind)
     except pa.ArrowException as error:
         raise InputError(f"{file}: column {name!r} is {values.type}, expected {kind}") from error
-    return column.to_pylist() if missing is None else pc.fill_null(column, missing).to_pylist()
+    values: Any = column if missing is None else pc.fill_null(column, missing)
+    found: list[Any] = values.to_pylist()
+    return found
 
 
 def _record(  # noqa: PLR0917  (the order of the columns)

@@ -20,8 +20,8 @@ class Ranking:
     """How a search orders its open states; the highest priority is expanded next.
 
     priority = `weight` * z(value) + (1 - `weight`) * z(policy), where z subtracts a mean and
-    divides by a deviation, and the policy's value is the cumulative log-probability of the steps divided by
-    depth ** `exponent`. With weight 1 only the values count, and with 0 only the policy. A state
+    divides by a deviation, and the policy's value is the cumulative log-probability of the steps
+    divided by depth ** `exponent`. With weight 1 only the values count, and with 0 only the policy. A state
     without a value (NaN) is ordered by the policy alone.
 
     Attributes:
@@ -53,7 +53,7 @@ class Ranking:
 
 def policy_value(cumulative: float, depth: int, exponent: float) -> float:
     """Cumulative log-probability divided by depth ** exponent; 0 at the root."""
-    return cumulative / max(depth, 1) ** exponent
+    return cumulative / float(max(depth, 1) ** exponent)
 
 
 @dataclass(frozen=True)

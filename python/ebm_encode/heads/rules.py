@@ -31,7 +31,7 @@ RULES: dict[str, Callable[[Sequence[str]], NDArray[np.float64]]] = {
 
 
 def token_matrix(states: Sequence[str]) -> NDArray[np.float32]:
-    """How often each token stands in a state, float32 `[n, 1024]`: inputs of the rule `token_counts`.
+    """How often each token stands in a state, float32 `[n, 1024]`: inputs of `token_counts`.
 
     Tokens are hashed to columns, so that no vocabulary has to be kept; counts are `log(1 + n)`.
     """

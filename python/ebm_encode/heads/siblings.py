@@ -107,7 +107,7 @@ def _targets(
 ) -> NDArray[np.bool_]:
     if question == "nearest":
         distance = label.distance[children]
-        return distance == distance.min(initial=NO_DISTANCE)
+        return np.asarray(distance == distance.min(initial=NO_DISTANCE))
     if question == "decided":
         return np.array([graph.provable[int(child)] for child in children], bool)
     return label.proved[children]

@@ -44,8 +44,8 @@ def split_theorems(
     if len(solved) < sum(parts) + 1:
         raise InputError(
             f"the trajectories have {len(solved)} solved theorems of {len(graphs)}, and at least 3"
-            " are needed: to train, to choose and to test\nhint: record more searches; a theorem counts"
-            " as solved where a row has is_proof_complete"
+            " are needed: to train, to choose and to test\nhint: record more searches; a theorem"
+            " counts as solved where a row has is_proof_complete"
         )
     validation, test, train = np.split(np.array(shuffled), np.cumsum(parts))
     return Split(*(sorted(map(int, part)) for part in (train, validation, test)))

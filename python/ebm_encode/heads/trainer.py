@@ -20,21 +20,22 @@ from ebm_encode.dataset import EmbeddingDataset
 from ebm_encode.errors import ArgumentError, IdentityMismatchError, InputError
 from ebm_encode.heads.corpus import Corpus, read_corpus
 from ebm_encode.heads.curves import SUFFIXES, draw_curves
-from ebm_encode.heads.head_file import require_same, write_head
+from ebm_encode.heads.head_file import Layers, require_same, write_head
 from ebm_encode.heads.mixing import Mixing, choose_mixing, scale_of
-from ebm_encode.heads.model import folded
+from ebm_encode.heads.model import energies, folded
 from ebm_encode.heads.options import HIDDEN, HeadOptions
 from ebm_encode.heads.probe import Probe, probe_format
 from ebm_encode.heads.rows import CacheRows, Rows, moments
 from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, rank_siblings, sibling_sets
 from ebm_encode.heads.split import Split, split_theorems, states_of
-from ebm_encode.heads.training import Lesson, Trained, predict, train
+from ebm_encode.heads.training import Lesson, Trained, train
 
 log = logging.getLogger(__name__)
 
 OnEpoch = Callable[[str, dict[str, float]], None]
 
 _SHOWN = 5
+_AT_ONCE = 8192
 
 
 @dataclass
@@ -230,10 +231,14 @@ class HeadTrainer:
 
 
 def mean_energies(
-    members: Sequence[Trained], rows: Rows, numbers: NDArray[np.int64], device: str = "cpu"
+    members: Sequence[Layers], rows: Rows, numbers: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The energies of an ensemble, float64 `[n]`."""
-    return np.mean([predict(member.head, rows, numbers, device) for member in members], axis=0)
+    """The energies of an ensemble of folded heads, computed in float64, `[n]`."""
+    found = [np.empty(0)]
+    for start in range(0, len(numbers), _AT_ONCE):
+        some = rows.take(numbers[start : start + _AT_ONCE]).double()
+        found.append(np.mean([energies(layers, some).numpy() for layers in members], axis=0))
+    return np.concatenate(found)
 
 
 def train_head(
@@ -285,7 +290,7 @@ def train_head(
     lesson = make_lesson(material, rows)
     counts = _counts(material, lesson)
     probes = probe_format(corpus, options.seed)
-    chance = _chance(lesson)
+    chance = _ranks(lesson, np.zeros(len(material.usable)))
     if on_start:
         on_start(counts, probes, chance)
     told = _EpochLog(log_file, on_epoch)
@@ -294,10 +299,11 @@ def train_head(
         lesson, options, identity.to_json(), folder=folder, device=device, on_epoch=told.epoch
     )
     architecture, members = trainer.run()
-    energies = mean_energies(members, rows, lesson.validation, device)
+    layers = [folded(member.head) for member in members]
+    measured = mean_energies(layers, rows, lesson.validation)
     values = np.full(len(material.usable), np.nan)
-    values[lesson.validation] = -energies
-    scale = scale_of(-energies)
+    values[lesson.validation] = -measured
+    scale = scale_of(-measured)
     mixing, replayed = choose_mixing(corpus, material.split.validation, values, scale)
     details = {
         "mixing": mixing.as_dict(),
@@ -306,6 +312,7 @@ def train_head(
             "architecture": architecture,
             "split": _named(material),
             "best": trainer.best,
+            "validation": _ranks(lesson, values),
             "chance": chance,
             "probes": [{"what": p.what, "auc": p.auc, "flags": p.strongest} for p in probes],
             "replayed": replayed,
@@ -313,9 +320,9 @@ def train_head(
         "data": {"cache": str(cache.path), "trajectories": corpus.files, "counts": counts},
         "versions": versions(),
     }
-    head = write_head(output, [folded(member.head) for member in members], identity, scale, details)
+    head = write_head(output, layers, identity, scale, details)
     checked = lesson.validation[:512]
-    require_same(head, rows.take(checked), energies[:512])
+    require_same(head, rows.take(checked), measured[:512])
     if figure is not None:
         draw_curves(figure, trainer.histories, chance)
     shutil.rmtree(folder, ignore_errors=True)
@@ -364,10 +371,10 @@ def _named(material: Material) -> dict[str, Any]:
     }
 
 
-def _chance(lesson: Lesson) -> dict[str, float]:
-    nothing = np.zeros(len(lesson.usable))
+def _ranks(lesson: Lesson, scores: NDArray[np.float64]) -> dict[str, float]:
+    """Validation rank-1 of scores by number, by question."""
     return {
-        question: float(rank_siblings(sets, sets.look_up(nothing))["rank1"].mean())
+        question: float(rank_siblings(sets, sets.look_up(scores))["rank1"].mean())
         for question, sets in lesson.sets.items()
         if len(sets)
     }
