@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo test test-rust test-bridge test-python lint package format bench lock clean
+.PHONY: help setup build demo demo-head test test-rust test-bridge test-python lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ demo: build ## Encode real proof states with a small model; show speed, checks a
 	@echo "== Running the demo"
 	rm -rf $(DEMO)
 	$(BIN)/python samples/demo.py $(DEMO)
+
+demo-head: build ## Train a small encoder and energy heads on recorded searches; show what they are worth
+	$(BIN)/python samples/demo_head.py demo-head-out
 
 test: test-rust test-bridge test-python ## Run all tests
 
@@ -73,4 +76,4 @@ lock: setup ## Choose the newest dependencies, and write both lock files
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) target $(DEMO)
+	rm -rf $(VENV) target $(DEMO) demo-head-out

@@ -192,8 +192,8 @@ def _column(
         column = pc.cast(values, kind)
     except pa.ArrowException as error:
         raise InputError(f"{file}: column {name!r} is {values.type}, expected {kind}") from error
-    values: Any = column if missing is None else pc.fill_null(column, missing)
-    found: list[Any] = values.to_pylist()
+    filled: Any = column if missing is None else pc.fill_null(column, missing)
+    found: list[Any] = filled.to_pylist()
     return found
 
 

@@ -21,8 +21,8 @@ class Ranking:
 
     priority = `weight` * z(value) + (1 - `weight`) * z(policy), where z subtracts a mean and
     divides by a deviation, and the policy's value is the cumulative log-probability of the steps
-    divided by depth ** `exponent`. With weight 1 only the values count, and with 0 only the policy. A state
-    without a value (NaN) is ordered by the policy alone.
+    divided by depth ** `exponent`. With weight 1 only the values count, and with 0 only the policy.
+    A state without a value (NaN) is ordered by the policy alone.
 
     Attributes:
         values: A value for each state of the theorem, float64 `[n]`; `None` is the order of
