@@ -4,8 +4,8 @@
                                 [--steps 500]
 
 A small causal LM is trained on the texts of the searches, the states are encoded, and a head is
-trained; then the same on the cache with 14.6 % of its rows replaced by zeros, as the origin's server
-left them. Each step is kept: the same command resumes. `make demo-head` runs it.
+trained; then the same on the cache with 14.6 % of its rows replaced by zeros, as the origin's
+server left them. Each step is kept: the same command resumes. `make demo-head` runs it.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from ebm_encode.cli import main as ebm_encode
 
 SAMPLES = Path(os.path.relpath(Path(__file__).parent))
 ZEROED = 0.146
+MOSTLY = 0.5
 DEVICE = ("--device", "cpu")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -174,7 +175,7 @@ def check_sign(head: EnergyHead, cache: Path, files: list[str]) -> None:
         f"  one step before the end the score is higher than at the root in {higher.mean():.0%} of"
         f" {len(higher)} theorems"
     )
-    require(bool(higher.mean() > 0.5), "the score is higher nearer to the proof")
+    require(bool(higher.mean() > MOSTLY), "the score is higher nearer to the proof")
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ def training_texts(files: list[str], skip: frozenset[str] = frozenset()) -> list
     texts: dict[str, None] = {}
     columns = ["theorem_name", "state_id", "state_pp", "parent_state_id", "tactic_applied"]
     for file in files:
-        rows = [row for row in pq.read_table(file, columns=columns).to_pylist()]
+        rows = pq.read_table(file, columns=columns).to_pylist()
         states = {(r["theorem_name"], r["state_id"]): r["state_pp"] for r in rows if r["state_pp"]}
         for row in rows:
             parent = states.get((row["theorem_name"], row["parent_state_id"]))
