@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ebm_encode import EmbeddingCache, Encoder, _core
-from ebm_encode.bulk.run import _settings_of
+from ebm_encode.bulk.run import settings_of
 from ebm_encode.engines import calibration, output, pooling
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.calibration import Memory, calibrate
@@ -269,11 +269,11 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
 
 def test_a_note_that_cannot_be_read_is_measured_anew():
     good = {"max_batch_tokens": 5, "compiled": True}
-    assert _settings_of(json.dumps(good).encode() + b"\n") == good
+    assert settings_of(json.dumps(good).encode() + b"\n") == good
     for wrong in ({"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}):
-        assert _settings_of(json.dumps(good | wrong).encode()) is None
+        assert settings_of(json.dumps(good | wrong).encode()) is None
     for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": 5}'):
-        assert _settings_of(note) is None
+        assert settings_of(note) is None
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def trie(llama):
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_embeddings_are_pooled_alike_on_a_device_and_here(trie, states, pool, dtype, monkeypatch):
     """What a GPU does by matmuls equals the walk along each path."""
-    monkeypatch.setattr(pooling, "_SEQUENCES", 50)
+    monkeypatch.setattr(pooling, "SEQUENCES", 50)
     nodes = trie(sorted(states)[:120])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(nodes.ids), 8, generator=generator).to(dtype)
@@ -316,9 +316,9 @@ def test_what_is_not_finite_stays_on_its_paths(trie):
 def test_embeddings_of_a_gpu_are_written_after_the_pass(monkeypatch):
     """The array becomes a tensor in inference mode, and may be written in that mode alone."""
     waited = []
-    monkeypatch.setattr(output, "_copies_in_background", lambda _: True)
+    monkeypatch.setattr(output, "copies_in_background", lambda _: True)
     copying = lambda block: (block.clone(), lambda: waited.append(1))  # noqa: E731
-    monkeypatch.setattr(output, "_to_pinned", copying)
+    monkeypatch.setattr(output, "copy_to_pinned", copying)
     slots = OutputSlots.new(4, 3).select([2, 0])
     slots.array[:] = 0
     with torch.inference_mode():

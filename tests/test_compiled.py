@@ -30,7 +30,7 @@ def graphs(monkeypatch):
         made.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compiled, "_BACKEND", backend)
+    monkeypatch.setattr(compiled, "BACKEND", backend)
     yield made
     torch.compiler.reset()
 
@@ -62,7 +62,7 @@ def test_layers_and_sizes_share_a_compilation(make_model, states, graphs):
 
 def test_alone_runs_the_models_own_code(llama, states, monkeypatch):
     """What rows are held against must not share a fault of the compiler's."""
-    monkeypatch.setattr(compiled, "_BACKEND", lambda graph, _: graph.forward)
+    monkeypatch.setattr(compiled, "BACKEND", lambda graph, _: graph.forward)
     encoder = Encoder.load(llama, compile_layers="on")
     ran = []
     in_use = compiled.CompiledLayers.in_use
@@ -89,7 +89,7 @@ def test_a_compiler_that_is_wrong_is_not_used(llama, monkeypatch):
         raise RuntimeError("no compiler")
 
     for backend in (wrong, broken):
-        monkeypatch.setattr(compiled, "_BACKEND", backend)
+        monkeypatch.setattr(compiled, "BACKEND", backend)
         with pytest.raises(ModelError, match="`compile_layers` on: cannot be used for this model"):
             Encoder.load(llama, compile_layers="on")
         torch.compiler.reset()
@@ -291,7 +291,7 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     def broken(_graph, _inputs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiled, "_BACKEND", broken)
+    monkeypatch.setattr(compiled, "BACKEND", broken)
     heard.set_level(logging.INFO, "ebm_encode")
     encoder = Encoder.load(llama)
     encoder.tuning.wanted = True

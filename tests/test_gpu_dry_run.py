@@ -57,7 +57,7 @@ _CONFIGS = {
 def gpu(monkeypatch):
     """Mode in which new tensors on `cuda` have no numbers; what arrives at the host is listed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    banded = PathMask._banded_on
+    banded = PathMask.banded_on
 
     def asked_on_the_host(mask, device):
         assert device.type == "cpu"
@@ -65,10 +65,10 @@ def gpu(monkeypatch):
             return banded(mask, device)
 
     arrived = []
-    monkeypatch.setattr(PathMask, "_banded_on", asked_on_the_host)
+    monkeypatch.setattr(PathMask, "banded_on", asked_on_the_host)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(output, "_to_pinned", lambda block: (block, lambda: None))
-    monkeypatch.setattr(output, "_scatter_to_host", lambda block, *_: arrived.append(block))
+    monkeypatch.setattr(output, "copy_to_pinned", lambda block: (block, lambda: None))
+    monkeypatch.setattr(output, "scatter_to_host", lambda block, *_: arrived.append(block))
     # Tensors without numbers make transformers think that a graph is traced, and take branches that
     # ask for no number. On a GPU it takes the others, so here, too.
     monkeypatch.setattr(import_utils, "is_fake_tensor", lambda _: False)
