@@ -21,7 +21,7 @@ from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError
 from ebm_encode.prompts.tokens import Tokens
-from test_parity import alone
+from test_parity import unbatched
 
 
 class _Device:
@@ -153,11 +153,11 @@ def test_the_real_engine_is_measured(make_model, states, heard, monkeypatch):
     assert encoder.budget.tokens in {500, 1000, 2000}
     assert "tokens/s" in heard.text
     folder = encoder.model.name
-    assert compare(encoder.encode(states), alone(folder, states))[0] <= 1e-5
+    assert compare(encoder.encode(states), unbatched(folder, states))[0] <= 1e-5
 
 
 def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
-    """Each size is measured by real passes of a real model, on a clock that only goes on."""
+    """Each size is measured by real passes of a real model, on a clock that only advances."""
     monkeypatch.setattr(calibration, "SIZES", (500, 1000, 2000))
     encoder = Encoder.load(make_model("llama"))
     tokens, engine = encoder.prompts.tokenize(states), encoder.choice.engine
@@ -214,7 +214,7 @@ def on_a_device(monkeypatch):
 def test_a_resumed_run_has_the_batches_of_the_run_before(
     run_cli, llama, states, tmp_path, monkeypatch
 ):
-    """Measured anew they could differ, and then the rows would by rounding."""
+    """Measured again they could differ, and then the embeddings would by rounding."""
     source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
     source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states))
     measured = iter([700, 3000, 3000])
@@ -267,7 +267,7 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
     assert (batches["max_batch_tokens"], batches["tokens_per_second"]) == (8192, {})
 
 
-def test_a_note_that_cannot_be_read_is_measured_anew():
+def test_settings_that_cannot_be_read_are_measured_again():
     good = {"max_batch_tokens": 5, "compiled": True}
     assert settings_of(json.dumps(good).encode() + b"\n") == good
     for wrong in ({"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}):
@@ -314,7 +314,7 @@ def test_what_is_not_finite_stays_on_its_paths(trie):
 
 
 def test_embeddings_of_a_gpu_are_written_after_the_pass(monkeypatch):
-    """The array becomes a tensor in inference mode, and may be written in that mode alone."""
+    """The array becomes a tensor in inference mode, and may be written only in that mode."""
     waited = []
     monkeypatch.setattr(output, "copies_in_background", lambda _: True)
     copying = lambda block: (block.clone(), lambda: waited.append(1))  # noqa: E731

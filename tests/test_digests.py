@@ -36,7 +36,7 @@ def test_a_digest_is_blake3_of_the_content_and_computed_once(tmp_path, hashed):
     assert len(hashed) == 1
 
 
-def test_a_changed_file_is_hashed_anew_even_with_its_old_size_and_time(tmp_path, hashed):
+def test_a_changed_file_is_hashed_again_even_with_its_old_size_and_time(tmp_path, hashed):
     file = tmp_path / "weights"
     file.write_bytes(b"a" * 1000)
     before, times = digests.digest_file(file), file.stat()

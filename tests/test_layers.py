@@ -1,6 +1,6 @@
 """The arrows between modules: nothing imports what stands above it, and none in a circle.
 
-Imports are read from the source, those within functions and for types alone included.
+Imports are read from the source, those within functions and only for types included.
 """
 
 import ast
