@@ -21,7 +21,7 @@ use crate::log;
 use crate::object::{ObjectEncoder, make};
 use crate::options::PythonEncoderOptions;
 
-/// How long a caller looks for its rows before it sleeps.
+/// How long a caller looks for its embeddings before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// As much as a program's first thread has, for C code that recurses; Rust's threads have 2 MiB.

@@ -46,7 +46,7 @@ impl Request {
         if self.open > 0 {
             return false;
         }
-        // One answer per state or none at all: a missing one would shift all rows behind it.
+        // One answer per state or none at all: a missing one would shift all embeddings behind it.
         let answers = self.answers.drain(..).collect::<Option<Vec<_>>>();
         let _ = self.reply.send(answers.ok_or_else(EncoderError::missing_answer));
         true

@@ -23,7 +23,7 @@ pub struct CoalescerStatistics {
     pub encoded: u64,
     /// Batches that served more than one caller.
     pub shared_batches: u64,
-    /// Rows that failed the row checks here, after the encoder had reported them as good.
+    /// Embeddings that failed the row checks here, after the encoder had reported them as good.
     pub bad: u64,
 }
 

@@ -74,7 +74,7 @@ fn rows_that_could_not_be_saved_are_kept_and_saved_later() {
     let work = work_folder(folder.path());
     let away = folder.path().join("away");
     fs::rename(&work, &away).unwrap();
-    encode_all(&encoder, &many(2500)); // the writer saves after 2,000 rows
+    encode_all(&encoder, &many(2500)); // the writer saves after 2,000 embeddings
     for _ in 0..2 {
         encoder.checkpoint().unwrap_err();
     }

@@ -55,7 +55,7 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 /// How often the end looks whether callers have left.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Why there is no row.
+/// Why there is no embedding.
 #[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
 pub(crate) struct PyNoRow {
     why: Why,
@@ -261,7 +261,7 @@ impl PyCachedEncoder {
     }
 }
 
-/// A row or a `NoRow`, the length of its prompt, and whether it was cut.
+/// An embedding or a `NoRow`, the length of its prompt, and whether it was cut.
 type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>);
 
 fn take(encoder: &Slot) -> Option<Arc<CachedEncoder>> {
@@ -277,7 +277,7 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value).map_err(wrong)
 }
 
-/// What an encoder answers for each text, and why there is no row of what is no text.
+/// What an encoder answers for each text, and why there is no embedding of what is no text.
 fn report_each<'py>(
     py: Python<'py>,
     encoder: &CachedEncoder,
@@ -326,7 +326,7 @@ fn ask<'e>(
     })
 }
 
-/// A row as an array of the caller's own: what one caller writes into it, no other sees.
+/// An embedding as the caller's own array: what one caller writes into it, no other sees.
 fn row_or_reason<'py>(py: Python<'py>, answer: CachedAnswer<'_>) -> PyResult<Bound<'py, PyAny>> {
     match answer {
         Ok(row) => Ok(PyArray1::from_slice(py, &row).into_any()),
