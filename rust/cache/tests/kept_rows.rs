@@ -283,7 +283,7 @@ impl Model {
         self.note_durable();
         let report = self.finish();
         if !report.left_out.is_empty() || !report.replaced.is_empty() {
-            // Bad rows may stand in files that nobody asked to be written anew.
+            // Bad rows may stand in files that nobody asked to be rewritten.
             if self.is_folder {
                 let report = compact(&self.output).unwrap();
                 self.note(report);

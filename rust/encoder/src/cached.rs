@@ -98,7 +98,7 @@ impl CachedEncoder {
     /// Puts a cache, if there is one, in front of an encoder.
     ///
     /// # Errors
-    /// [`CacheError::IdentityMismatch`], naming the fields in which the cache and the encoder, or
+    /// [`CacheError::IdentityMismatch`], listing the fields in which the cache and the encoder, or
     /// the encoder and the embeddings in the file to append to, differ; [`CacheError::Format`] if
     /// embeddings have another length; [`CacheError::Locked`] if another process appends to the
     /// same file; and what [`MappedCache::check_all`](ebm_cache::MappedCache::check_all) finds in a

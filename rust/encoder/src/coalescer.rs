@@ -213,7 +213,7 @@ impl Drop for Coalescer {
     fn drop(&mut self) {
         if self.is_forked() {
             // The thread is in the other process, and so may be the locks of the channel to it: both
-            // are left alone, since waiting for them would have no end.
+            // are skipped, since waiting for them would have no end.
             mem::forget((self.requests.take(), self.worker.take()));
             return;
         }

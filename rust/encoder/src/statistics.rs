@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CoalescerStatistics {
-    /// Requests that were accepted; those that were refused or given up before do not count.
+    /// Requests that were accepted; those that were refused or dropped before do not count.
     pub requests: u64,
     /// States in them, each time it was asked for.
     pub states: u64,

@@ -1,4 +1,4 @@
-//! What a search encodes is appended by a thread of its own: in time, and in spite of failures.
+//! What a search encodes is appended by its own thread: in time, and in spite of failures.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;

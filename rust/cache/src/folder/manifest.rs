@@ -18,13 +18,13 @@ use crate::storage::{self, Replaces, Version, Written, store_at};
 /// The file's name.
 pub const MANIFEST: &str = "manifest.json";
 
-/// The parts of a cache in their order; of a state's rows the last counts.
+/// The parts of a cache in their order; of a state's embeddings the newest wins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
     /// Version of this file and of the parts' layout.
     pub format_version: u32,
-    /// Length of every row.
+    /// Length of every embedding.
     pub dim: usize,
     /// The encoder that made the rows of all parts.
     pub identity: Identity,

@@ -16,7 +16,7 @@ use crate::format::schema::PARQUET;
 use crate::storage::at_once::at_once;
 use crate::storage::{self, Kind, Version, store_at};
 
-/// Times that a folder is read again because a writer put other parts in the place of its own.
+/// Times that a folder is read again because a writer put other parts in the place of those listed.
 const ATTEMPTS: usize = 100;
 
 const UNFINISHED: &str = "\nhint: it is the work folder of an unfinished run; run the same command again to \

@@ -90,7 +90,7 @@ impl WriterOptions {
 pub enum Verdict {
     /// It will be in the cache.
     Accepted,
-    /// The cache has a row of this state already; this one was set aside.
+    /// The cache has an embedding of this state already; this one was set aside.
     Present,
     /// It fails the row checks and was not taken.
     Bad(BadRow),
@@ -218,13 +218,13 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Whether the cache will have a row of this state.
+    /// Whether the cache will have an embedding of this state.
     #[must_use]
     pub fn contains(&self, state: &str) -> bool {
         self.current.contains_key(&StateKey::of(state))
     }
 
-    /// Whether the row of this state is one of the former output's.
+    /// Whether the embedding of this state is one of the former output's.
     #[must_use]
     pub fn is_former(&self, state: &str) -> bool {
         self.current.get(&StateKey::of(state)).is_some_and(|number| *number < self.former)
