@@ -164,7 +164,7 @@ class Encoder:
             ArgumentError: If the options do not fit each other or the model.
         """
         chosen = Template.load(template)
-        named = engine_name(engine)
+        chosen_engine = engine_name(engine)
         require("pooling", pooling, Pooling)
         require("overlong", overlong, Overlong)
         require("dtype", dtype, Dtype)
@@ -186,7 +186,7 @@ class Encoder:
             overlong=overlong,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
-            engine=named,
+            engine=chosen_engine,
             compile_layers=compile_layers,
             engines=engines,
         )

@@ -132,7 +132,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def copies_in_background(device: torch.device) -> bool:
-    """Whether the host can go on while embeddings are copied from this device."""
+    """Whether the host can continue while embeddings are copied from this device."""
     return str(device.type) == "cuda"
 
 

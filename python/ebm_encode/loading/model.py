@@ -183,7 +183,7 @@ def load_model(
 def text_config_of(config: Any) -> Any:
     """The part of a configuration that says how deep the model is, and how far it reads.
 
-    Of an encoder-decoder that is the encoder's, where it has one of its own.
+    Of an encoder-decoder that is the encoder's, where it has a separate one.
     """
     own = getattr(config, "encoder", None) if getattr(config, "is_encoder_decoder", False) else None
     whole = own if isinstance(own, transformers.PretrainedConfig) else config
