@@ -145,7 +145,7 @@ impl Model {
         self.writer.as_mut().unwrap()
     }
 
-    /// Opens the output; what a crash may not lose must be there, or named.
+    /// Opens the output; what a crash may not lose must be there, or reported.
     fn reopen(&mut self) {
         let writer = open(&self.output, DIM, 3);
         self.reported.extend(writer.left_out().iter().map(|(state, _)| state.clone()));

@@ -187,7 +187,7 @@ pub struct CacheWriter {
     /// Sources up to and with the last checkpoint of the growing file; those after it are small.
     grown: usize,
     growing: Option<Growing>,
-    /// A part of which it is not known whether the manifest names it.
+    /// A part of which it is not known whether the manifest lists it.
     unsure: Option<NewPart>,
     /// The former output's version, or that of its manifest.
     version: Option<Version>,
