@@ -24,7 +24,7 @@ __all__ = [
     "EmbeddingCache",
     "Identity",
     "MappedCache",
-    "NoRow",
+    "NoEmbedding",
     "PathAttention",
     "Trie",
     "__version__",
@@ -171,7 +171,7 @@ class EmbeddingCache:
         """The file or folder."""
 
 @final
-class NoRow:
+class NoEmbedding:
     """Why a state has no embedding."""
 
     @property
@@ -233,7 +233,7 @@ class CachedEncoder:
     ) -> Self: ...
     def encode(
         self, states: Any, *, timeout: float | None = None
-    ) -> list[NDArray[np.float32] | NoRow]:
+    ) -> list[NDArray[np.float32] | NoEmbedding]:
         """The embedding of each state, float32 `[dim]`, or why there is none.
 
         A state that is not text has none, and does not affect the others.
@@ -242,7 +242,7 @@ class CachedEncoder:
         """
     def encode_reported(
         self, states: list[str], *, timeout: float | None = None
-    ) -> list[tuple[NDArray[np.float32] | NoRow, int | None, bool | None]]:
+    ) -> list[tuple[NDArray[np.float32] | NoEmbedding, int | None, bool | None]]:
         """The same, each with the prompt's length in tokens before any cut, and whether it was cut.
 
         Both are `None` where there is no embedding, or where it comes from the cache, which does
