@@ -16,7 +16,7 @@ PACKAGE = ROOT / "python" / "ebm_encode"
 LAYERS = (
     "_core", "errors", "options", "texts", "digests",
     "data", "prompts", "loading", "identity", "engines",
-    "reports", "equal_rows", "screening", "row_checks", "encoder", "description",
+    "reports", "equal_embeddings", "screening", "row_checks", "encoder", "description",
     "opening", "dataset", "bulk",
     "ebm_encode",  # what the package itself offers
     "bridge", "cli", "__main__",
