@@ -171,7 +171,7 @@ def padded_loop(model_path: Path, states: list[str]) -> Way:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    transformers.utils.logging.set_verbosity_error()  # the head is left out on purpose
+    transformers.utils.logging.set_verbosity_error()  # the head is skipped on purpose
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"
     model = transformers.AutoModel.from_pretrained(model_path).eval()

@@ -1,4 +1,4 @@
-"""A second way to share prefixes, written for tests alone, and ways to break it.
+"""A second way to share prefixes, written for tests only, and ways to break it.
 
 It has nothing in common with the package's engines but their interface: dense masks over all pairs,
 transformers' own attention, two forward passes with a key-value cache in between, sums in numpy.

@@ -57,7 +57,7 @@ def test_more_states_are_added(encode, states):
     assert (code, summary["rows"], summary["already_there"]) == (0, len(states), 250)
 
 
-def test_rows_come_from_earlier_caches_of_the_same_encoder(encode, tmp_path, states):
+def test_embeddings_come_from_earlier_caches_of_the_same_encoder(encode, tmp_path, states):
     encode(output=tmp_path / "old.parquet", files=FILES[:1])
     code, summary, _ = encode("--cache", tmp_path / "old.parquet")
     assert (code, summary["from_caches"], summary["encoded"]) == (0, 250, len(states) - 250)
@@ -129,7 +129,7 @@ def test_overlong_states_are_counted_and_listed(encode, tmp_path, states, llama)
 
 def later(fault):
     """Neither the probes at load nor the first batch, which has the longest states: both are
-    compared with each state alone, and the engine would not be used."""
+    compared with each state unbatched, and the engine would not be used."""
     batches = itertools.count()
 
     def maybe(rows, _sequences):
@@ -144,7 +144,7 @@ def some_nan(rows):
 
 
 @pytest.mark.parametrize("fault", [zero_tail, first_copied, some_nan])
-def test_bad_rows_are_redone_alone(encode, spoil, fault, tmp_path, states, llama):
+def test_bad_embeddings_are_re_encoded_unbatched(encode, spoil, fault, tmp_path, states, llama):
     right = Encoder.load(llama).encode(states)
     spoil(later(fault))
     code, summary, err = encode("--engine", "padded")
@@ -155,7 +155,7 @@ def test_bad_rows_are_redone_alone(encode, spoil, fault, tmp_path, states, llama
     assert compare(np.stack(cache.get_many(states)), right)[0] <= 1e-5
 
 
-def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, monkeypatch):
+def test_embeddings_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, monkeypatch):
     spoil(later(lambda rows: np.roll(rows, 1, axis=0)))
     code, summary, err = encode("--engine", "padded")
     assert (code, summary) == (1, None)
@@ -169,7 +169,7 @@ def test_rows_swapped_in_a_batch_fail_the_run_for_good(encode, spoil, tmp_path, 
     assert EmbeddingCache.open(tmp_path / "out.parquet")
 
 
-def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states, llama):
+def test_an_embedding_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states, llama):
     lengths = Encoder.load(llama).prompts.tokenize(states).lengths
     limit = sorted(lengths)[-4]
     doomed = {state for state, length in zip(states, lengths, strict=True) if length > limit}
@@ -195,7 +195,7 @@ def test_a_row_that_stays_bad_goes_to_quarantine(encode, spoil, tmp_path, states
     assert encode("--engine", "padded", "--allow-quarantine")[0] == 0
 
 
-def test_states_with_the_same_tokens_may_have_equal_rows(encode, tmp_path, run_cli):
+def test_states_with_the_same_tokens_may_have_equal_embeddings(encode, tmp_path, run_cli):
     long = "x " * 50
     lines = [{"state_pp": long + str(i)} for i in range(20)]
     file = tmp_path / "same.jsonl"
@@ -263,7 +263,7 @@ def test_audit_finds_the_faults_of_a_real_server(run_cli, tmp_path, rows):
     assert run_cli("audit", tmp_path / "none.parquet")[0] == 2
 
 
-def test_an_output_that_is_an_input_or_no_cache_is_left_alone(encode, tmp_path):
+def test_an_output_that_is_an_input_or_no_cache_is_not_touched(encode, tmp_path):
     copy = tmp_path / "copy.parquet"
     copy.write_bytes(FILES[0].read_bytes())
     code, _, err = encode("--overwrite", files=[copy], output=copy)

@@ -278,7 +278,7 @@ def test_a_file_that_pyarrow_writes_with_our_schema_is_ours(tmp_path, ours, rows
     assert f"encoder    {one.identity.digest}" in result.stdout
 
 
-def test_rows_are_gathered_into_the_callers_memory(ours):
+def test_embeddings_are_gathered_into_the_callers_memory(ours):
     cache = EmbeddingCache.open(ours)
     wanted = [STATES[2], STATES[0], STATES[2]] * 200
     expected = np.stack(cache.get_many(wanted))

@@ -1,4 +1,4 @@
-"""`CachedEncoder` in a Python host: rows by reference, callers together, failures by row."""
+"""`CachedEncoder` in a Python host: embeddings by reference, merged requests, failures by state."""
 
 import gc
 import subprocess
@@ -21,7 +21,7 @@ from ebm_encode.reports import RowReport
 
 
 class Stand:
-    """An encoder without a model: the row of a state is made of its bytes."""
+    """An encoder without a model: the embedding of a state is made of its bytes."""
 
     def __init__(self, identity, dim=8):
         self.identity, self.dim = identity, dim
@@ -48,14 +48,14 @@ def stand(identity):
     return Stand(identity())
 
 
-def test_rows_are_the_callers_own(stand):
+def test_embeddings_are_the_callers_own(stand):
     encoder = CachedEncoder(stand)
     rows = encoder.encode(["a", "b", "a"])
     assert [row.tolist() for row in rows] == [
         pytest.approx(stand.row(state), rel=1e-6) for state in ("a", "b", "a")
     ]
     assert stand.calls == [["a", "b"]], "equal states are encoded once"
-    # What one caller does with its rows, no other sees.
+    # What one caller does with its embeddings, no other sees.
     rows[0] /= 2
     torch.from_numpy(rows[1]).zero_()
     for state, row in zip(("a", "b"), encoder.encode(["a", "b"]), strict=True):
@@ -79,7 +79,7 @@ def test_known_states_are_not_encoded_again_and_counted(stand):
     assert 0 < statistics["p50"] <= statistics["p99"] < 10
 
 
-def test_rows_of_a_cache_are_the_callers_own(stand, tmp_path, identity):
+def test_embeddings_of_a_cache_are_the_callers_own(stand, tmp_path, identity):
     writer = CacheWriter(tmp_path / "c.parquet")
     writer.open(identity(), 8)
     writer.append(["a"], np.arange(8, dtype=np.float32)[None, :])
@@ -108,7 +108,7 @@ def test_a_cache_of_another_encoder_is_refused(tmp_path, identity, rows):
     CachedEncoder(Stand(identity()), cache, allow_other_identity=True).encode(["a"])
 
 
-def test_what_has_no_row_says_why_and_the_rest_has_one(stand):
+def test_what_has_no_embedding_says_why_and_the_rest_has_one(stand):
     encoder = CachedEncoder(stand)
     fine, long, raising, also = encoder.encode(["a", "long", "raise", "b"])
     assert fine.shape == also.shape == (8,)
@@ -119,7 +119,7 @@ def test_what_has_no_row_says_why_and_the_rest_has_one(stand):
     assert "too_long" in repr(long)
 
 
-def test_many_threads_get_each_its_own_rows(stand):
+def test_many_threads_get_each_its_own_embeddings(stand):
     encoder = CachedEncoder(stand, memory_bytes=3000)
     wrong = []
 
@@ -200,7 +200,7 @@ def test_an_array_of_another_shape_afterwards_is_an_error(identity):
     assert "shape [1, 8]" in answer.reason
 
 
-def test_a_row_that_is_bad_or_not_written_is_no_row(identity):
+def test_an_embedding_that_is_bad_or_not_written_is_none(identity):
     class Careless(Stand):
         def encode_into(self, states, out):
             reports = super().encode_into(states, out)
@@ -250,7 +250,7 @@ def test_prompts_cut_to_the_same_tokens_are_appended(llama, tmp_path):
 
 
 def run_host(code, *arguments, **options):
-    """Runs a host in a process of its own; `Slow` encodes for as long as it is told to."""
+    """Runs a host in its own process; `Slow` encodes for as long as it is told to."""
     prelude = """
         import os, signal, sys, threading, time
         import numpy as np
@@ -400,18 +400,18 @@ def test_options_without_meaning_are_refused(stand):
         CachedEncoder(object())
 
 
-def test_a_real_encoder_gives_its_rows(llama, states):
+def test_a_real_encoder_gives_its_embeddings(llama, states):
     encoder = Encoder.load(llama)
     right = encoder.encode(states[:50])
-    rows = np.stack(CachedEncoder(encoder).encode(states[:50]))
-    assert np.abs(rows - right).max() / np.abs(right).max() <= 1e-5
+    found = np.stack(CachedEncoder(encoder).encode(states[:50]))
+    assert np.abs(found - right).max() / np.abs(right).max() <= 1e-5
 
 
 # What is allocated on the way.
 
 
-def test_no_copy_of_the_rows_is_made(make_model):
-    """Neither by numpy nor by torch: rows are many times larger than anything else here."""
+def test_no_copy_of_the_embeddings_is_made(make_model):
+    """Neither by numpy nor by torch: embeddings are many times larger than anything else here."""
     encoder = Encoder.load(
         make_model("llama", hidden_size=2048, intermediate_size=64, num_hidden_layers=1)
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ebm_encode import EmbeddingCache, Encoder, _core
-from ebm_encode.bulk.run import _settings_of
+from ebm_encode.bulk.run import settings_of
 from ebm_encode.engines import calibration, output, pooling
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.calibration import Memory, calibrate
@@ -21,7 +21,7 @@ from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError
 from ebm_encode.prompts.tokens import Tokens
-from test_parity import alone
+from test_parity import unbatched
 
 
 class _Device:
@@ -153,11 +153,11 @@ def test_the_real_engine_is_measured(make_model, states, heard, monkeypatch):
     assert encoder.budget.tokens in {500, 1000, 2000}
     assert "tokens/s" in heard.text
     folder = encoder.model.name
-    assert compare(encoder.encode(states), alone(folder, states))[0] <= 1e-5
+    assert compare(encoder.encode(states), unbatched(folder, states))[0] <= 1e-5
 
 
 def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
-    """Each size is measured by real passes of a real model, on a clock that only goes on."""
+    """Each size is measured by real passes of a real model, on a clock that only advances."""
     monkeypatch.setattr(calibration, "SIZES", (500, 1000, 2000))
     encoder = Encoder.load(make_model("llama"))
     tokens, engine = encoder.prompts.tokenize(states), encoder.choice.engine
@@ -214,7 +214,7 @@ def on_a_device(monkeypatch):
 def test_a_resumed_run_has_the_batches_of_the_run_before(
     run_cli, llama, states, tmp_path, monkeypatch
 ):
-    """Measured anew they could differ, and then the rows would by rounding."""
+    """Measured again they could differ, and then the embeddings would by rounding."""
     source, output = tmp_path / "s.jsonl", tmp_path / "o.parquet"
     source.write_text("".join(json.dumps({"state_pp": s}) + "\n" for s in states))
     measured = iter([700, 3000, 3000])
@@ -267,13 +267,13 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
     assert (batches["max_batch_tokens"], batches["tokens_per_second"]) == (8192, {})
 
 
-def test_a_note_that_cannot_be_read_is_measured_anew():
+def test_settings_that_cannot_be_read_are_measured_again():
     good = {"max_batch_tokens": 5, "compiled": True}
-    assert _settings_of(json.dumps(good).encode() + b"\n") == good
+    assert settings_of(json.dumps(good).encode() + b"\n") == good
     for wrong in ({"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}):
-        assert _settings_of(json.dumps(good | wrong).encode()) is None
+        assert settings_of(json.dumps(good | wrong).encode()) is None
     for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": 5}'):
-        assert _settings_of(note) is None
+        assert settings_of(note) is None
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def trie(llama):
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_embeddings_are_pooled_alike_on_a_device_and_here(trie, states, pool, dtype, monkeypatch):
     """What a GPU does by matmuls equals the walk along each path."""
-    monkeypatch.setattr(pooling, "_SEQUENCES", 50)
+    monkeypatch.setattr(pooling, "SEQUENCES", 50)
     nodes = trie(sorted(states)[:120])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(nodes.ids), 8, generator=generator).to(dtype)
@@ -314,11 +314,11 @@ def test_what_is_not_finite_stays_on_its_paths(trie):
 
 
 def test_embeddings_of_a_gpu_are_written_after_the_pass(monkeypatch):
-    """The array becomes a tensor in inference mode, and may be written in that mode alone."""
+    """The array becomes a tensor in inference mode, and may be written only in that mode."""
     waited = []
-    monkeypatch.setattr(output, "_copies_in_background", lambda _: True)
+    monkeypatch.setattr(output, "copies_in_background", lambda _: True)
     copying = lambda block: (block.clone(), lambda: waited.append(1))  # noqa: E731
-    monkeypatch.setattr(output, "_to_pinned", copying)
+    monkeypatch.setattr(output, "copy_to_pinned", copying)
     slots = OutputSlots.new(4, 3).select([2, 0])
     slots.array[:] = 0
     with torch.inference_mode():

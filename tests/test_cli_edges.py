@@ -168,7 +168,7 @@ def test_an_input_that_is_gone_after_it_was_read(encode, tmp_path, monkeypatch):
     assert sources == [{"path": str(source), "digest": expected}]
 
 
-def test_cut_rows_stay_listed(encode, tmp_path):
+def test_cut_states_stay_listed(encode, tmp_path):
     listed = tmp_path / "out.parquet.overlong.jsonl"
     _, first, _ = encode("--max-length", 60, "--overlong", "truncate")
     before = listed.read_bytes()
@@ -248,7 +248,7 @@ def test_an_interrupt_while_modules_load_is_quiet(monkeypatch, capsys):
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 @pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
 @pytest.mark.parametrize("command", ["encode", "plan"])
-def test_a_library_that_cannot_be_imported_is_named(tmp_path, llama, command, library, error):
+def test_a_library_that_cannot_be_imported_is_reported(tmp_path, llama, command, library, error):
     (tmp_path / f"{library}.py").write_text(f"raise {error}('libsomething.so: not found')")
     source = tmp_path / "s.jsonl"
     source.write_text('{"state_pp": "⊢ a"}\n')

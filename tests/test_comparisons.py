@@ -1,4 +1,4 @@
-"""What an engine is compared for with sequences alone, before and while it is used."""
+"""What an engine is compared for with the reference, before and while it is used."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ebm_encode.errors import EncodingError
 from ebm_encode.prompts.tokens import Tokens
 from plain_trie import PlainTrie
 from support import compare_everything, compared_up_to
-from test_parity import alone
+from test_parity import unbatched
 
 
 @pytest.mark.parametrize("std", [0.06, 0.1])
@@ -33,7 +33,7 @@ def test_neighbours_that_mix_otherwise_than_by_attention_are_found(make_model, s
 
 def test_a_model_that_counts_the_tokens_of_a_pass_is_found(make_model, states, heard):
     """Llama 4 scales some queries by a token's place in the pass, which is its place in a sequence
-    only where that is alone. So rows are right in small passes and wrong in large ones."""
+    only at batch size 1. So embeddings are right in small passes and wrong in large ones."""
     changes = {"floor_scale": 300, "no_rope_layers": [1, 0, 1], "attention_chunk_size": 8192}
     folder = make_model("llama4_text", std=0.2, **changes)
     encoder = Encoder.load(folder)
@@ -42,7 +42,7 @@ def test_a_model_that_counts_the_tokens_of_a_pass_is_found(make_model, states, h
     some.sort(key=len)
     encoder.encode(some[-1:])  # from here on no length is new
     assert encoder.choice.engine.name == "shared-prefix"
-    assert compare(encoder.encode(some[-60:]), alone(folder, some[-60:]))[0] <= 1e-5
+    assert compare(encoder.encode(some[-60:]), unbatched(folder, some[-60:]))[0] <= 1e-5
     assert encoder.choice.engine.name == "padded"
     assert "from now on" in heard.text
     for name in ("shared-prefix", "packed"):
@@ -71,7 +71,7 @@ def overflow(monkeypatch, reference, when):
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("nodes", [1, 30, 100, None])
-def test_the_last_token_of_a_pass_is_one_of_the_sequence_named(llama, states, share, nodes):
+def test_the_last_token_of_a_pass_is_one_of_the_sequence_given(llama, states, share, nodes):
     name = "shared-prefix" if share else "packed"
     encoder = Encoder.load(llama, engine=name)
     engine, tokens = encoder.choice.engine, encoder.prompts.tokenize(sorted(states)[100:130])
@@ -93,7 +93,7 @@ def test_the_last_token_of_a_pass_is_one_of_the_sequence_named(llama, states, sh
         assert last in path
 
 
-def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monkeypatch):
+def test_a_failed_reference_proves_nothing(llama, states, monkeypatch):
     encoder = Encoder.load(llama)
     right = encoder.encode(states)
     lengths = encoder.prompts.tokenize(states).lengths
@@ -121,7 +121,7 @@ def test_a_row_that_cannot_be_made_alone_vouches_for_nothing(llama, states, monk
     assert encoder.choice.engine is not engine
 
 
-def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, monkeypatch):
+def test_an_embedding_made_unbatched_for_want_of_memory_proves_nothing(llama, states, monkeypatch):
     encoder = Encoder.load(llama)
     right = encoder.encode(states)
     lengths = encoder.prompts.tokenize(states).lengths
@@ -147,7 +147,7 @@ def test_a_row_made_alone_for_want_of_memory_vouches_for_nothing(llama, states, 
 def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypatch, heard, at):
     encoder = Encoder.load(llama, dtype="bfloat16")
     right = encoder.encode(states)
-    engine, alone = encoder.choice.engine, encoder.selection.unbatched.reference
+    engine, reference = encoder.choice.engine, encoder.selection.unbatched.reference
 
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -155,7 +155,7 @@ def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypa
     def none_for_roundings(sequence, seed=None):
         if seed is not None:
             raise EncodingError("out of memory at batch size 1")
-        return alone(sequence)
+        return reference(sequence)
 
     if at == "hidden states":
         monkeypatch.setattr(engine, "states", no_memory)
@@ -240,10 +240,10 @@ def test_the_next_engine_is_tried_on_all_probes(llama, states):
     encoder = Encoder.load(llama, engines=broken)
     assert encoder.choice.engine.name == "plain-trie scaled"
     longest = max(states, key=len)
-    row = encoder.encode([longest])
+    found = encoder.encode([longest])
     assert encoder.choice.engine.name == "packed"
     assert "plain-trie blind_to_parent differs" in encoder.choice.reason
-    assert compare(row, alone(llama, [longest]))[0] <= 1e-5
+    assert compare(found, unbatched(llama, [longest]))[0] <= 1e-5
 
 
 def noise(dtype, bound=0.01):

@@ -1,6 +1,6 @@
-"""Layers compiled by torch: the same rows, alone as they are, and used only where they pay.
+"""Layers compiled by torch: the same embeddings, the reference without them, only where they pay.
 
-The compiler's last step, which makes machine code and wants a C++ compiler or a GPU, is left out.
+The compiler's last step, which makes machine code and wants a C++ compiler or a GPU, is skipped.
 """
 
 import json
@@ -18,7 +18,7 @@ from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, ModelError
 from support import compare_everything, compare_nothing
-from test_parity import alone
+from test_parity import unbatched
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +30,19 @@ def graphs(monkeypatch):
         made.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compiled, "_BACKEND", backend)
+    monkeypatch.setattr(compiled, "BACKEND", backend)
     yield made
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2", "qwen3_moe"])
-def test_compiled_layers_give_the_same_rows(make_model, states, graphs, architecture):
+def test_compiled_layers_give_the_same_embeddings(make_model, states, graphs, architecture):
     folder = make_model(architecture)
     encoder = Encoder.load(folder, compile_layers="on")
     assert encoder.selection.compiled
     assert graphs
     some = sorted(states)[100:180]
-    assert compare(encoder.encode(some), alone(folder, some))[0] <= 1e-5
+    assert compare(encoder.encode(some), unbatched(folder, some))[0] <= 1e-5
 
 
 def test_layers_and_sizes_share_a_compilation(make_model, states, graphs):
@@ -60,9 +60,9 @@ def test_layers_and_sizes_share_a_compilation(make_model, states, graphs):
     assert made[12] == made[3] > 0
 
 
-def test_alone_runs_the_models_own_code(llama, states, monkeypatch):
-    """What rows are held against must not share a fault of the compiler's."""
-    monkeypatch.setattr(compiled, "_BACKEND", lambda graph, _: graph.forward)
+def test_the_reference_runs_the_models_own_code(llama, states, monkeypatch):
+    """What embeddings are compared with must not share a fault of the compiler's."""
+    monkeypatch.setattr(compiled, "BACKEND", lambda graph, _: graph.forward)
     encoder = Encoder.load(llama, compile_layers="on")
     ran = []
     in_use = compiled.CompiledLayers.in_use
@@ -89,13 +89,13 @@ def test_a_compiler_that_is_wrong_is_not_used(llama, monkeypatch):
         raise RuntimeError("no compiler")
 
     for backend in (wrong, broken):
-        monkeypatch.setattr(compiled, "_BACKEND", backend)
+        monkeypatch.setattr(compiled, "BACKEND", backend)
         with pytest.raises(ModelError, match="`compile_layers` on: cannot be used for this model"):
             Encoder.load(llama, compile_layers="on")
         torch.compiler.reset()
 
 
-def test_what_cannot_be_compiled_is_named(make_model, llama):
+def test_what_cannot_be_compiled_is_reported(make_model, llama):
     with pytest.raises(ModelError, match="`compile_layers` on: engine padded"):
         Encoder.load(make_model("mamba2"), compile_layers="on")
     with pytest.raises(ArgumentError, match="compile_layers 'yes'"):
@@ -149,7 +149,7 @@ def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard
 
 
 @pytest.mark.parametrize("engine", ["auto", "shared-prefix"])
-@pytest.mark.parametrize("wrong", ["row", "pass"])
+@pytest.mark.parametrize("wrong", ["embedding", "pass"])
 def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
     llama, states, monkeypatch, heard, engine, wrong
 ):
@@ -168,10 +168,13 @@ def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
 
     monkeypatch.setattr(used, "forward", faulty)
     compare_everything(encoder)
-    assert compare(encoder.encode(states[:40]), alone(llama, states[:40]))[0] <= 1e-5
+    assert compare(encoder.encode(states[:40]), unbatched(llama, states[:40]))[0] <= 1e-5
     assert encoder.choice.engine.name == used.name
     assert not encoder.selection.compiled
-    said = {"row": "compiled shared-prefix differs from", "pass": "compiled shared-prefix failed"}
+    said = {
+        "embedding": "compiled shared-prefix differs from",
+        "pass": "compiled shared-prefix failed",
+    }
     assert said[wrong] in encoder.choice.reason
     assert "engine shared-prefix from now on" in heard.text
     encoder.tuning.wanted = True
@@ -194,7 +197,7 @@ def test_a_forced_engine_that_is_refused_in_use_is_not_used_again(
     with pytest.raises(ModelError, match="cannot be used for this model"):
         encoder.encode(states[:20])
     assert encoder.choice.engine is not used
-    assert compare(encoder.encode(states[:20]), alone(llama, states[:20]))[0] <= 1e-5
+    assert compare(encoder.encode(states[:20]), unbatched(llama, states[:20]))[0] <= 1e-5
     assert "from now on" in heard.text
 
 
@@ -202,7 +205,7 @@ def test_a_compiled_pass_is_run_again_if_layers_are_plain_by_then(llama, states,
     """Another thread may find compiled layers wrong."""
     encoder = Encoder.load(llama, compile_layers="on")
     selection, used = encoder.selection, encoder.choice.engine
-    right, forward, passes = alone(llama, states[:40]), used.forward, []
+    right, forward, passes = unbatched(llama, states[:40]), used.forward, []
     sample = encoder.prompts.tokenize(states[:1])
 
     def overtaken(sequences, slots):
@@ -285,17 +288,17 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     assert encoder.budget.tokens == 8192
     assert encoder.resume(settings)
     assert encoder.settings() == settings
-    assert compare(encoder.encode(states[:9]), alone(llama, states[:9]))[0] <= 1e-5
+    assert compare(encoder.encode(states[:9]), unbatched(llama, states[:9]))[0] <= 1e-5
     torch.compiler.reset()
 
     def broken(_graph, _inputs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compiled, "_BACKEND", broken)
+    monkeypatch.setattr(compiled, "BACKEND", broken)
     heard.set_level(logging.INFO, "ebm_encode")
     encoder = Encoder.load(llama)
     encoder.tuning.wanted = True
-    assert encoder.resume(settings)  # goes on without
+    assert encoder.resume(settings)  # continues without
     assert not encoder.selection.compiled
     assert "layers are not compiled" in heard.text
     heard.clear()
@@ -305,7 +308,7 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     assert not heard.text  # who says no is not asked
 
 
-def test_rows_that_compiled_layers_make_wrong_leave_no_settings(
+def test_wrong_embeddings_of_compiled_layers_leave_no_settings(
     run_cli, llama, states, tmp_path, monkeypatch
 ):
     """Else the next run would take them up, and fail as this one did."""

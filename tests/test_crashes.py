@@ -60,7 +60,7 @@ def uninterrupted(llama, tmp_path_factory):
     return rows_of(output)
 
 
-def test_a_writer_killed_again_and_again_ends_with_every_row(tmp_path, identity):
+def test_a_writer_killed_again_and_again_ends_with_every_embedding(tmp_path, identity):
     output = tmp_path / "out.parquet"
     arguments = [sys.executable, "-c", WRITER, str(output), identity().to_json()]
     draw = random.Random(11)
@@ -85,7 +85,9 @@ def test_a_writer_killed_again_and_again_ends_with_every_row(tmp_path, identity)
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_rows(llama, tmp_path, uninterrupted):
+def test_a_run_killed_at_random_moments_ends_with_the_same_embeddings(
+    llama, tmp_path, uninterrupted
+):
     output = tmp_path / "out.parquet"
     work = tmp_path / "out.parquet.partial"
     draw = random.Random(5)
@@ -131,7 +133,7 @@ def test_an_interrupted_run_saves_exits_130_and_goes_on(llama, tmp_path, uninter
     assert_same(output, uninterrupted)
 
 
-def test_a_full_disk_is_named_and_loses_nothing(llama, tmp_path, uninterrupted):
+def test_a_full_disk_is_reported_and_loses_nothing(llama, tmp_path, uninterrupted):
     """A limit on the size of files stands in for a full disk: writes fail part of the way."""
     output = tmp_path / "out.parquet"
 

@@ -120,7 +120,7 @@ def test_a_template_that_leaves_no_room_for_the_state(llama, tmp_path):
         Encoder.load(llama, template=str(template), max_length=16)
 
 
-def test_rows_as_wide_as_the_model_makes_them(tmp_path, tokenizer, states):
+def test_embeddings_as_wide_as_the_model_makes_them(tmp_path, tokenizer, states):
     """OPT may project its last hidden state to another width than `hidden_size`."""
     config = transformers.OPTConfig(
         vocab_size=len(tokenizer),
@@ -147,9 +147,9 @@ def test_inner_layers_where_the_model_counts_them_otherwise(tmp_path, tokenizer,
     with pytest.raises(ModelError, match="only -1"):
         Encoder.load(str(tmp_path), layer=-2)
     encoder = Encoder.load(str(tmp_path))
-    rows = encoder.encode(states[:8])
-    alone = np.stack([encoder.encode([state])[0] for state in states[:8]])
-    assert compare(rows, alone)[0] <= 1e-5
+    embeddings = encoder.encode(states[:8])
+    expected = np.stack([encoder.encode([state])[0] for state in states[:8]])
+    assert compare(embeddings, expected)[0] <= 1e-5
 
 
 def test_a_name_that_is_no_path(tmp_path):

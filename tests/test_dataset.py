@@ -1,4 +1,4 @@
-"""A cache as training data: every row once, rows equal to the file's as pyarrow reads them."""
+"""A cache as training data: every embedding once, equal to the file's as pyarrow reads them."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ def truth(path):
     return dict(zip(table["state_pp"].to_pylist(), table["embedding"].to_pylist(), strict=True))
 
 
-def test_items_are_the_rows_of_the_states_in_their_order(path, truth):
+def test_items_are_the_embeddings_of_the_states_in_their_order(path, truth):
     chosen = STATES[::-1][:5]
     dataset = EmbeddingDataset(EmbeddingCache.open(path), chosen)
     assert len(dataset) == 5
@@ -39,7 +39,7 @@ def test_a_dataset_is_of_all_states_unless_told_otherwise(path, truth):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
-def test_each_epoch_has_every_row_once_in_another_order(path, batch_size):
+def test_each_epoch_has_every_embedding_once_in_another_order(path, batch_size):
     cache = EmbeddingCache.open(path)
     dataset = EmbeddingDataset(cache)
     orders = []
@@ -54,7 +54,7 @@ def test_each_epoch_has_every_row_once_in_another_order(path, batch_size):
     assert orders[0] == orders[2] != orders[1]
 
 
-def test_a_last_batch_that_is_not_full_may_be_left_out(path):
+def test_a_last_batch_that_is_not_full_may_be_dropped(path):
     dataset = EmbeddingDataset(EmbeddingCache.open(path))
     size = len(dataset) - 1
     batches = list(dataset.shuffled_batches(size, seed=0, drop_last=True))

@@ -25,7 +25,7 @@ def encoder(llama):
 
 
 def spoil(encoder, monkeypatch, fault, *, unbatched=False):
-    """Puts a fault between the engine's rows and everyone else."""
+    """Puts a fault between the engine's embeddings and everyone else."""
     engine = encoder.selection.unbatched.engine if unbatched else encoder.choice.engine
     right = engine.forward
 
@@ -60,7 +60,7 @@ def test_faults_of_a_batch_are_found_and_mended(encoder, states, monkeypatch, fa
     assert compare(encoder.encode(some), right)[0] <= 1e-5
 
 
-def test_a_state_that_is_bad_also_alone_is_named(encoder, states, monkeypatch):
+def test_a_state_that_is_bad_also_unbatched_is_reported(encoder, states, monkeypatch):
     spoil(encoder, monkeypatch, one_nan)
     spoil(encoder, monkeypatch, one_nan, unbatched=True)
     with pytest.raises(BadRowsError, match=r"state \d \(.*NaN in column 3"):
@@ -79,7 +79,7 @@ def test_encode_into_reports_and_poisons_what_is_not_right(encoder, states, monk
     assert np.isfinite(np.delete(out, bad, axis=0)).all()
 
 
-def test_rows_go_into_the_callers_memory(encoder, states):
+def test_embeddings_go_into_the_callers_memory(encoder, states):
     buffer = np.zeros((10, encoder.dim), np.float32)
     address = buffer.ctypes.data
     encoder.encode_into(states[:4], buffer[3:7])
@@ -108,14 +108,14 @@ def test_nothing_in_nothing_out(encoder):
     assert encoder.encode([]).shape == (0, 64)
 
 
-def test_equal_tokens_give_equal_rows_without_complaint(make_model, states):
+def test_equal_tokens_give_equal_embeddings_without_complaint(make_model, states):
     encoder = Encoder.load(make_model(), max_length=12, overlong="truncate")
     same_start = [states[0] + "x" * i for i in range(5)]
-    rows = encoder.encode(same_start)
-    assert (rows == rows[0]).all()
+    embeddings = encoder.encode(same_start)
+    assert (embeddings == embeddings[0]).all()
 
 
-def test_a_prompt_without_tokens_is_named(make_model, tmp_path):
+def test_a_prompt_without_tokens_is_reported(make_model, tmp_path):
     folder = Path(make_model())
     copy = tmp_path / "no-begin"
     copy.mkdir()
@@ -155,28 +155,29 @@ def test_out_of_memory_splits_batches_and_remembers(llama, states, monkeypatch):
     assert 0 < first < 10, "the safe budget is remembered"
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch, alone):
-    """Unless it fits alone, which can take less memory."""
+@pytest.mark.parametrize("also_unbatched", [True, False])
+def test_one_text_that_never_fits_is_isolated(llama, states, monkeypatch, also_unbatched):
+    """Unless it fits unbatched, which can take less memory."""
     encoder = Encoder.load(llama)
     by_length = sorted(states, key=len)
     some = [*by_length[:5], by_length[-1]]
     right = encoder.encode(some)
     most = int(encoder.prompts.tokenize(some).lengths[-1]) - 1
-    for engine in (encoder.choice.engine, *([encoder.selection.unbatched.engine] * alone)):
+    reference = [encoder.selection.unbatched.engine] if also_unbatched else []
+    for engine in (encoder.choice.engine, *reference):
         monkeypatch.setattr(engine, "forward", _Limited(engine, most))
     out = np.empty((6, encoder.dim), np.float32)
     reports = encoder.encode_into(some, out)
-    last = "out_of_memory" if alone else "ok"
+    last = "out_of_memory" if also_unbatched else "ok"
     assert [report.status for report in reports] == ["ok"] * 5 + [last]
-    assert np.isnan(out[5]).all() if alone else compare(out, right)[0] <= 1e-5
+    assert np.isnan(out[5]).all() if also_unbatched else compare(out, right)[0] <= 1e-5
 
 
 def fail(*_, **__):
     raise RuntimeError("shapes cannot be multiplied")
 
 
-def test_a_model_that_fails_alone_too_is_an_error(encoder, states, monkeypatch):
+def test_a_model_that_fails_unbatched_too_is_an_error(encoder, states, monkeypatch):
     monkeypatch.setattr(encoder.model.base, "forward", fail)
     with pytest.raises(
         ModelError, match=r"model fails on its .* tokens, unbatched too \(RuntimeError: sh"
@@ -198,7 +199,9 @@ def test_an_engine_that_fails_where_the_model_does_not_is_left(llama, states, mo
         forced.encode(states[:2])
 
 
-def test_an_engine_is_left_also_where_some_texts_do_not_fit_alone(llama, states, monkeypatch):
+def test_an_engine_is_dropped_also_where_some_texts_do_not_fit_unbatched(
+    llama, states, monkeypatch
+):
     """Of these nothing is known, so that the next engine is not tried on them beforehand."""
     encoder = Encoder.load(llama)
     some = sorted(states, key=len)[-3:]
@@ -216,7 +219,7 @@ def test_an_engine_is_left_also_where_some_texts_do_not_fit_alone(llama, states,
 
 
 def fails_on_the_shortest(encoder, states, monkeypatch):
-    """Makes the model alone fail on one state, of which the engine makes a row."""
+    """Makes the reference fail on one state, of which the engine makes an embedding."""
     shortest = min(states, key=lambda state: len(encoder.prompts.tokenize([state]).ids))
     ids = encoder.prompts.tokenize([shortest])[0]
     reference = encoder.selection.unbatched.engine
@@ -231,8 +234,8 @@ def fails_on_the_shortest(encoder, states, monkeypatch):
     return shortest
 
 
-def test_a_state_that_the_model_alone_fails_on_has_no_row(llama, states, monkeypatch):
-    """What there is to compare a row with, makes none; and what cannot be compared is not right."""
+def test_a_state_that_the_reference_fails_on_has_no_embedding(llama, states, monkeypatch):
+    """The reference makes no embedding; and what cannot be compared is not exact."""
     encoder = Encoder.load(llama)
     some = sorted(states)[:40]
     right = encoder.encode(some)
@@ -272,7 +275,7 @@ def test_what_a_device_tells_late_is_a_failed_pass(llama, states, monkeypatch):
 
 
 def test_what_is_refused_stays_so_by_the_next_engine(llama, states, monkeypatch):
-    """The next one's rows of that batch need not be compared again."""
+    """The next engine's embeddings of that batch need not be compared again."""
     encoder = Encoder.load(llama)
     choice, selection = encoder.choice, encoder.selection
     some = sorted(states)[:40]
@@ -304,7 +307,7 @@ def edited(folder, tmp_path, edit):
     return str(copy)
 
 
-def test_nan_weights_make_no_row(llama, tmp_path, states):
+def test_nan_weights_make_no_embedding(llama, tmp_path, states):
     def edit(weights):
         weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
 
@@ -422,9 +425,11 @@ def test_a_device_has_the_next_batch_while_one_is_in_use(
     assert device.most == (2 if max_batch_tokens == 500 else 1)
     tokens = encoder.prompts.tokenize(states)
     passes = encoder.run(tokens, wanted=lambda batch: 0 in batch)
-    rows = {i: row for done in passes for i, row in zip(done.indices, done.embeddings, strict=True)}
-    assert 0 in rows
-    assert all((row == right[i]).all() for i, row in rows.items())
+    found = {
+        i: own for done in passes for i, own in zip(done.indices, done.embeddings, strict=True)
+    }
+    assert 0 in found
+    assert all((own == right[i]).all() for i, own in found.items())
 
 
 def test_what_a_device_gets_wrong_is_found_although_it_is_a_batch_ahead(

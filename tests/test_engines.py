@@ -17,7 +17,7 @@ from ebm_encode.errors import ArgumentError, ModelError
 from ebm_encode.options import EngineName
 from plain_trie import Scaled
 from support import compare_nothing
-from test_parity import alone
+from test_parity import unbatched
 
 NAMES = ["shared-prefix", "packed", "padded", "unbatched"]
 # Attention that no function can be plugged into, and models that cannot share prefixes at all.
@@ -47,11 +47,11 @@ def through():
 
 
 @pytest.mark.parametrize("architecture", EXPECTED)
-def test_every_architecture_gets_the_best_engine_that_is_right(make_model, mixed, architecture):
+def test_every_architecture_gets_the_best_exact_engine(make_model, mixed, architecture):
     folder = make_model(architecture)
     encoder = Encoder.load(folder)
     assert encoder.choice.engine.name == EXPECTED[architecture], encoder.choice.reason
-    assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(folder, mixed))[0] <= 1e-5
     assert encoder.choice.engine.name == EXPECTED[architecture], encoder.choice.reason
 
 
@@ -59,7 +59,7 @@ def test_every_architecture_gets_the_best_engine_that_is_right(make_model, mixed
 def test_any_engine_can_be_forced(llama, mixed, name):
     encoder = Encoder.load(llama, engine=name)
     assert encoder.choice.engine.name == name
-    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
 
 
 def test_the_names_of_engines_are_the_documented_ones():
@@ -91,9 +91,9 @@ def test_a_forced_engine_that_is_wrong_is_an_error(make_model, name):
 
 @pytest.mark.parametrize("tokens", [1, 50, 300, 100_000])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
+def test_the_size_of_packed_batches_changes_nothing(llama, mixed, tokens, rows):
     encoder = Encoder.load(llama, engine="shared-prefix", max_batch_tokens=tokens, batch_size=rows)
-    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
     backward = encoder.encode(mixed[::-1])[::-1]
     assert compare(backward, encoder.encode(mixed))[0] <= 1e-5
 
@@ -102,14 +102,14 @@ def test_the_size_of_windows_changes_nothing(llama, mixed, tokens, rows):
 @pytest.mark.parametrize(
     "architecture", ["llama", "mistral", "llama4_text", "gemma2", "gpt_oss", "deepseek_v3"]
 )
-def test_the_size_of_slices_changes_nothing(make_model, mixed, monkeypatch, architecture, nodes):
+def test_the_size_of_chunks_changes_nothing(make_model, mixed, monkeypatch, architecture, nodes):
     monkeypatch.setattr(prefix, "CHUNK_NODES", nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
-    assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(folder, mixed))[0] <= 1e-5
 
 
-def test_a_self_test_carries_a_path_from_slice_to_slice(llama, monkeypatch):
+def test_a_self_test_carries_a_path_from_chunk_to_chunk(llama, monkeypatch):
     def forget(_, key, value, paths):
         shapes = ((part.shape[1], paths.before, part.shape[3]) for part in (key, value))
         return tuple(torch.zeros(shape) for shape in shapes)
@@ -119,29 +119,31 @@ def test_a_self_test_carries_a_path_from_slice_to_slice(llama, monkeypatch):
         Encoder.load(llama, engine="shared-prefix")
 
 
-def test_masks_that_are_not_kept_are_made_anew(make_model, mixed, monkeypatch):
-    monkeypatch.setattr(masks, "_MOST_KEPT", 5000)
+def test_masks_that_are_not_kept_are_made_again(make_model, mixed, monkeypatch):
+    monkeypatch.setattr(masks, "MOST_KEPT", 5000)
     monkeypatch.setattr(kernel, "usable", lambda *_: False)
     folder = make_model("mistral")
-    rows = Encoder.load(folder, engine="shared-prefix").encode(mixed)
-    assert compare(rows, alone(folder, mixed))[0] <= 1e-5
+    embeddings = Encoder.load(folder, engine="shared-prefix").encode(mixed)
+    assert compare(embeddings, unbatched(folder, mixed))[0] <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["shared-prefix", "packed"])
 @pytest.mark.parametrize("options", [{"pooling": "last"}, {"layer": -2}, {"layer": 0}])
 def test_pooling_and_layers(llama, mixed, name, options):
     encoder = Encoder.load(llama, engine=name, **options)
-    assert compare(encoder.encode(mixed), alone(llama, mixed, **options))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed, **options))[0] <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "mistral"])
-def test_16_bit_rows_are_as_near_to_the_truth_as_alone(make_model, mixed, architecture, dtype):
+def test_16_bit_embeddings_are_as_near_to_the_truth_as_the_reference(
+    make_model, mixed, architecture, dtype
+):
     folder = make_model(architecture)
     encoder = Encoder.load(folder, dtype=dtype)
     assert encoder.choice.engine.name == "shared-prefix"
-    ours, truth = encoder.encode(mixed), alone(folder, mixed)
-    reference = alone(folder, mixed, dtype=getattr(torch, dtype))
+    ours, truth = encoder.encode(mixed), unbatched(folder, mixed)
+    reference = unbatched(folder, mixed, dtype=getattr(torch, dtype))
     assert compare(ours, reference)[1] >= 0.9995
     distance = np.linalg.norm(ours - truth, axis=1).mean()
     assert distance <= 1.2 * np.linalg.norm(reference - truth, axis=1).mean()
@@ -187,17 +189,17 @@ def test_without_sharing_every_token_goes_through_once(llama, states, through):
 def test_the_model_is_left_as_it_was(llama, states, monkeypatch):
     encoder = Encoder.load(llama, engine="shared-prefix")
     config = encoder.model.base.config
-    before = config._attn_implementation
+    before = config._attn_implementation  # noqa: SLF001  (transformers has no other name for it)
     encoder.encode(states[:5])
-    assert config._attn_implementation == before
+    assert config._attn_implementation == before  # noqa: SLF001
 
     def fail(*_, **__):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(encoder.choice.engine._tap, "hidden", fail)
+    monkeypatch.setattr(kernel, "attend", fail)
     with pytest.raises(ModelError, match=r"shared-prefix failed .*RuntimeError: no"):
         encoder.encode(states[:5])
-    assert config._attn_implementation == before
+    assert config._attn_implementation == before  # noqa: SLF001
 
 
 def test_threads_may_share_an_encoder(llama, make_model, mixed):
@@ -208,8 +210,8 @@ def test_threads_may_share_an_encoder(llama, make_model, mixed):
     def encode(part):
         k, start = part
         encoder = encoders[k]
-        rows = encoder.encode(mixed[start : start + 6])
-        return compare(rows, right[k][start : start + 6])[0]
+        found = encoder.encode(mixed[start : start + 6])
+        return compare(found, right[k][start : start + 6])[0]
 
     with ThreadPoolExecutor(6) as pool:
         assert max(pool.map(encode, parts)) <= 1e-5
@@ -323,13 +325,13 @@ def test_where_nothing_is_exact_each_state_is_encoded_unbatched(llama, mixed):
     encoder = Encoder.load(llama, engines=drifting)
     assert encoder.choice.engine.name == "unbatched"
     assert "batch size 1" in encoder.choice.reason
-    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
 
 
 def test_what_is_wrong_only_beyond_some_length_is_found(make_model, states, monkeypatch, heard):
     """The self-test prompts are shorter than this sliding window, which is then ignored."""
     folder = make_model("mistral", sliding_window=150)
-    right = alone(folder, states)
+    right = unbatched(folder, states)
     of_the_model = masks.PathMask.of
 
     def ignoring(mask, run):
@@ -429,7 +431,7 @@ def test_the_layout_for_the_kernel_of_a_gpu(
     monkeypatch.setattr(prefix, "CHUNK_NODES", slice_nodes)
     folder = make_model(architecture)
     encoder = Encoder.load(folder, engine="shared-prefix")
-    assert compare(encoder.encode(mixed), alone(folder, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(folder, mixed))[0] <= 1e-5
     expected = {"mistral": {(23, 0)}, "llama4_text": set()}.get(architecture, {(-1, 0)})
     assert set(calls) >= expected
 
@@ -453,10 +455,10 @@ def test_attention_by_the_core_and_by_torch_agree(
         return calls[-1]
 
     monkeypatch.setattr(kernel, "usable", told)
-    rows = encoder.encode(mixed)
+    first = encoder.encode(mixed)
     assert any(calls) == by_kernel
     monkeypatch.setattr(kernel, "usable", lambda *_: False)
-    assert compare(encoder.encode(mixed), rows)[0] <= 1e-5
+    assert compare(encoder.encode(mixed), first)[0] <= 1e-5
 
 
 def test_the_summary_and_the_provenance_name_the_engine(run_cli, llama, tmp_path):

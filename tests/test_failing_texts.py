@@ -13,10 +13,10 @@ from ebm_encode.engines.output import Pass
 from ebm_encode.errors import EncodingError
 
 
-def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
+def test_a_state_that_the_reference_fails_on_goes_to_quarantine(
     encode, spoil, tmp_path, states, llama
 ):
-    """The longest is compared with itself alone; of its row nothing can then be said."""
+    """The longest is compared with itself unbatched; then nothing can be said of its embedding."""
     tokens = Encoder.load(llama).prompts.tokenize(states)
     longest = int(tokens.lengths.argmax())
     assert (tokens.lengths == tokens.lengths[longest]).sum() == 1
@@ -38,7 +38,7 @@ def test_a_state_that_the_model_alone_fails_on_goes_to_quarantine(
 
 @dataclass
 class OneText:
-    """A state with a token of its own, and what the model does to it."""
+    """A state with a token that no other has, and what the model does to it."""
 
     state: str
     token: int
@@ -59,11 +59,13 @@ def one_text(llama, states, monkeypatch):
         mine = (input_ids == text.token).any(dim=1)
         if text.fault == "model" and mine.any():
             raise ValueError("no such word")
-        alone = len(input_ids) == 1
-        if mine.any() and (text.fault == "memory" or (text.fault == "memory alone" and alone)):
+        unbatched = len(input_ids) == 1
+        if mine.any() and (
+            text.fault == "memory" or (text.fault == "memory unbatched" and unbatched)
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory")
         output = forward(self, input_ids, **rest)
-        if text.fault in ("not finite", "once", "memory alone"):
+        if text.fault in ("not finite", "once", "memory unbatched"):
             output.last_hidden_state[mine] = torch.nan
         if text.fault == "once" and mine.any():
             text.fault = None
@@ -87,8 +89,8 @@ def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_pat
 
 
 @pytest.mark.parametrize("fault", ["model", "once", "memory"])
-def test_a_row_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, fault):
-    """Where the model alone makes none it is not right; without the memory, nobody knows."""
+def test_an_embedding_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, fault):
+    """An embedding without a reference is not valid; without the memory, nobody knows."""
     tokens = Encoder.load(llama).prompts.tokenize(states)
     counts = np.unique_counts(tokens.lengths)
     middle = counts.values[(counts.counts == 1) & (counts.values > 30)][0]
@@ -121,7 +123,7 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     """For example because another process has the memory by then. What is encoded is kept."""
 
     def full(_, sequence):
-        raise EncodingError(f"out of memory, though encoded alone ({len(sequence)} tokens)")
+        raise EncodingError(f"out of memory, though encoded unbatched ({len(sequence)} tokens)")
 
     monkeypatch.setattr(Encoder, "run_unbatched", full)
     code, _, err = encode()
@@ -133,8 +135,8 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     assert summary["verification"]["drawn"] == 32
 
 
-@pytest.mark.parametrize("fault", ["model", "not finite", "memory", "memory alone", "once"])
-def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
+@pytest.mark.parametrize("fault", ["model", "not finite", "memory", "memory unbatched", "once"])
+def test_a_resumed_run_drops_what_the_model_now_makes_no_embedding_of(
     encode, one_text, tmp_path, states, monkeypatch, fault
 ):
     """Saved states go through the model again where they share a batch with some that are not."""
@@ -154,7 +156,7 @@ def test_a_resumed_run_does_not_keep_what_the_model_now_makes_no_row_of(
     monkeypatch.setattr(Encoder, "run", run)
     one_text.fault, output = fault, tmp_path / "out.parquet"
     code, summary, err = encode("--engine", "padded")
-    if fault in ("memory", "memory alone", "once"):  # with which it was right when it was saved
+    if fault in ("memory", "memory unbatched", "once"):  # with which it was right when it was saved
         assert (code, summary["rows"], summary["quarantined"]) == (0, len(states), [])
         assert summary["already_there"] + summary["encoded"] == len(states)
         assert one_text.state in EmbeddingCache.open(output).states()

@@ -1,4 +1,4 @@
-"""Caches of other software: the right rows, or one error that names the row."""
+"""Caches of other software: the rows of the file, or one error that reports the row."""
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,7 @@ def test_every_null_and_short_row_is_listed(tmp_path, good):
     assert report["rows"] == 12
 
 
-def test_a_text_that_is_not_utf_8_is_named_by_its_row(tmp_path, good):
+def test_a_text_that_is_not_utf_8_is_reported_by_its_row(tmp_path, good):
     half_pair = b"\xed\xa0\xb5"
     texts = [f"state {i}".encode() for i in range(2000)]
     texts[1500] = half_pair

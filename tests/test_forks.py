@@ -32,8 +32,8 @@ def in_a_fork(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def near(rows, right):
-    return np.abs(rows - right).max() / np.abs(right).max() <= 1e-5
+def near(embeddings, right):
+    return np.abs(embeddings - right).max() / np.abs(right).max() <= 1e-5
 
 
 @pytest.mark.parametrize("engine", ["auto", "padded", "unbatched"])
@@ -47,9 +47,9 @@ def test_a_forked_process_encodes(llama, engine, threads, first):
         right = encoder.encode(STATES) if first == "encode" else None
 
         def work():
-            rows = encoder.encode(STATES)
-            assert rows.shape == (len(STATES), encoder.dim)
-            assert right is None or near(rows, right)
+            embeddings = encoder.encode(STATES)
+            assert embeddings.shape == (len(STATES), encoder.dim)
+            assert right is None or near(embeddings, right)
             assert in_a_fork(lambda: encoder.encode(STATES[:3])) == 0, "one forked from that"
 
         assert in_a_fork(work) == 0
@@ -87,8 +87,8 @@ def test_a_pool_of_processes_encodes(llama):
     with multiprocessing.get_context("fork").Pool(
         2, initializer=_keep, initargs=(encoder,)
     ) as pool:
-        rows = pool.map_async(_encode, [STATES[:16], STATES[16:]]).get(timeout=LIMIT)
-    assert near(np.concatenate(rows), right)
+        embeddings = pool.map_async(_encode, [STATES[:16], STATES[16:]]).get(timeout=LIMIT)
+    assert near(np.concatenate(embeddings), right)
 
 
 _kept = []

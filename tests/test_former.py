@@ -21,17 +21,17 @@ def in_the_former_form(identity, *, longest=2048):
 
 @pytest.fixture
 def former(llama, states, tmp_path):
-    """A function that writes a cache as an earlier version did; its rows are easily told."""
+    """A function that writes a cache as an earlier version did; its embeddings are easily told."""
 
     def write(longest=2048, name="former.parquet", **changes):
         identity = in_the_former_form(Encoder.load(llama).identity, longest=longest)
         identity = Identity.from_json(json.dumps(json.loads(identity.to_json()) | changes))
-        rows = np.random.default_rng(0).standard_normal((42, 64)).astype(np.float32)
+        embeddings = np.random.default_rng(0).standard_normal((42, 64)).astype(np.float32)
         writer = CacheWriter(tmp_path / name)
         writer.open(identity, 64)
-        assert not any(writer.append([*states[:40], *SPECIAL], rows))
+        assert not any(writer.append([*states[:40], *SPECIAL], embeddings))
         writer.finish({"model": "a model"})
-        return tmp_path / name, rows
+        return tmp_path / name, embeddings
 
     return write
 
@@ -48,7 +48,7 @@ def file(states, tmp_path):
 def test_embeddings_of_the_same_tokens_are_taken_over(
     encode, former, file, llama, states, tmp_path, longest
 ):
-    path, rows = former(longest)
+    path, embeddings = former(longest)
     before = path.read_bytes()
     lengths = Encoder.load(llama).prompts.tokenize(states[:40]).lengths
     whole = lengths <= (longest or 2048)
@@ -57,7 +57,7 @@ def test_embeddings_of_the_same_tokens_are_taken_over(
     assert (summary["from_caches"], summary["encoded"]) == (whole.sum(), 42 - whole.sum())
     cache = EmbeddingCache.open(tmp_path / "out.parquet")
     taken = [state for state, kept in zip(states[:40], whole, strict=True) if kept]
-    assert np.array_equal(cache.gather(taken), rows[:40][whole])
+    assert np.array_equal(cache.gather(taken), embeddings[:40][whole])
     assert cache.identity == Encoder.load(llama).identity
     assert path.read_bytes() == before
     assert EmbeddingCache.open(path).gather(SPECIAL).shape == (2, 64)

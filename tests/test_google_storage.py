@@ -54,7 +54,7 @@ def test_google_cloud_storage_holds_files_parts_and_checkpoints(
     for first in (0, 1000):
         write_cache(folder, states[first : first + 1000], made[first : first + 1000])
     assert "0" in conditions(google), "the first manifest takes nobody's place"
-    assert set(conditions(google)) > {"0"}, "the second takes the place of the first alone"
+    assert set(conditions(google)) > {"0"}, "the second replaces nothing but the first"
     assert len(_core.list_files(folder, "parquet")) == 2
     cache = open_cache(folder)
     assert (cache.gather(states[:2000]) == made[:2000]).all()

@@ -3,8 +3,8 @@
 They refuse what a GPU would: operands on different devices, numbers of heads that do not fit each
 other. And they refuse to be read by the host, for which a GPU would have to be waited for;
 transformers is kept from taking its branches for traced graphs, which ask less. Pinned memory and
-the copy of finished rows to the host cannot be had so, and are replaced. What kernels compute does
-not show here.
+the copy of finished embeddings to the host cannot be had so, and are replaced. What kernels compute
+does not show here.
 """
 
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ _CONFIGS = {
 def gpu(monkeypatch):
     """Mode in which new tensors on `cuda` have no numbers; what arrives at the host is listed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    banded = PathMask._banded_on
+    banded = PathMask.banded_on
 
     def asked_on_the_host(mask, device):
         assert device.type == "cpu"
@@ -65,10 +65,10 @@ def gpu(monkeypatch):
             return banded(mask, device)
 
     arrived = []
-    monkeypatch.setattr(PathMask, "_banded_on", asked_on_the_host)
+    monkeypatch.setattr(PathMask, "banded_on", asked_on_the_host)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(output, "_to_pinned", lambda block: (block, lambda: None))
-    monkeypatch.setattr(output, "_scatter_to_host", lambda block, *_: arrived.append(block))
+    monkeypatch.setattr(output, "copy_to_pinned", lambda block: (block, lambda: None))
+    monkeypatch.setattr(output, "scatter_to_host", lambda block, *_: arrived.append(block))
     # Tensors without numbers make transformers think that a graph is traced, and take branches that
     # ask for no number. On a GPU it takes the others, so here, too.
     monkeypatch.setattr(import_utils, "is_fake_tensor", lambda _: False)
@@ -111,7 +111,7 @@ def sequences():
         ("llama", torch.float32, False),
     ],
 )  # fmt: skip
-def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
+def test_packed_batches_stay_on_a_gpu_and_do_not_wait_for_it(
     gpu, monkeypatch, architecture, dtype, by_kernel, share, pooling
 ):
     mode, arrived = gpu
@@ -134,7 +134,7 @@ def test_windows_stay_on_a_gpu_and_do_not_wait_for_it(
     assert [(block.shape, block.device.type, block.dtype) for block in arrived] == [
         ((len(some), _WIDTH), "cuda", torch.float32)
     ] * 2
-    # One call for each layer of the window, and of the three slices of the self-test.
+    # One call for each layer of the packed batch, and of the three chunks of the self-test.
     assert len(calls) == (3 * (1 + 3) if by_kernel else 0)
 
 

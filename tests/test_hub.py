@@ -72,9 +72,9 @@ def shards(folder):
 def test_shards_are_those_of_the_index(hub, llama, states):
     shards(hub.main)
     (hub.main / "model-00009-of-00009.safetensors").write_bytes(b"of another form")
-    rows = Encoder.load("somebody/model").encode(states[:3])
+    embeddings = Encoder.load("somebody/model").encode(states[:3])
     assert weights_of(hub) == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert (rows == Encoder.load(llama).encode(states[:3])).all()
+    assert (embeddings == Encoder.load(llama).encode(states[:3])).all()
 
 
 def test_pickled_weights_where_there_are_no_others(hub):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ebm_encode import Encoder
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
-from test_parity import alone
+from test_parity import unbatched
 from tokenizers_of_all_kinds import byt5
 
 
@@ -54,7 +54,7 @@ def test_weights_that_config_json_names_are_those_that_count(copy, states, besid
     if not beside:
         (copy / "model.safetensors").unlink()
     encoder = Encoder.load(str(copy))
-    assert compare(encoder.encode(states[:9]), alone(copy, states[:9]))[0] <= 1e-5
+    assert compare(encoder.encode(states[:9]), unbatched(copy, states[:9]))[0] <= 1e-5
     scaled(copy / "trained.safetensors", copy / "trained.safetensors", 1.1)
     changed = Encoder.load(str(copy))
     assert fields_that_differ(encoder.identity, changed.identity) == ["weights"]
@@ -185,7 +185,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture
 def own_code(copy, monkeypatch, tmp_path):
-    """A model with code of its own, part of it in a sub-folder."""
+    """A model with custom code, part of it in a sub-folder."""
     # Modules that other tests imported from elsewhere are in the way of relative imports.
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)

@@ -78,7 +78,7 @@ def test_what_is_skipped_below_a_folder_is_noted(tmp_path, write_cache, rows, id
         assert any(name in note for note in found.notes), name
     [warning] = found.warnings
     assert "_old: skipped 1 input files" in warning
-    assert read_states([str(tmp_path / "_old")]).texts == ["b"], "named outright, it is read"
+    assert read_states([str(tmp_path / "_old")]).texts == ["b"], "given by its own path, it is read"
 
 
 def test_a_folder_of_which_all_is_skipped_says_why(tmp_path):

@@ -83,7 +83,7 @@ def test_a_column_that_is_there_twice_is_refused_as_such(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
-def test_text_that_is_not_utf8_is_named_by_row(tmp_path, kind):
+def test_text_that_is_not_utf8_is_reported_by_row(tmp_path, kind):
     texts = pa.chunked_array([not_utf8(b"a", b"b"), not_utf8(b"c", b"\xff\xfe")]).cast(kind)
     pq.write_table(pa.table({"state_pp": texts}), tmp_path / "a.parquet", row_group_size=2)
     with pytest.raises(InputError, match=r"a\.parquet: row 3: is not UTF-8 \(byte 0xff\)") as told:

@@ -21,7 +21,7 @@ from ebm_encode import Encoder
 from ebm_encode.data.trajectories import read_states
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
-from test_parity import alone
+from test_parity import unbatched
 
 STATES = ["n : ℕ\n⊢ n + 0 = n", "⊢ True", "p q : Prop\nhp : p\n⊢ p ∨ q", "n : ℕ\n⊢ n = n"]
 
@@ -67,7 +67,7 @@ def test_masks_saved_with_a_model_change_nothing(copy, make_model, architecture,
     folder = copy(architecture)
     file = folder / "model.safetensors"
     save_file(changed(load_file(file)), file, {"format": "pt"})
-    expected = alone(make_model(architecture), STATES)
+    expected = unbatched(make_model(architecture), STATES)
     assert compare(Encoder.load(str(folder)).encode(STATES), expected)[0] <= 1e-5
 
 
@@ -83,7 +83,7 @@ def test_padding_and_truncation_saved_with_a_tokenizer_change_nothing(copy, llam
     backend.save(str(folder / "tokenizer.json"))
     settings(folder / "tokenizer_config.json", padding_side="left", pad_token="</s>")
     changed, plain = Encoder.load(str(folder)), Encoder.load(llama)
-    assert compare(changed.encode(STATES), alone(llama, STATES))[0] <= 1e-5
+    assert compare(changed.encode(STATES), unbatched(llama, STATES))[0] <= 1e-5
     assert changed.identity == plain.identity
 
 
@@ -156,7 +156,7 @@ def test_shards_that_are_not_whole_are_refused(sharded, damage):
     assert "\n" not in str(refused.value).partition("\nhint: ")[0]
 
 
-def test_a_missing_shard_is_named_with_its_index(sharded):
+def test_a_missing_shard_is_reported_with_its_index(sharded):
     folder, shards = sharded
     shards[-1].unlink()
     with pytest.raises(ModelError, match=rf"index\.json: .*{shards[-1].name}"):
@@ -167,7 +167,7 @@ def test_stray_weight_files_are_not_read(copy, llama):
     folder = copy()
     save_file({"x": torch.zeros(3)}, folder / "consolidated.safetensors")
     torch.save({"model.norm.weight": torch.zeros(64)}, folder / "pytorch_model.bin")
-    assert compare(Encoder.load(str(folder)).encode(STATES), alone(llama, STATES))[0] <= 1e-5
+    assert compare(Encoder.load(str(folder)).encode(STATES), unbatched(llama, STATES))[0] <= 1e-5
 
 
 # Parquet as many writers have it.
@@ -258,7 +258,7 @@ def test_lines_of_other_systems(run_cli, llama, tmp_path, content, told):
         assert not output.exists()
 
 
-def test_rows_do_not_depend_on_how_the_file_was_written(tmp_path, llama):
+def test_embeddings_do_not_depend_on_how_the_file_was_written(tmp_path, llama):
     encoder = Encoder.load(llama)
     expected = encoder.encode(STATES)
     for name in ("pyarrow DELTA_BYTE_ARRAY", "duckdb", "polars"):

@@ -61,7 +61,7 @@ def test_more_values_than_32_bit_offsets_can_count(stand_in, rows):
     assert len(cache) == GROUPS * GROUP
     wanted = np.array([0, 524_287, 524_288, 524_289, GROUPS * GROUP - 1])
     assert np.array_equal(cache.gather_rows(wanted), rows[wanted % GROUP])
-    # Of a state's rows the last counts.
+    # Of a state's embeddings the newest wins.
     assert cache.positions(["state 7"]) == [(GROUPS - 1) * GROUP + 7]
     assert np.array_equal(cache["state 1023"], rows[1023])
 

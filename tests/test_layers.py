@@ -1,6 +1,6 @@
 """The arrows between modules: nothing imports what stands above it, and none in a circle.
 
-Imports are read from the source, those within functions and for types alone included.
+Imports are read from the source, those within functions and only for types included.
 """
 
 import ast
@@ -16,8 +16,9 @@ PACKAGE = ROOT / "python" / "ebm_encode"
 LAYERS = (
     "_core", "errors", "options", "texts", "digests",
     "data", "prompts", "loading", "identity", "engines",
-    "reports", "equal_rows", "screening", "row_checks", "encoder", "description",
+    "reports", "equal_embeddings", "screening", "row_checks", "encoder", "description",
     "opening", "dataset", "bulk",
+    "heads",
     "ebm_encode",  # what the package itself offers
     "bridge", "cli", "__main__",
 )  # fmt: skip

@@ -10,7 +10,7 @@ from support import compare_nothing
 
 @pytest.fixture
 def free(llama, monkeypatch):
-    """An encoder whose model costs nothing: its rows are drawn."""
+    """An encoder whose model costs nothing: its embeddings are drawn."""
     encoder = Encoder.load(llama, max_batch_tokens=500, batch_size=16)
     draw = np.random.default_rng(0)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ebm_encode import Encoder
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
-from test_parity import alone
+from test_parity import unbatched
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ OLD_BUFFERS = {
 def test_buffers_of_older_releases(edited, states, architecture, pickled):
     names = [name.format(i) for name in OLD_BUFFERS[architecture] for i in range(3)]
     folder = edited(architecture, lambda weights: weights | masks(names, 32), pickled=pickled)
-    rows = Encoder.load(str(folder)).encode(states[:6])
-    assert compare(rows, alone(folder, states[:6]))[0] <= 1e-5
+    embeddings = Encoder.load(str(folder)).encode(states[:6])
+    assert compare(embeddings, unbatched(folder, states[:6]))[0] <= 1e-5
 
 
 def test_buffers_of_a_gpt2_that_was_saved_without_its_head(edited, states):
@@ -67,12 +67,12 @@ def test_buffers_of_a_gpt2_that_was_saved_without_its_head(edited, states):
         return bare | masks([f"h.{i}.attn.{n}" for i in range(3) for n in ("bias", "masked_bias")])
 
     folder = edited("gpt2", edit)
-    rows = Encoder.load(str(folder)).encode(states[:6])
-    assert compare(rows, alone(folder, states[:6]))[0] <= 1e-5
+    embeddings = Encoder.load(str(folder)).encode(states[:6])
+    assert compare(embeddings, unbatched(folder, states[:6]))[0] <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["attn.bias", "attn.masked_bias"])
-def test_a_weight_with_the_name_of_a_mask_is_not_left_out(edited, name):
+def test_a_weight_with_the_name_of_a_mask_is_not_skipped(edited, name):
     more = {f"transformer.h.{i}.{name}": torch.ones(64) for i in range(3)}
     with pytest.raises(ModelError, match="have no place in the model"):
         Encoder.load(str(edited("gptj", lambda weights: weights | more)))
@@ -91,8 +91,8 @@ def speculating(weights, layer=3):
 
 def test_layers_that_only_guess_further_tokens(edited, states):
     folder = edited("deepseek_v3", speculating, num_nextn_predict_layers=1)
-    rows = Encoder.load(str(folder)).encode(states[:6])
-    assert compare(rows, alone(folder, states[:6]))[0] <= 1e-5
+    embeddings = Encoder.load(str(folder)).encode(states[:6])
+    assert compare(embeddings, unbatched(folder, states[:6]))[0] <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A cache that stays in its files: the same rows, checked when they are first read."""
+"""A cache that stays in its files: the same embeddings, checked when they are first read."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from ebm_encode.errors import (
 COUNT = 1500
 STATES = [f"n : ℕ\n⊢ n + {i} = {i} + n" for i in range(COUNT)]
 
-# Peak memory of a process that reads a few rows of a large cache.
+# Peak memory of a process that reads a few embeddings of a large cache.
 READER = """
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ print(row.sum(), next(line.split()[1] for line in status.splitlines() if "RssAno
 """
 
 
-# Reads of a cache whose file is changed under it. A process of its own: a fault would end it.
+# Reads of a cache whose file is changed under it. In its own process: a fault would end it.
 CHANGED = """
 import os, shutil, sys
 from ebm_encode import MappedCache
@@ -62,7 +62,7 @@ def path(tmp_path, write_cache, rows):
     return write_cache(tmp_path / "cache.parquet", STATES, rows(COUNT))
 
 
-def test_rows_are_those_of_the_cache_in_memory(path, rows):
+def test_embeddings_are_those_of_the_cache_in_memory(path, rows):
     mapped, memory = MappedCache.open(path), EmbeddingCache.open(path)
     assert mapped.states() == memory.states()
     assert (mapped.gather(STATES) == rows(COUNT)).all()
@@ -95,8 +95,8 @@ def test_the_mode_is_chosen_or_told(path, monkeypatch):
         open_cache(path, mode="disk")
 
 
-def test_rows_stay_out_of_the_processs_own_memory(tmp_path, write_cache, rows):
-    """Anonymous memory of the reader is less than the rows: they are the system's pages."""
+def test_embeddings_stay_out_of_the_processs_own_memory(tmp_path, write_cache, rows):
+    """Anonymous memory of the reader is less than the embeddings: they are the system's pages."""
     dim, count = 4096, 4000
     path = write_cache(tmp_path / "large.parquet", STATES + [f"s{i}" for i in range(2500)],
                        rows(count, dim))  # fmt: skip

@@ -73,7 +73,7 @@ def objects(store, bucket):
     return {info.path.split("/", 1)[1] for info in found if info.type is fs.FileType.File}
 
 
-# Uses a store, forks, and uses it in both processes: with what was open before, and anew.
+# Uses a store, forks, and uses it in both processes: with what was open before, and opened again.
 FORKER = """
 import os, sys, warnings
 import numpy as np
@@ -205,7 +205,7 @@ def test_of_two_writers_at_once_one_gives_up_and_nothing_is_lost(bucket, identit
 
 
 def test_a_writer_that_ends_leaves_the_shards_of_another(bucket, store, identity, rows):
-    """The second took up the first's shard and saved one of its own before the first was done."""
+    """The second took up the first's shard and saved another before the first was done."""
     made = rows(2)
     for output in (f"{bucket}/a.parquet", f"{bucket}/folder"):
         first = _core.CacheWriter(output)
@@ -369,7 +369,7 @@ def test_file_urls_are_paths_in_workers_in_patterns_and_in_folders_of_odd_names(
 
 
 def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llama):
-    """Inputs as an object, a folder and a pattern; the rows equal those of a local run."""
+    """Inputs as an object, a folder and a pattern; the embeddings equal those of a local run."""
     for file in FILES:
         upload(store, f"{bucket}/runs/{file.name}", file.read_bytes())
     upload(store, f"{bucket}/runs/notes.txt", b"nothing")

@@ -14,7 +14,7 @@ T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}
 BART = {"d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "max_position_embeddings": 1024}
 BART |= dict.fromkeys(["encoder_attention_heads", "decoder_attention_heads"], 4)
 BART |= dict.fromkeys(["encoder_ffn_dim", "decoder_ffn_dim"], 128)
-# Each half has a configuration of its own, and the decoder fewer layers.
+# Each half has its own configuration, and the decoder fewer layers.
 HALF = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
 HALF |= {"num_key_value_heads": 2, "query_pre_attn_scalar": 16, "sliding_window": 24}
 HALF |= {"max_position_embeddings": 1024}
@@ -167,7 +167,7 @@ def own_code(tokenizer, tmp_path):
     return folder, model.model
 
 
-def test_a_model_with_code_of_its_own_gets_an_engine_that_is_right(
+def test_a_model_with_custom_code_gets_an_exact_engine(
     own_code, tokenizer, mixed, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))

@@ -105,7 +105,7 @@ def test_an_empty_path_is_refused_and_writes_nothing(tmp_path, monkeypatch, run_
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_a_source_is_read_once_however_often_it_is_named(tmp_path, monkeypatch):
+def test_a_source_is_read_once_however_often_it_is_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "a.jsonl"
     file.write_text('{"state_pp": "x"}\n{"state_pp": "y"}\n')
@@ -173,7 +173,7 @@ def test_a_writer_that_was_overtaken_says_so(folder, write_cache, rows, identity
     assert sorted(EmbeddingCache.open(folder).states()) == ["a", "b"]
 
 
-def test_lists_stand_beside_a_folder_that_is_named_by_a_dot(folder, monkeypatch, run_cli, llama):
+def test_lists_stand_beside_a_folder_that_is_given_as_a_dot(folder, monkeypatch, run_cli, llama):
     monkeypatch.chdir(folder)
     long = json.dumps({"state_pp": "x : Nat ⊢ x = 1" + " y" * 400})
     (folder.parent / "a.jsonl").write_text(long + "\n" + '{"state_pp": "x"}\n')

@@ -1,4 +1,4 @@
-"""Every row equals what the plain Hugging Face model gives for that one prompt."""
+"""Every embedding equals what the plain Hugging Face model gives for that one prompt."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ARCHITECTURES = [
 ]
 
 
-def alone(folder, prompts, *, dtype=torch.float32, layer=-1, pooling="mean", cut=None):
+def unbatched(folder, prompts, *, dtype=torch.float32, layer=-1, pooling="mean", cut=None):
     """The recipe that nobody can get wrong: one prompt, no padding, plain transformers.
 
     Where prompts are longer than `cut` tokens, transformers itself cuts them.
@@ -46,10 +46,10 @@ def mixed(states):
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_equal_each_state_alone(make_model, mixed, architecture, padding_side):
+def test_embeddings_equal_those_at_batch_size_1(make_model, mixed, architecture, padding_side):
     folder = make_model(architecture, padding_side=padding_side)
     encoder = Encoder.load(folder, max_batch_tokens=3000)
-    error, cosine = compare(encoder.encode(mixed), alone(folder, mixed))
+    error, cosine = compare(encoder.encode(mixed), unbatched(folder, mixed))
     assert error <= 1e-5
     assert cosine > 0.999999
 
@@ -57,15 +57,15 @@ def test_rows_equal_each_state_alone(make_model, mixed, architecture, padding_si
 @pytest.mark.parametrize(("tokens", "size"), [(1, 1), (100_000, 1), (100_000, 256), (700, 3)])
 def test_the_shape_of_batches_changes_nothing(llama, mixed, tokens, size):
     encoder = Encoder.load(llama, max_batch_tokens=tokens, batch_size=size)
-    assert compare(encoder.encode(mixed), alone(llama, mixed))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
 
 
 def test_equal_lengths_and_a_lone_state(llama, states):
     encoder = Encoder.load(llama)
     state = states[0]
     equal = [f"{state}{digit}" for digit in "0123456789"]
-    assert compare(encoder.encode(equal), alone(llama, equal))[0] <= 1e-5
-    assert compare(encoder.encode([state]), alone(llama, [state]))[0] <= 1e-5
+    assert compare(encoder.encode(equal), unbatched(llama, equal))[0] <= 1e-5
+    assert compare(encoder.encode([state]), unbatched(llama, [state]))[0] <= 1e-5
 
 
 def test_order_and_company_change_nothing(llama, mixed):
@@ -80,25 +80,25 @@ def test_order_and_company_change_nothing(llama, mixed):
 @pytest.mark.parametrize("layer", [-1, -2, 0, 2, 3])
 def test_any_layer_is_the_one_of_hidden_states(llama, mixed, layer):
     encoder = Encoder.load(llama, layer=layer)
-    assert compare(encoder.encode(mixed), alone(llama, mixed, layer=layer))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed, layer=layer))[0] <= 1e-5
 
 
 def test_last_pooling_is_the_last_own_token(llama, mixed):
     encoder = Encoder.load(llama, pooling="last")
-    assert compare(encoder.encode(mixed), alone(llama, mixed, pooling="last"))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed, pooling="last"))[0] <= 1e-5
 
 
-def test_truncated_prompts_equal_the_cut_prompt_alone(llama, mixed):
+def test_truncated_prompts_equal_the_cut_prompt_unbatched(llama, mixed):
     encoder = Encoder.load(llama, max_length=40, overlong="truncate")
-    assert compare(encoder.encode(mixed), alone(llama, mixed, cut=40))[0] <= 1e-5
+    assert compare(encoder.encode(mixed), unbatched(llama, mixed, cut=40))[0] <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_16_bit_rows_are_as_near_to_the_truth_as_alone(llama, mixed, dtype):
+def test_16_bit_embeddings_are_as_near_to_the_truth_as_the_reference(llama, mixed, dtype):
     encoder = Encoder.load(llama, dtype=dtype)
     ours = encoder.encode(mixed)
-    reference = alone(llama, mixed, dtype=getattr(torch, dtype))
-    truth = alone(llama, mixed)
+    reference = unbatched(llama, mixed, dtype=getattr(torch, dtype))
+    truth = unbatched(llama, mixed)
     assert compare(ours, reference)[1] >= 0.9995
     distance = np.linalg.norm(ours - truth, axis=1).mean()
     assert distance <= 1.2 * np.linalg.norm(reference - truth, axis=1).mean()

@@ -15,7 +15,7 @@ from ebm_encode import EmbeddingCache, _core
 from ebm_encode.errors import ArgumentError, CacheFormatError, CacheNotFoundError
 from support import FILES, PROVER
 
-# Compacts until it is killed, adding a row before each time so that there is something to do.
+# Compacts until it is killed, adding an embedding each time so that there is something to do.
 COMPACTOR = """
 import sys, itertools, numpy as np
 from ebm_encode import _core
@@ -74,7 +74,7 @@ def test_runs_add_parts_that_any_reader_takes_as_one_cache(encode, folder, state
     assert list(folder.parent.iterdir()) == [folder], "nothing is left beside it"
 
 
-def test_compact_leaves_one_part_with_the_same_rows(run_cli, encode, folder):
+def test_compact_leaves_one_part_with_the_same_embeddings(run_cli, encode, folder):
     for file in FILES:
         encode(file)
     before = EmbeddingCache.open(folder)
@@ -90,7 +90,7 @@ def test_compact_leaves_one_part_with_the_same_rows(run_cli, encode, folder):
     assert code == 0, out
 
 
-def test_a_compactor_killed_at_any_moment_leaves_every_row(folder, identity):
+def test_a_compactor_killed_at_any_moment_leaves_every_embedding(folder, identity):
     arguments = [sys.executable, "-c", COMPACTOR, str(folder), identity().to_json()]
     for attempt in range(25):
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
@@ -153,7 +153,7 @@ def test_what_has_no_parts_is_refused(run_cli, tmp_path, write_cache, rows):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_writer_that_goes_on_shows_its_rows_at_each_commit(folder, identity, rows):
+def test_a_writer_that_continues_shows_its_embeddings_at_each_commit(folder, identity, rows):
     made = rows(30)
     names = [f"state {i}" for i in range(30)]
     writer = _core.CacheWriter(folder)

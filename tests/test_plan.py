@@ -54,7 +54,7 @@ def test_the_forecast_is_what_encoding_then_puts_through_the_model(
     engine = encoder.choice.engine
     right = engine.forward
 
-    def forward(sequences, slots):  # a window goes through the model in several slices
+    def forward(sequences, slots):  # a packed batch goes through the model in several chunks
         windows.append(len(sequences))
         return right(sequences, slots)
 
@@ -72,7 +72,7 @@ def test_what_it_prints(plan):
         assert word in out
 
 
-def test_no_weights_are_needed_and_bad_input_is_named(plan, llama, tmp_path):
+def test_no_weights_are_needed_and_bad_input_is_reported(plan, llama, tmp_path):
     light = shutil.copytree(llama, tmp_path / "light")
     (light / "model.safetensors").unlink()
     assert plan(model=light)[0] == 0
@@ -84,7 +84,7 @@ def test_no_weights_are_needed_and_bad_input_is_named(plan, llama, tmp_path):
     assert plan(model=light)[0] == 2
 
 
-def test_windows_are_those_of_chunks_that_a_bulk_run_plans(plan, monkeypatch):
+def test_packed_batches_are_those_that_a_bulk_run_plans(plan, monkeypatch):
     whole = json.loads(plan("--json")[1])
     monkeypatch.setattr("ebm_encode.bulk.forecast.CHUNK_STATES", 20)
     parts = json.loads(plan("--json")[1])

@@ -79,7 +79,7 @@ def test_stretched_sequences_are_those_of_a_model_that_ran_nothing_before(stretc
     assert encoder.choice.engine.name == "shared-prefix"
 
 
-def test_a_text_alone_does_not_depend_on_what_ran_before(stretching, some):
+def test_an_unbatched_text_does_not_depend_on_what_ran_before(stretching, some):
     encoder = Encoder.load(stretching[1])
     tokens = encoder.prompts.tokenize(some)
     first = [encoder.run_unbatched(tokens[i]) for i in range(len(tokens))]

@@ -1,4 +1,4 @@
-"""The prover's commands as a user meets them: the real program, in a process of its own."""
+"""The prover's commands as a user meets them: the real program, in its own process."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_what_cannot_be_printed_is_an_error_also_while_python_runs(llama):
     assert "No space left" in result.stderr
 
 
-def test_encode_gives_the_rows_that_python_gives(llama, states, tmp_path):
+def test_encode_gives_the_embeddings_that_python_gives(llama, states, tmp_path):
     file = tmp_path / "states.jsonl"
     some = states[:20]
     lines = [json.dumps(s) if i % 2 else json.dumps({"state_pp": s}) for i, s in enumerate(some)]
@@ -83,7 +83,7 @@ def test_encode_gives_the_rows_that_python_gives(llama, states, tmp_path):
     assert np.abs(rows - right).max() / np.abs(right).max() <= 1e-5
 
 
-def test_encode_names_what_has_no_row(llama, tmp_path):
+def test_encode_reports_what_has_no_embedding(llama, tmp_path):
     file = tmp_path / "one.txt"
     file.write_text("n : ℕ " * 100)
     arguments = ["encode", "--model-path", llama, "--states", file]
@@ -153,7 +153,7 @@ def not_utf8():
         (["text"], [pa.array(TEXTS)], 'has no column "state_pp"; it has text'),
     ],
 )
-def test_a_column_that_cannot_be_read_is_named(llama, tmp_path, names, columns, message):
+def test_a_column_that_cannot_be_read_is_reported(llama, tmp_path, names, columns, message):
     file = tmp_path / "t.parquet"
     count = len(columns[0])
     theorem, parent = pa.array(["t"] * count), pa.array([0] * count, pa.uint64())
@@ -167,7 +167,7 @@ def test_a_column_that_cannot_be_read_is_named(llama, tmp_path, names, columns, 
         assert "panicked" not in result.stderr
 
 
-def test_lines_that_are_not_utf8_are_named(llama, tmp_path):
+def test_lines_that_are_not_utf8_are_reported(llama, tmp_path):
     file = tmp_path / "t.jsonl"
     file.write_bytes(b'{"state_pp": "a"}\n{"state_pp": "\xe9"}\n')
     result = prover("encode", "--model-path", llama, "--states", file)
@@ -242,8 +242,8 @@ def test_what_replay_appends_is_a_cache(llama, tmp_path):
     assert f"now has {len(new)} rows" in second.stdout
     right = Encoder.load(llama)
     new.require_identity(right.identity, "the model")
-    rows = right.encode(new.states())
-    assert np.abs(new.matrix() - rows).max() / np.abs(rows).max() <= 1e-5
+    expected = right.encode(new.states())
+    assert np.abs(new.matrix() - expected).max() / np.abs(expected).max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_what_replay_appends_is_a_cache(llama, tmp_path):
         ([], "--trajectories"),
     ],
 )
-def test_bad_usage_is_2_and_named(llama, arguments, message):
+def test_bad_usage_is_2_and_reported(llama, arguments, message):
     model = [] if "--model-path" in arguments else ["--model-path", llama]
     result = prover("replay", *model, *arguments)
     assert result.returncode == 2

@@ -76,7 +76,7 @@ def test_taking_from_another_cache_after_an_upgrade(encode, files, tmp_path, oth
 
 @pytest.fixture
 def interrupt(encode, files, monkeypatch):
-    """A function that makes a run and stops it once some of its rows were saved."""
+    """A function that makes a run and stops it once some of its embeddings were saved."""
 
     def run(*options, after):
         advance = EncodingProgress.advance
@@ -113,7 +113,7 @@ def test_resuming_after_an_upgrade(encode, files, other_release, llama, states):
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_no_row_of_former_code_comes_back_after_an_overwriting_run_was(
+def test_no_embedding_of_former_code_comes_back_after_an_overwriting_run_was(
     encode, interrupt, files, other_release, llama, states, tmp_path, how, monkeypatch
 ):
     interrupt(after=15)

@@ -28,7 +28,7 @@ LAYERS = ["format", "storage", "check", "page", "file", "folder", "read", "audit
 """The modules of `ebm-cache`; each may use itself and those before it."""
 
 
-def test_crates_depend_on_those_below_alone():
+def test_crates_depend_only_on_those_below():
     command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--locked", "--offline"]
     metadata = json.loads(subprocess.check_output(command, cwd=RUST.parent))
     found = {
@@ -63,7 +63,7 @@ def sources(crate):
         yield file.relative_to(root), re.sub(r"//.*", "", code)
 
 
-def test_modules_of_the_cache_use_those_before_them_alone():
+def test_modules_of_the_cache_use_only_those_before_them():
     wrong = [
         f"{path} uses {used}"
         for path, code in sources("cache")

@@ -48,7 +48,7 @@ def test_broken_engines_are_refused_and_unbroken_ones_are_not(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_engine_of_the_package_passes_alone(make_model, architecture, dtype):
+def test_each_engine_of_the_package_passes_by_itself(make_model, architecture, dtype):
     for name in EXACT:
         encoder = Encoder.load(make_model(architecture), dtype=dtype, engine=name)
         assert encoder.choice.engine.name == name
@@ -56,7 +56,7 @@ def test_each_engine_of_the_package_passes_alone(make_model, architecture, dtype
 
 @pytest.mark.parametrize(("layers", "std"), [(64, 0.15), (80, 0.15)])
 def test_deep_float32_models_keep_the_fast_engine(make_model, states, layers, std):
-    """Rounding alone moves them by more than 1e-5: the bound follows the model's own noise."""
+    """Rounding by itself moves them by more than 1e-5: the bound follows the model's own noise."""
     folder = make_model("llama", num_hidden_layers=layers, std=std)
     encoder = Encoder.load(folder)
     assert encoder.choice.engine.name == "shared-prefix", encoder.choice.reason

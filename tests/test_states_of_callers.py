@@ -98,7 +98,7 @@ NOT_TEXT = {
 
 
 @pytest.mark.parametrize("name", NOT_TEXT)
-def test_what_is_not_text_is_named_by_index(encoder, cache, name):
+def test_what_is_not_text_is_reported_by_index(encoder, cache, name):
     wrong, reason = NOT_TEXT[name]
     states = ["⊢ a", wrong, "⊢ c"]
     for call in (encoder.encode, cache.gather, cache.positions):
@@ -123,7 +123,7 @@ def test_what_is_not_text_harms_no_other_state(encoder, name):
     assert np.allclose([first, last], expected, atol=1e-5)
 
 
-def test_text_of_arrow_that_is_not_utf8_is_named(encoder):
+def test_text_of_arrow_that_is_not_utf8_is_reported(encoder):
     raw = pa.array([b"a", b"\xff"]).view(pa.string())
     with pytest.raises(ArgumentError, match="state 1 is not UTF-8"):
         encoder.encode(raw)

@@ -49,7 +49,7 @@ def test_the_deepseek_template_is_the_provers():
     )
 
 
-def test_markers_that_the_tokenizer_does_not_know_are_named(tokenizer, llama, caplog):
+def test_markers_that_the_tokenizer_does_not_know_are_reported(tokenizer, llama, caplog):
     assert prompts(tokenizer, "<s>{state}</s>").unknown_markers() == []
     lost = prompts(tokenizer, "｜begin▁of▁sentence｜｜User｜{state}").unknown_markers()
     assert lost == ["｜begin▁of▁sentence｜", "｜User｜"]

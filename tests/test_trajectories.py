@@ -1,4 +1,4 @@
-"""What is read from input files, and what is refused, with the file and column named."""
+"""What is read from input files, and what is refused, with the file and column reported."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_states_are_distinct_and_in_order_and_never_changed(tmp_path):
     assert (found.counts.null, found.counts.empty, found.counts.repeated) == (1, 1, 1)
 
 
-def test_finished_proofs_are_counted_and_left_out(tmp_path):
+def test_finished_proofs_are_counted_and_skipped(tmp_path):
     file = write(tmp_path / "a.parquet", ["a", "", "b"], is_proof_complete=[False, True, True])
     found = read_states([file])
     assert found.texts == ["a"]
@@ -67,7 +67,9 @@ def test_json_lines_folders_and_globs(tmp_path, write_cache, rows):
     assert any("c.parquet" in note for note in folder.notes)
     assert read_states([f"{tmp_path}/[ab].*"]).texts == ["a", "b", "c"]
     assert read_states([f"{tmp_path}/a.parquet"] * 2).counts.rows == 2
-    assert read_states([f"{tmp_path}/c.parquet"]).texts == ["z"], "named outright, it is read"
+    assert read_states([f"{tmp_path}/c.parquet"]).texts == ["z"], (
+        "given by its own path, it is read"
+    )
 
 
 def test_another_column_may_hold_the_states(tmp_path):

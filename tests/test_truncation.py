@@ -122,7 +122,7 @@ def test_hypotheses_go_first_to_last_and_goals_stay(llama):
     for longest in range(whole - 1, 10, -1):
         encoder = Encoder.load(llama, max_length=longest, overlong="truncate-state")
         tokens = encoder.prompts.tokenize([GOALS])
-        if len(tokens[0]) > longest:  # the goals alone are too long
+        if len(tokens[0]) > longest:  # the goals by themselves are too long
             report = encoder.screen(tokens)[0]
             assert (report.status, "also without hypotheses" in report.reason) == ("overlong", True)
             break

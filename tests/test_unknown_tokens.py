@@ -1,4 +1,4 @@
-"""A text with a token that the model has no embedding for is refused by name; the rest goes on."""
+"""A text with a token that the model does not know is refused and reported; others are encoded."""
 
 import json
 

@@ -18,7 +18,7 @@ def run() -> int:
 
 
 def _drop_output_that_nobody_takes() -> None:
-    """Python would complain of it at exit, and end with a code of its own."""
+    """Python would complain of it at exit, and end with another exit code."""
     if sys.stdout is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""The Rust core: cache, row checks, packing. See the rustdoc of crate `ebm-encode`.
+"""The Rust core: cache, row checks, packing, attention on a CPU. See the rustdoc of its crates.
 
 A path is a path, or a URL (as `str`): `s3://bucket/key`, `gs://bucket/key`, `file:///path`.
 `states: Any` is texts in any ordered collection: a list, tuple or iterator, a numpy array, a column
@@ -25,7 +25,7 @@ __all__ = [
     "EnergyHead",
     "Identity",
     "MappedCache",
-    "NoRow",
+    "NoEmbedding",
     "PathAttention",
     "Trie",
     "__version__",
@@ -94,12 +94,12 @@ class CacheSchema:
 
 @final
 class EmbeddingCache:
-    """A cache in memory: a mapping from states to rows.
+    """A cache in memory: a mapping from states to embeddings.
 
-    Rows are views of Rust memory, float32 `[dim]`, never copies. numpy refuses to write them; torch
-    does not ask, so the memory itself is protected: a write through `torch.from_numpy` ends the
-    process, instead of changing the cache for all. Take `gather` or `EmbeddingDataset` for rows to
-    work on. Pickled, it is opened again by its path.
+    Embeddings are views of Rust memory, float32 `[dim]`, never copies. numpy refuses to write them;
+    torch does not ask, so the memory itself is protected: a write through `torch.from_numpy` ends
+    the process, instead of changing the cache for all. Take `gather` or `EmbeddingDataset` for
+    embeddings to work on. Pickled, it is opened again by its path.
     """
 
     @staticmethod
@@ -120,22 +120,22 @@ class EmbeddingCache:
     def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]: ...
     def get(self, state: str) -> NDArray[np.float32] | None:
-        """The row of a state, or `None`."""
+        """The embedding of a state, or `None`."""
     def get_many(self, states: Any) -> list[NDArray[np.float32] | None]:
-        """The row of each state, or `None`."""
+        """The embedding of each state, or `None`."""
     def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Copies the rows of states, in their order, into `out`, and returns it.
+        """Copies the embeddings of states, in their order, into `out`, and returns it.
 
         Args:
-            states: The states; `ArgumentError` names those that are not text by index.
+            states: The states; `ArgumentError` lists those that are not text by index.
             out: float32 `[len(states), dim]`, C order, writeable, for example the memory of a
                 pinned torch tensor (`tensor.numpy()`); a new array if not given.
 
-        Raises `UnknownStateError`, naming states that the cache does not have; nothing is written
+        Raises `UnknownStateError`, listing states that the cache does not have; nothing is written
         then. Raises `ArgumentError` if `out` is of another shape or cannot be written.
         """
     def positions(self, states: Any) -> NDArray[np.int64]:
-        """The row numbers of states; raises `UnknownStateError`, naming those it does not have."""
+        """The row numbers of states; raises `UnknownStateError`, listing those not there."""
     def gather_rows(
         self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
@@ -152,18 +152,18 @@ class EmbeddingCache:
     def matrix(self) -> NDArray[np.float32]:
         """All rows in file order: a read-only view, float32 `[len, dim]`."""
     def nearest(self, state: str, count: int) -> list[tuple[str, float]]:
-        """The rows most similar to a state's by cosine, itself included, best first."""
+        """The states with the most similar embeddings by cosine, itself included, best first."""
     def require_identity(self, identity: Identity, name: str) -> None:
         """Raises `IdentityMismatchError` unless `identity` made this cache. `name` is for it."""
     @property
     def dim(self) -> int:
-        """Length of every row."""
+        """Length of every embedding."""
     @property
     def identity(self) -> Identity | None:
-        """The encoder that made the rows; `None` where the file does not say."""
+        """The encoder that made the embeddings; `None` where the file does not say."""
     @property
     def provenance(self) -> list[dict[str, Any]]:
-        """What each run that made rows said of itself, in the order of the rows."""
+        """The provenance of each run that made rows, in the order of the rows."""
     @property
     def runs(self) -> list[dict[str, Any]]:
         """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
@@ -229,8 +229,8 @@ class EnergyHead:
         """The file that was opened."""
 
 @final
-class NoRow:
-    """Why a state has no row."""
+class NoEmbedding:
+    """Why a state has no embedding."""
 
     @property
     def kind(self) -> str:
@@ -251,8 +251,8 @@ class CachedEncoder:
     """A cache in front of an encoder, for many threads.
 
     Known states cost a lookup; others are encoded once, on one thread, in batches that serve many
-    callers. Every encoded row passes the row checks before anyone gets it. Rows are copies, which
-    the caller may change.
+    callers. Every encoded embedding passes the row checks before a caller gets it. Embeddings are
+    copies, which the caller may change.
 
     Ctrl-C ends a wait. Encoders that are still open when the interpreter ends are closed then, and
     what they appended is saved. In a process that was forked since, `encode` raises an
@@ -260,18 +260,18 @@ class CachedEncoder:
 
     Args:
         encoder: An `ebm_encode.Encoder`, or any object with its `dim`, `identity` and
-            `encode_into`. Rows are copied from the array that it is given. A report may have a
-            `token_digest`, a 64-bit number by which prompts with the same tokens are known: only
-            they may have equal rows.
-        cache: A cache of the same encoder; `IdentityMismatchError` names what differs.
+            `encode_into`. Embeddings are copied from the array that it is given. A report may have
+            a `token_digest`, a 64-bit number by which prompts with the same tokens are known: only
+            they may have equal embeddings.
+        cache: A cache of the same encoder; `IdentityMismatchError` lists what differs.
         max_wait: Seconds that a batch waits for other callers, where there were several of late.
         max_states: Most states of a batch.
         max_bytes: Most bytes of text in a batch.
         queue: Most requests that wait; whoever asks then waits as well.
-        memory_bytes: Most bytes of encoded rows that are kept.
-        append_to: A cache, a file or a folder of parts, to which encoded rows are appended,
+        memory_bytes: Most bytes of encoded embeddings that are kept.
+        append_to: A cache, a file or a folder of parts, to which encoded embeddings are appended,
             crash-safe.
-        checkpoint_interval: No appended row stays unsaved for longer than this, in seconds.
+        checkpoint_interval: No appended embedding stays unsaved for longer than this, in seconds.
         allow_other_identity: Serve a cache of a different encoder.
     """
 
@@ -291,37 +291,37 @@ class CachedEncoder:
     ) -> Self: ...
     def encode(
         self, states: Any, *, timeout: float | None = None
-    ) -> list[NDArray[np.float32] | NoRow]:
+    ) -> list[NDArray[np.float32] | NoEmbedding]:
         """The embedding of each state, float32 `[dim]`, or why there is none.
 
-        A state that is not text has none, and harms no other.
+        A state that is not text has none, and does not affect the others.
 
         Raises `TimeoutError` if it takes longer than `timeout` seconds.
         """
     def encode_reported(
         self, states: list[str], *, timeout: float | None = None
-    ) -> list[tuple[NDArray[np.float32] | NoRow, int | None, bool | None]]:
+    ) -> list[tuple[NDArray[np.float32] | NoEmbedding, int | None, bool | None]]:
         """The same, each with the prompt's length in tokens before any cut, and whether it was cut.
 
-        Both are `None` where there is no row, or where it comes from the cache, which does not
-        record them.
+        Both are `None` where there is no embedding, or where it comes from the cache, which does
+        not record them.
         """
     def get(self, state: str) -> NDArray[np.float32] | None:
-        """The row of a state that is known already."""
+        """The embedding of a state that is known already; nothing is encoded."""
     def statistics(self) -> dict[str, Any]:
         """Counts since the start, and latencies of requests (`p50`, `p95`, `p99`) in seconds."""
     def checkpoint(self) -> None:
         """Saves what was encoded since the last time."""
     def commit(self, provenance: dict[str, Any]) -> int | None:
-        """Shows what was appended so far to readers of the folder `append_to`, and goes on.
+        """Shows what was appended so far to readers of the folder `append_to`, and continues.
 
-        Returns its rows. Raises `ArgumentError` if it is a file.
+        Returns its number of rows. Raises `ArgumentError` if it is a file.
         """
     def finish(self, provenance: dict[str, Any]) -> int | None:
-        """Ends the encoder and writes the file to append to; returns its rows, if there is one."""
+        """Ends the encoder and writes `append_to`, if given; returns its number of rows."""
     @property
     def dim(self) -> int:
-        """Length of every row."""
+        """Length of every embedding."""
 
 @final
 class CacheWriter:
@@ -343,9 +343,9 @@ class CacheWriter:
         checkpoint_seconds: float = 60.0,
         overwrite: bool = False,
     ) -> None:
-        """Takes up what is there. Raises `IdentityMismatchError` if another encoder made it."""
+        """Resumes what is there. Raises `IdentityMismatchError` if a different encoder made it."""
     def append(self, states: list[str], rows: NDArray[np.float32]) -> list[BadRow | None]:
-        """Offers rows, float32 `[len(states), dim]`, C order; only read.
+        """Offers embeddings, float32 `[len(states), dim]`, C order; only read.
 
         Returns why each was refused, or `None` for one that is in the cache now.
         """
@@ -356,52 +356,52 @@ class CacheWriter:
         *,
         made_by: Identity | None = None,
     ) -> int:
-        """Takes wanted rows from a cache of the same identity; returns how many.
+        """Takes wanted embeddings from a cache of the same identity; returns how many.
 
         Args:
             cache: The cache.
-            wanted: The states whose rows are taken, where it has them.
+            wanted: The states whose embeddings are taken, where it has them.
             made_by: The cache's identity, where it is in the form of an earlier version; the caller
-                vouches that the embeddings of these states are the same under both.
+                must know that the embeddings of these states are the same under both.
         """
     def allow_equal(self, left: str, right: str) -> None:
-        """Notes that two states have the same tokens, and so rightly the same row."""
+        """Notes that two states have the same tokens, and so may have equal embeddings."""
     def retract(self, state: str) -> bool:
-        """Takes back an accepted row."""
+        """Takes back an accepted embedding; returns whether there was one."""
     def contains_many(self, states: list[str]) -> list[bool]:
-        """Whether the cache will have a row of each state."""
+        """Whether the cache will have an embedding of each state."""
     def former_many(self, states: list[str]) -> list[bool]:
-        """Whether the row of each state is one of the former output's."""
+        """Whether the embedding of each state is one of the former output's."""
     def stored(self, key: str) -> tuple[str, NDArray[np.float32]] | None:
-        """Text and row of an accepted state, by its hex key, as they are stored."""
+        """Text and embedding of an accepted state, by its hex key, as they are stored."""
     def new_rows(self) -> NDArray[np.uint64]:
         """Numbers of the rows that are not part of the former output, uint64 `[n]`, ascending."""
     def read(self, numbers: list[int]) -> tuple[list[str], NDArray[np.float32]]:
-        """Texts and rows by number, in the order asked, as they are stored."""
+        """Texts and embeddings by row number, in the order asked, as they are stored."""
     def norm_outliers(self) -> list[tuple[str, BadRow]]:
-        """Accepted states whose norm proved far from all others'."""
+        """Accepted states whose embeddings are norm outliers."""
     def checkpoint(self) -> None:
         """Writes what is pending to the disk. Raises `CacheIOError`; earlier checkpoints stand."""
     def commit(self, provenance: dict[str, Any]) -> int:
-        """Adds the rows so far to the output as a part that readers see, and goes on.
+        """Adds the rows so far to the output as a part that readers see, and continues.
 
-        Returns the output's rows. Raises `ArgumentError` if the output is a file, and
+        Returns the output's number of rows. Raises `ArgumentError` if the output is a file, and
         `OutputConflictError` if another process changed it; the rows then stay as checkpoints.
         """
     def finish(self, provenance: dict[str, Any]) -> tuple[int, list[tuple[str, BadRow]], bool]:
         """Writes the output in one atomic step.
 
-        Returns the number of rows; the states without a row whose stored one proved bad, with the
-        reason; and whether it was written at all (not if nothing was new or taken back). Raises
+        Returns the number of rows; the states without an embedding whose stored one is bad, with
+        the reason; and whether it was written at all (not if nothing was new or taken back). Raises
         `OutputConflictError` if another process changed the output and it lacks rows of this
         writer; those stay as checkpoints.
         """
     def left_out(self) -> list[tuple[str, BadRow]]:
-        """Stored rows that proved bad, with the reason: found on opening or at a commit."""
+        """Stored embeddings found bad on opening or at a commit, with the reason."""
     def reject(self, reason: str) -> None:
         """Marks the checkpointed rows as wrong, so that no run resumes from them."""
     def close(self) -> None:
-        """Gives up the lock. What is not checkpointed is lost."""
+        """Releases the lock. What is not checkpointed is lost."""
     def __len__(self) -> int: ...
     def discarded(self) -> list[str]:
         """What was wrong with damaged shards that were removed."""
@@ -414,13 +414,13 @@ def check_rows(
     offsets: NDArray[np.int64],
     rows: NDArray[np.float32],
 ) -> list[BadRow | None]:
-    """Checks rows (float32 `[n, dim]`) among themselves.
+    """Checks the embeddings of one call among themselves; why each is bad, or `None`.
 
     Args:
         states: The `n` texts.
         ids: Their token ids end to end.
         offsets: Where each begins in `ids`, and the end, int64 `[n + 1]`.
-        rows: One row per state.
+        rows: Their embeddings, float32 `[n, dim]`.
 
     Norms are not compared, so that a verdict does not depend on what else is in the call.
     """
@@ -429,9 +429,9 @@ def audit(path: str | PathLike[str], *, examples: int = 5) -> dict[str, Any]:
     """Checks every row of a cache, in one pass; the report as a dictionary."""
 
 def compact(folder: str | PathLike[str]) -> tuple[int, list[tuple[str, BadRow]], bool]:
-    """Makes one part of all parts of a folder; returns what `CacheWriter.finish` does.
+    """Merges all parts of a folder into one; returns what `CacheWriter.finish` does.
 
-    Of rows left out, also those of states that have a good row instead.
+    The list of skipped embeddings also has those of states that have a good one instead.
 
     Raises `ArgumentError` for a file, and for parts of an unknown encoder.
     """
@@ -450,25 +450,25 @@ def plan_windows(
     *,
     share: bool = True,
 ) -> list[list[int]]:
-    """Windows of sequences that begin alike, as indices, under a budget of distinct prefixes.
+    """Packed batches of sequences that begin alike, as indices, under a budget of trie nodes.
 
     Args:
         ids: Token ids end to end.
         offsets: Where each sequence begins in `ids`, and the end, int64 `[n + 1]`.
-        max_nodes: Most distinct prefixes of a window; a longer sequence is a window of its own.
-        max_rows: Most sequences of a window.
+        max_nodes: Most trie nodes of a packed batch; a longer sequence is a batch by itself.
+        max_rows: Most sequences of a packed batch.
         share: Whether a prefix that neighbours have in common counts once.
     """
 
 def count_nodes(ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> int:
-    """Number of distinct non-empty prefixes of all sequences."""
+    """Number of unique tokens after prefix sharing: nodes of the trie of all sequences."""
 
 @final
 class MappedCache:
-    """A cache that stays in its files; rows are copied out of the system's page cache.
+    """A cache that stays in its files; embeddings are copied out of the system's page cache.
 
-    Many processes share one copy of the rows, and opening reads the states alone. A page's checksum
-    and rows are checked when a row of it is first asked for. Only files with pages as our writer
+    Many processes share one copy of them, and opening reads only the states. A page's checksum and
+    embeddings are checked when one of them is first asked for. Only files with pages as our writer
     makes them can be mapped; others raise `CacheFormatError`.
 
     Replace a file by renaming while it is mapped, never by writing into it: a file that changed
@@ -488,9 +488,9 @@ class MappedCache:
     def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
     def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]:
-        """A copy of a state's row, float32 `[dim]`; raises `KeyError` if there is none."""
+        """A copy of a state's embedding, float32 `[dim]`; raises `KeyError` if there is none."""
     def get(self, state: str) -> NDArray[np.float32] | None:
-        """A copy of a state's row, or `None`."""
+        """A copy of a state's embedding, or `None`."""
     def positions(self, states: Any) -> NDArray[np.int64]:
         """As `EmbeddingCache.positions`."""
     def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -508,13 +508,13 @@ class MappedCache:
         """As `EmbeddingCache.require_identity`."""
     @property
     def dim(self) -> int:
-        """Length of every row."""
+        """Length of every embedding."""
     @property
     def identity(self) -> Identity | None:
-        """The encoder that made the rows; `None` (unknown) where other software wrote the file."""
+        """The encoder that made them; `None` (unknown) where other software wrote the file."""
     @property
     def provenance(self) -> list[Any]:
-        """What each run that made rows said of itself, in the order of the rows."""
+        """The provenance of each run that made rows, in the order of the rows."""
     @property
     def runs(self) -> list[dict[str, Any]]:
         """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
@@ -524,7 +524,7 @@ class MappedCache:
 
 @final
 class PathAttention:
-    """Threads that compute attention of a window's nodes over their paths, in float32 on a CPU."""
+    """Threads that compute attention of a packed batch over its paths, in float32 on a CPU."""
 
     def __new__(cls, threads: int) -> Self: ...
     def attend(
@@ -562,7 +562,7 @@ class PathAttention:
 
 @final
 class Trie:
-    """The distinct prefixes of some sequences (N nodes, S sequences), in depth-first order.
+    """The trie of some sequences (N nodes, S sequences), in depth-first order.
 
     Node `j` is an ancestor of `i`, or `i` itself, exactly if `j <= i < ends[j]`. The path of
     sequence `s` is the first `kept[s]` nodes of its predecessor's path and then the nodes
@@ -595,7 +595,7 @@ class Trie:
         """Last node of each sequence, -1 for an empty one, `[S]`."""
 
 def prefers_mapped(path: str | PathLike[str]) -> bool:
-    """Whether a cache's rows take more than half of the memory that is free, and can be mapped."""
+    """Whether a cache takes more than half of the memory that is free, and can be mapped."""
 
 def is_remote(path: str | PathLike[str]) -> bool:
     """Whether a path is a URL of an object store."""

@@ -32,7 +32,7 @@ class RowBatch:
 
 
 class _Rows(list[torch.Tensor]):
-    """The rows of a batch one by one, for torch's own collation, and the batch itself."""
+    """The embeddings of a batch one by one, for torch's own collation, and the batch itself."""
 
     def __init__(self, batch: RowBatch) -> None:
         super().__init__(batch.rows)
@@ -43,9 +43,9 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
     """Embeddings of a cache, one per state, in the order of the states.
 
     With a `DataLoader`, pass `collate_fn=dataset.collate`: then a batch is one `RowBatch` whose
-    rows were copied once, by the core's threads. With torch's own collation a batch is a tensor
-    float32 `[n, dim]`. Workers bring nothing, as the embeddings are in memory; spawned
-    ones open the cache again by its path.
+    embeddings were copied once, by the core's threads. With torch's own collation a batch is a
+    tensor float32 `[n, dim]`. Workers bring nothing, as the embeddings are in memory; spawned ones
+    open the cache again by its path.
 
     Args:
         cache: The cache, in memory or mapped.
@@ -71,7 +71,7 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Copies of rows: float32 `[dim]` for a number, `[n, dim]` for a list of `n` numbers.
+        """Copies of embeddings: float32 `[dim]` for a number, `[n, dim]` for `n` numbers.
 
         Raises:
             IndexError: If there is no such item.
@@ -94,12 +94,12 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
         return batch.batch if isinstance(batch, _Rows) else batch
 
     def batch(self, indices: Any, *, pin_memory: bool = False) -> RowBatch:
-        """The rows of some items.
+        """The embeddings of some items.
 
         Args:
             indices: Integers `[n]`, a list, numpy or torch; or a mask, bool `[len(dataset)]`, which
                 selects the items where it is true.
-            pin_memory: Whether the rows are written straight into page-locked memory, from which an
+            pin_memory: Whether they are written straight into page-locked memory, from which an
                 accelerator takes them without waiting.
 
         Raises:
@@ -138,11 +138,11 @@ class EmbeddingDataset(Dataset[torch.Tensor]):  # type: ignore[misc]  # torch is
         """All items once, in an order that seed and epoch fix.
 
         Args:
-            batch_size: Rows of a batch.
+            batch_size: Embeddings of a batch.
             seed: Seed of the order.
             epoch: Number of the pass over the data; each has another order.
             drop_last: Whether to skip a last batch that is not full.
-            pin_memory: Whether rows are written into page-locked memory.
+            pin_memory: Whether they are written into page-locked memory.
 
         Raises:
             ArgumentError: If `batch_size` is less than 1.

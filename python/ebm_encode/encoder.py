@@ -20,7 +20,7 @@ from ebm_encode.engines.runner import Runner
 from ebm_encode.engines.selection import EngineFactory, Selection
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
 from ebm_encode.engines.tuning import Tuning
-from ebm_encode.equal_rows import RowClasses
+from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
 from ebm_encode.identity.identity import identify
 from ebm_encode.loading.model import Model, load_model, longest_prompt, text_config_of
@@ -107,7 +107,7 @@ class Encoder:
         wanted = max_batch_tokens is None and model.device.type != "cpu"
         self.tuning = Tuning(model, self.selection, self.budget, wanted=wanted)
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
-        self.classes = RowClasses(index, pooling, model.dtype, self.run_unbatched)
+        self.classes = TokenClasses(index, pooling, model.dtype, self.run_unbatched)
         self._row_checks = RowChecks(self.classes, self.run_unbatched)
 
     @classmethod
@@ -164,7 +164,7 @@ class Encoder:
             ArgumentError: If the options do not fit each other or the model.
         """
         chosen = Template.load(template)
-        named = engine_name(engine)
+        chosen_engine = engine_name(engine)
         require("pooling", pooling, Pooling)
         require("overlong", overlong, Overlong)
         require("dtype", dtype, Dtype)
@@ -186,7 +186,7 @@ class Encoder:
             overlong=overlong,
             max_batch_tokens=max_batch_tokens,
             batch_size=batch_size,
-            engine=named,
+            engine=chosen_engine,
             compile_layers=compile_layers,
             engines=engines,
         )

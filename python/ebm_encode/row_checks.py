@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode._core import BadRow
-from ebm_encode.equal_rows import RowClasses
+from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import EncodingError
 from ebm_encode.prompts.tokens import Tokens
 from ebm_encode.reports import RowReport, without_embedding
@@ -26,7 +26,7 @@ class RowChecks:
 
     def __init__(
         self,
-        classes: RowClasses,
+        classes: TokenClasses,
         run_unbatched: Callable[[NDArray[np.uint32]], NDArray[np.float32]],
     ) -> None:
         self._classes = classes

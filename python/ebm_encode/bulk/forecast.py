@@ -71,13 +71,13 @@ def forecast(
         without_tokens: States that are skipped because they have no token.
         too_long: States that are skipped because their prompts are too long.
     """
-    windows = in_windows = 0
+    batches = computed = 0
     for start in range(0, len(tokens), CHUNK_STATES):
         chunk = tokens.select(range(start, min(start + CHUNK_STATES, len(tokens))))
-        for window in _core.plan_windows(chunk.ids, chunk.offsets, max_nodes, max_rows):
-            some = chunk.select(window)
-            windows += 1
-            in_windows += _core.count_nodes(some.ids, some.offsets)
+        for batch in _core.plan_windows(chunk.ids, chunk.offsets, max_nodes, max_rows):
+            some = chunk.select(batch)
+            batches += 1
+            computed += _core.count_nodes(some.ids, some.offsets)
     lengths = tokens.lengths
     shuffled = random.Random(_SEED).sample(range(len(lengths)), len(lengths))  # noqa: S311
     return Forecast(
@@ -87,15 +87,15 @@ def forecast(
         tokens=int(lengths.sum()),
         truncated=int((tokens.full_lengths > lengths).sum()),
         unique_nodes=_core.count_nodes(tokens.ids, tokens.offsets),
-        window_nodes=in_windows,
-        windows=windows,
+        window_nodes=computed,
+        windows=batches,
         padded_slots={
             "by text": _slots(lengths),
             "at random": _slots(lengths[shuffled]),
             "by length": _slots(np.sort(lengths)),
         },
         lengths=_histogram(lengths),
-        seconds=None if rate is None else in_windows / rate,
+        seconds=None if rate is None else computed / rate,
     )
 
 

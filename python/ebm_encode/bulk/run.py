@@ -182,7 +182,7 @@ class BulkRun:
         """
         if not self._encoder.tuning.wanted:
             return
-        former = _settings_of(_core.read_file(self._settings))
+        former = settings_of(_core.read_file(self._settings))
         if former is not None and self._encoder.resume(former):
             return
         first = order[:CHUNK_STATES]
@@ -294,8 +294,12 @@ class BulkRun:
         self._overlong.add(records)
 
 
-def _settings_of(note: bytes | None) -> dict[str, Any] | None:
-    """What an interrupted run noted, if it got that far."""
+def settings_of(note: bytes | None) -> dict[str, Any] | None:
+    """The measured settings that an interrupted run saved; `None` if there are none to use.
+
+    Args:
+        note: Content of the file, JSON with `max_batch_tokens` and `compiled`; `None`: no file.
+    """
     try:
         settings = json.loads(note or b"null")
         tokens, compiled = settings["max_batch_tokens"], settings["compiled"]

@@ -122,7 +122,7 @@ def _any_text() -> Iterator[None]:
 def _polite_end() -> Iterator[None]:
     """Takes a polite request to end like Ctrl-C: what is done is saved first."""
     before = signal.getsignal(signal.SIGTERM)
-    # Handlers can be set by the main thread alone, and those not of Python cannot be put back.
+    # Only the main thread can set handlers, and those not of Python cannot be put back.
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return

@@ -11,31 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from cyclopts import Parameter
-
 from ebm_encode import _core
 from ebm_encode.cli.console import stderr_console
-from ebm_encode.cli.parameters import ENGINE, FLAG, JSON, MANY, SECONDS, require_names, whole
+from ebm_encode.cli.encode_options import EncoderOptions, RunOptions
+from ebm_encode.cli.parameters import FLAG, JSON, MANY, HubOptions, require_names
 from ebm_encode.cli.summary import log_input, print_summary, summary
 from ebm_encode.data.side_files import INVALID, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
-from ebm_encode.options import (
-    DEFAULT_COLUMN,
-    Compile,
-    Dtype,
-    EngineName,
-    InvalidRows,
-    Overlong,
-    Pooling,
-)
 from ebm_encode.prompts.templates import Template
 
 if TYPE_CHECKING:
+    from ebm_encode.bulk.outcome import Outcome
     from ebm_encode.data.remote import InputFile
+    from ebm_encode.data.trajectories import States
+    from ebm_encode.encoder import Encoder
 
 log = logging.getLogger(__name__)
-
-AtLeastOne = whole(at_least=1)
 
 
 def encode(
@@ -43,28 +34,9 @@ def encode(
     model_path: str,
     trajectories: Annotated[list[str], MANY],
     output: str,
-    batch_size: Annotated[int | None, AtLeastOne] = None,
-    max_batch_tokens: Annotated[int | None, AtLeastOne] = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
-    engine: Annotated[EngineName, ENGINE] = "auto",
-    compile_layers: Annotated[Compile, Parameter(name="--compile")] = "auto",
-    max_length: Annotated[int | None, AtLeastOne] = None,
-    overlong: Overlong = "skip",
-    template: str = "raw",
-    pooling: Pooling = "mean",
-    layer: int = -1,
-    cache: Annotated[list[str] | None, MANY] = None,
-    column: str = DEFAULT_COLUMN,
-    invalid_rows: InvalidRows = "error",
-    verify_sample: Annotated[int | None, whole(at_least=0)] = None,
-    checkpoint_rows: Annotated[int, AtLeastOne] = 2000,
-    checkpoint_seconds: Annotated[float, SECONDS] = 60.0,
-    allow_quarantine: Annotated[bool, FLAG] = False,
-    overwrite: Annotated[bool, FLAG] = False,
-    revision: str | None = None,
-    trust_remote_code: Annotated[bool, FLAG] = False,
-    code_revision: str | None = None,
+    encoding: EncoderOptions = EncoderOptions(),
+    run: RunOptions = RunOptions(),
+    hub: HubOptions = HubOptions(),
     quiet: Annotated[bool, FLAG] = False,
     json_summary: Annotated[bool, JSON] = False,
 ) -> int:
@@ -82,101 +54,23 @@ def encode(
         output: Cache to write: a Parquet file, or an existing folder, which gets a new part with
             the new embeddings. May be a URL: s3://, gs:// or file://. Embeddings of the same
             encoder that it already holds are kept.
-        batch_size: Maximum states per forward pass (default: max(256, max_batch_tokens / 32)).
-        max_batch_tokens: Maximum tokens per forward pass, padding included. This limit matters
-            most. Default: 8,192 on a CPU; on an accelerator measured on the first states.
-        dtype: Compute dtype. auto: the one in the model's config.json, else that of its weights.
-        device: Torch device. auto: the first accelerator, else the CPU.
-        engine: Execution strategy. auto: the fastest one that is exact for this model, compared
-            with the model at batch size 1.
-        compile_layers: Compile the model's layers with torch, which takes about half a minute.
-            auto: for long work on a GPU, if it proves faster there.
-        max_length: Longest prompt in tokens; by default the model's own limit.
-        overlong: Prompts longer than that. skip: no embedding. error: stop. truncate: cut as
-            transformers does. truncate-state: drop hypotheses of the Lean state, first ones first,
-            so that goals and template stay whole. All but error list them in
-            OUTPUT.overlong.jsonl.
-        template: Text around the state: raw (nothing), deepseek-prover-v2, or a file with
-            {state} in it.
-        pooling: Mean over all tokens of the prompt, or the last token only.
-        layer: Index into Hugging Face's hidden_states; -1 is the last, after the final norm.
-        cache: Earlier caches of the same encoder to reuse embeddings from.
-        column: Column or JSON field that holds the state.
-        invalid_rows: Input rows that hold no text (a line that is not JSON, text that is not
-            UTF-8, half of a surrogate pair): stop, or skip them and list them in
-            OUTPUT.invalid.jsonl.
-        verify_sample: Embeddings to re-encode at batch size 1 and compare, each with its
-            neighbour (default: one in 1,000, at least 32).
-        checkpoint_rows: Save after this many new embeddings.
-        checkpoint_seconds: Save at least every this many seconds.
-        allow_quarantine: Exit with 0 even if some states have no valid embedding
-            (OUTPUT.quarantine.jsonl lists them).
-        overwrite: Replace an existing output, whichever encoder made it.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run code that comes with the model.
-        code_revision: Commit of that code, if it is in another repository than the model.
+        encoding: What embeddings are made with.
+        run: How the run reads, reuses, verifies and saves.
+        hub: Which version of a model on the hub.
         quiet: Show no progress and no summary.
         json_summary: Print the summary as JSON on standard output.
     """
     started = datetime.now(UTC)
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
-    require_names(model_path=model_path, output=output, template=template, cache=cache)
+    require_names(model_path=model_path, output=output, template=encoding.template, cache=run.cache)
     output = _usable(output)
-    Template.load(template)  # before anything that takes long
-    # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.bulk.progress import EncodingProgress  # noqa: PLC0415
-    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
-
-    states = read_states(trajectories, column, invalid_rows=invalid_rows)
-    if any(_same(output, file) for file in states.files):
-        raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
-    log_input(states)
+    Template.load(encoding.template)  # before anything that takes long
+    states = _read(trajectories, output, run)
     with _writer(output) as writer:
-        require_model_libraries()
-        from ebm_encode.bulk.provenance import describe_run  # noqa: PLC0415
-        from ebm_encode.bulk.run import BulkRun  # noqa: PLC0415  (torch, only once it is needed)
-        from ebm_encode.encoder import Encoder  # noqa: PLC0415
-        from ebm_encode.identity.former import with_a_hint  # noqa: PLC0415
-        from ebm_encode.loading.model import silence_transformers  # noqa: PLC0415
-
-        log.info("loading the model %s", model_path)
-        if quiet:
-            silence_transformers()
-        encoder = Encoder.load(
-            model_path,
-            template=template,
-            dtype=dtype,
-            device=device,
-            pooling=pooling,
-            layer=layer,
-            max_length=max_length,
-            overlong=overlong,
-            max_batch_tokens=max_batch_tokens,
-            batch_size=batch_size,
-            engine=engine,
-            compile_layers=compile_layers,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            code_revision=code_revision,
-        )
-        encoder.require_finite()
-        log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
-        with with_a_hint(output, encoder.identity):
-            writer.open(
-                encoder.identity,
-                encoder.dim,
-                checkpoint_rows=checkpoint_rows,
-                checkpoint_seconds=checkpoint_seconds,
-                overwrite=overwrite,
-            )
-        run = BulkRun(encoder, writer, output, overwrite=overwrite)
-        todo = run.adopt(cache or [], states.texts)
-        size = sum(len(state.encode()) for state in todo)
-        progress = EncodingProgress(len(todo), size, quiet=quiet, console=stderr_console())
-        with _hint(writer, len(states.texts)), progress:
-            run.encode(todo, progress)
-        outcome = run.finish(describe_run(encoder, states, started), sample=verify_sample)
+        encoder = _load(model_path, encoding, hub, quiet=quiet)
+        _open(writer, output, encoder, run)
+        outcome = _run(encoder, writer, output, states, run, started=started, quiet=quiet)
         write_list(side_file(output, INVALID), states.invalid)
     seconds = (datetime.now(UTC) - started).total_seconds()
     if json_summary:
@@ -184,7 +78,72 @@ def encode(
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
     elif not quiet:
         print_summary(outcome, encoder.choice, states, output, seconds)
-    return 1 if outcome.quarantined and not allow_quarantine else 0
+    return 1 if outcome.quarantined and not run.allow_quarantine else 0
+
+
+def _read(trajectories: list[str], output: str, run: RunOptions) -> "States":
+    """The states of the input files, none of which is the output."""
+    # Here, so that help does not need pyarrow.
+    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
+
+    states = read_states(trajectories, run.column, invalid_rows=run.invalid_rows)
+    if any(_same(output, file) for file in states.files):
+        raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
+    log_input(states)
+    return states
+
+
+def _load(model_path: str, encoding: EncoderOptions, hub: HubOptions, *, quiet: bool) -> "Encoder":
+    """The encoder, whose model gives finite numbers."""
+    require_model_libraries()
+    from ebm_encode.encoder import Encoder  # noqa: PLC0415  (torch, only once it is needed)
+    from ebm_encode.loading.model import silence_transformers  # noqa: PLC0415
+
+    log.info("loading the model %s", model_path)
+    if quiet:
+        silence_transformers()
+    encoder = Encoder.load(model_path, **encoding.arguments(), **hub.arguments())
+    encoder.require_finite()
+    log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
+    return encoder
+
+
+def _open(writer: _core.CacheWriter, output: str, encoder: "Encoder", run: RunOptions) -> None:
+    """Opens the output for embeddings of this encoder."""
+    from ebm_encode.identity.former import with_a_hint  # noqa: PLC0415  (torch)
+
+    with with_a_hint(output, encoder.identity):
+        writer.open(
+            encoder.identity,
+            encoder.dim,
+            checkpoint_rows=run.checkpoint_rows,
+            checkpoint_seconds=run.checkpoint_seconds,
+            overwrite=run.overwrite,
+        )
+
+
+def _run(
+    encoder: "Encoder",
+    writer: _core.CacheWriter,
+    output: str,
+    states: "States",
+    run: RunOptions,
+    *,
+    started: datetime,
+    quiet: bool,
+) -> "Outcome":
+    """Encodes what no cache has, verifies a sample, and writes the output."""
+    from ebm_encode.bulk.progress import EncodingProgress  # noqa: PLC0415
+    from ebm_encode.bulk.provenance import describe_run  # noqa: PLC0415  (torch)
+    from ebm_encode.bulk.run import BulkRun  # noqa: PLC0415
+
+    bulk = BulkRun(encoder, writer, output, overwrite=run.overwrite)
+    todo = bulk.adopt(run.cache or [], states.texts)
+    size = sum(len(state.encode()) for state in todo)
+    progress = EncodingProgress(len(todo), size, quiet=quiet, console=stderr_console())
+    with _hint(writer, len(states.texts)), progress:
+        bulk.encode(todo, progress)
+    return bulk.finish(describe_run(encoder, states, started), sample=run.verify_sample)
 
 
 def _usable(output: str) -> str:

@@ -1,6 +1,8 @@
 """Parameters of the commands: names, numbers with their bounds, flags, engines."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -36,6 +38,26 @@ def _engine(_: type, tokens: Sequence[Token]) -> EngineName:
 
 ENGINE = Parameter(converter=_engine)
 """An engine, also by a name that earlier versions had for it."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class HubOptions:
+    """Which version of a model on the hub is loaded, and whether its own code may run.
+
+    Attributes:
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run code that comes with the model.
+        code_revision: Commit of that code, if it is in another repository than the model.
+    """
+
+    revision: str | None = None
+    trust_remote_code: Annotated[bool, FLAG] = False
+    code_revision: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The values by name, as `Encoder.load` and `load_tokenizer` take them."""
+        return asdict(self)
 
 
 def require_names(**given: str | Sequence[str] | None) -> None:

@@ -2,12 +2,17 @@
 
 import json
 import logging
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ebm_encode.cli.parameters import FLAG, JSON, MANY, PER_SECOND, require_names, whole
+from ebm_encode.cli.parameters import JSON, MANY, PER_SECOND, HubOptions, require_names, whole
 from ebm_encode.errors import InputError, require_model_libraries
 from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong
 from ebm_encode.prompts.templates import Template
+
+if TYPE_CHECKING:
+    from ebm_encode.bulk.forecast import Forecast
+    from ebm_encode.engines.budget import Budget
+    from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +31,7 @@ def plan(
     column: str = DEFAULT_COLUMN,
     invalid_rows: InvalidRows = "error",
     rate: Annotated[float | None, PER_SECOND] = None,
-    revision: str | None = None,
-    trust_remote_code: Annotated[bool, FLAG] = False,
-    code_revision: str | None = None,
+    hub: HubOptions = HubOptions(),
     json_output: Annotated[bool, JSON] = False,
 ) -> int:
     """Show what encoding would cost: tokens, shared prefixes, padding, time. Runs no model.
@@ -45,38 +48,44 @@ def plan(
         column: Column or JSON field that holds the state.
         invalid_rows: Input rows that hold no text: stop, or skip them.
         rate: Tokens per second of the model, for the expected time; `encode` shows it.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run code that comes with the model.
-        code_revision: Commit of that code, if it is in another repository than the model.
+        hub: Which version of a model on the hub.
         json_output: Print JSON.
     """
     require_names(model_path=model_path, template=template)
     chosen = Template.load(template)
-    # Here, so that help needs neither numpy nor pyarrow nor torch.
-    import numpy as np  # noqa: PLC0415
-
+    # Here, so that help needs neither pyarrow nor torch.
     from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     for warning in states.warnings:
         log.warning("%s", warning)
     require_model_libraries()
-    from ebm_encode.bulk.forecast import forecast  # noqa: PLC0415
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
     from ebm_encode.loading.model import load_tokenizer, longest_prompt  # noqa: PLC0415
     from ebm_encode.prompts.cutting import cut_for  # noqa: PLC0415
     from ebm_encode.prompts.tokens import Prompts  # noqa: PLC0415
 
-    tokenizer, limit = load_tokenizer(
-        model_path,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        code_revision=code_revision,
-    )
+    tokenizer, limit = load_tokenizer(model_path, **hub.arguments())
     longest = longest_prompt(limit, max_length)
     budget = Budget.of(max_batch_tokens, batch_size)
     prompts = Prompts(tokenizer, chosen, longest, cut=cut_for(overlong))
     tokens = prompts.tokenize(sorted(states.texts))
+    report = _forecast(tokens, longest, budget, rate).to_json()
+    if json_output:
+        print(json.dumps(report))  # noqa: T201
+    else:
+        _print(report)
+    return 0
+
+
+def _forecast(
+    tokens: "Tokens", longest: int | None, budget: "Budget", rate: float | None
+) -> "Forecast":
+    """What the sequences would cost that `encode` would run."""
+    import numpy as np  # noqa: PLC0415  (not for help)
+
+    from ebm_encode.bulk.forecast import forecast  # noqa: PLC0415
+
     has_tokens = tokens.lengths > 0
     fits = tokens.lengths <= (longest or np.inf)
     usable = np.flatnonzero(has_tokens & fits).tolist()
@@ -87,19 +96,14 @@ def plan(
             f"all prompts are longer than {longest} tokens (--max-length)\n"
             "hint: raise it, or cut prompts with --overlong truncate or truncate-state"
         )
-    report = forecast(
+    return forecast(
         tokens.select(usable),
         max_nodes=budget.tokens,
         max_rows=budget.sequences,
         rate=rate,
         without_tokens=int((~has_tokens).sum()),
         too_long=int((~fits).sum()),
-    ).to_json()
-    if json_output:
-        print(json.dumps(report))  # noqa: T201
-    else:
-        _print(report)
-    return 0
+    )
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -74,8 +74,8 @@ def print_summary(
         lines["invalid rows"] = f"{states.counts.invalid:,} skipped, listed in {where}"
     rest = _without_state(states.counts)
     if any(rest.values()):
-        named = ", ".join(_counted(count, what) for what, count in rest.items() if count)
-        lines["skipped rows"] = f"{sum(rest.values()):,} without a state ({named})"
+        listed = ", ".join(_counted(count, what) for what, count in rest.items() if count)
+        lines["skipped rows"] = f"{sum(rest.values()):,} without a state ({listed})"
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")  # noqa: T201

@@ -9,7 +9,7 @@ USUAL_TOKENS = 8192
 
 _LEAST_SEQUENCES = 256
 _TOKENS_PER_SEQUENCE = 32
-"""Sequences that share much have few tokens of their own."""
+"""Sequences that share much add few tokens each."""
 
 
 @dataclass

@@ -14,7 +14,8 @@ from ebm_encode.engines.layer import blocks_of
 from ebm_encode.errors import ModelError
 from ebm_encode.loading.model import Model
 
-_BACKEND = "inductor"
+BACKEND = "inductor"
+"""The compiler of torch that compiles the layers."""
 
 
 class CompiledLayers:
@@ -30,8 +31,7 @@ class CompiledLayers:
             raise ModelError(f"{model.name}: cannot tell the layers of this model apart")
         stay_out_of_graphs()
         self._pairs = [
-            (block, torch.compile(block.forward, dynamic=True, backend=_BACKEND))
-            for block in blocks
+            (block, torch.compile(block.forward, dynamic=True, backend=BACKEND)) for block in blocks
         ]
 
     @contextmanager

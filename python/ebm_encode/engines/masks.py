@@ -14,7 +14,7 @@ import torch
 
 from ebm_encode.engines.trie import Paths, RaggedPaths, Run
 
-_MOST_KEPT = 2**26
+MOST_KEPT = 2**26
 """Most pairs of a chunk whose masks are kept from layer to layer; others are computed again."""
 
 current_paths: ContextVar[Paths | None] = ContextVar("current_paths", default=None)
@@ -51,7 +51,7 @@ class PathMask:
         if made is None:
             made = self._make(run)
             self._kept += made[1].numel()
-            if self._kept <= _MOST_KEPT:
+            if self._kept <= MOST_KEPT:
                 self._made[run] = made
         return made
 
@@ -64,13 +64,14 @@ class PathMask:
     def banded(self) -> bool:
         """Whether a query sees just the keys of its window and itself; chunks differ."""
         try:
-            return self._banded_on(torch.device("cpu"))  # to ask a GPU would be to wait for it
+            return self.banded_on(torch.device("cpu"))  # to ask a GPU would be to wait for it
         except RuntimeError:
             if self.device.type == "cpu":
                 raise
-            return self._banded_on(self.device)  # the function has numbers that are there
+            return self.banded_on(self.device)  # the function has numbers that are there
 
-    def _banded_on(self, device: torch.device) -> bool:
+    def banded_on(self, device: torch.device) -> bool:
+        """As `banded`, by the mask function's answers on a device; the host waits for them."""
         zero = torch.zeros(1, dtype=torch.long, device=device)
         queries = torch.arange(self.paths.longest, device=device)
         window = self.paths.longest if self.window is None else self.window

@@ -7,9 +7,9 @@ floor: a median, because a mixture-of-experts model may send a token to another 
 of a rounding. Such tokens may be beyond the bound, but only those that roundings do send elsewhere
 (`unstable_tokens`).
 
-Measured on CPU, probe prompts, random models of 16 architectures and Llamas of up to 80 layers: the
-largest relative L2 difference of a token between a correct engine and the reference was 0.2 to 1.1
-times this median in 16 bits and 1.0 to 2.5 times in float32; broken engines begin at 5 times.
+Measured on CPU, self-test prompts, random models of 16 architectures and Llamas of up to 80 layers:
+the largest relative L2 difference of a token between a correct engine and the reference was 0.2 to
+1.1 times this median in 16 bits and 1.0 to 2.5 times in float32; broken engines begin at 5 times.
 """
 
 import math

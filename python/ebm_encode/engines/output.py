@@ -52,16 +52,16 @@ class OutputSlots:
         Returns:
             What waits for the copy and fills the slots; `None` if that is done.
         """
-        if not _copies_in_background(embeddings.device):
-            _scatter_to_host(embeddings, self)
+        if not copies_in_background(embeddings.device):
+            scatter_to_host(embeddings, self)
             return None
-        on_host, wait = _to_pinned(embeddings)
+        on_host, wait = copy_to_pinned(embeddings)
 
         def finish() -> None:
             wait()
             # Tensors that were made in inference mode may be written in that mode only.
             with torch.inference_mode():
-                _scatter_to_host(on_host, self)
+                scatter_to_host(on_host, self)
 
         return finish
 
@@ -131,11 +131,12 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def _copies_in_background(device: torch.device) -> bool:
+def copies_in_background(device: torch.device) -> bool:
+    """Whether the host can continue while embeddings are copied from this device."""
     return str(device.type) == "cuda"
 
 
-def _to_pinned(block: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
+def copy_to_pinned(block: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
     """A copy in pinned memory, and what waits for it.
 
     The host continues at once; the device copies when it has finished what comes before.
@@ -147,7 +148,7 @@ def _to_pinned(block: torch.Tensor) -> tuple[torch.Tensor, Callable[[], None]]:
     return pinned, copied.synchronize
 
 
-def _scatter_to_host(embeddings: torch.Tensor, slots: OutputSlots) -> None:
+def scatter_to_host(embeddings: torch.Tensor, slots: OutputSlots) -> None:
     """Copies embeddings (S, dim) to their slots in host memory, in one transfer."""
     target, places = torch.from_numpy(slots.array), slots.places
     order = sorted(range(len(places)), key=places.__getitem__)

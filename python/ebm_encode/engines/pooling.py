@@ -11,7 +11,7 @@ from ebm_encode.engines.output import OutputSlots, Pass, to_device
 from ebm_encode.engines.trie import runs_of
 from ebm_encode.options import Pooling
 
-_SEQUENCES = 256
+SEQUENCES = 256
 """Sequences that are pooled by one matmul; bounds the memory of its matrix."""
 
 
@@ -57,10 +57,10 @@ def pool_by_matmul(hidden: torch.Tensor, trie: _core.Trie, pooling: Pooling) -> 
     broken = ~values.isfinite().all(dim=1)  # (N,)
     values = values.masked_fill(broken[:, None], 0)
     pooled = torch.empty((len(leaves), hidden.shape[1]), dtype=torch.float32, device=device)
-    for part in range(0, len(leaves), _SEQUENCES):
-        own = leaves[part : part + _SEQUENCES, None]  # (S, 1)
+    for part in range(0, len(leaves), SEQUENCES):
+        own = leaves[part : part + SEQUENCES, None]  # (S, 1)
         on_path = (nodes[None, :] <= own) & (own < ends[None, :])  # (S, N)
-        means = pooled[part : part + _SEQUENCES]
+        means = pooled[part : part + SEQUENCES]
         torch.mm(on_path.float(), values, out=means)
         means.masked_fill_((on_path & broken[None, :]).any(dim=1)[:, None], torch.nan)
     return pooled.div_(lengths[:, None])

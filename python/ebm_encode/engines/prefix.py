@@ -1,6 +1,6 @@
 """The shared-prefix engine: many sequences in one row of tokens, no padding, prefixes once.
 
-A causal model's hidden state at a token depends on the tokens up to it alone. So the unique tokens
+A causal model's hidden state at a token depends only on the tokens up to it. So the unique tokens
 after prefix sharing, the nodes of the sequences' trie, are all that has to go through the model,
 and a sequence's hidden states are those along its path.
 

@@ -44,7 +44,7 @@ class Selection:
         choice: The engine, and why. It is replaced as a whole, never changed.
         unbatched: The reference: sequences at batch size 1.
         may_compile: Whether layers may be compiled.
-        tries_compiling: Whether that may be tried for speed alone.
+        tries_compiling: Whether that may be tried, only for speed.
         lock: To be held while any of the engines runs, as engines switch the model's attention, and
             where a method says so; the others take it themselves.
 

@@ -83,7 +83,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Probe sequences with their reference and the noise floor; candidates are compared with it.
+    """Self-test prompts with their reference and the noise floor; candidates are compared with it.
 
     Attributes:
         probes: The sequences that have a finite reference.
@@ -178,7 +178,7 @@ class SelfTest:
         return EngineChoice(self.unbatched, self.dim, reason, self.noise, refused=tuple(refused))
 
     def _deviation(self, engine: Engine) -> Deviation:
-        """How far an engine is from the reference of the probes."""
+        """How far an engine is from the reference of the self-test prompts."""
         slots = OutputSlots.new(len(self.probes), self.dim)
         states = dict[int, NDArray[np.float32]]()
         for batch in engine.plan(self.probes):
@@ -195,7 +195,7 @@ class SelfTest:
         )
 
     def _unstable_tokens(self, i: int) -> NDArray[np.bool_]:
-        """Which tokens of a probe rounding moves beyond the bound; the same for every engine."""
+        """Which tokens of a prompt rounding moves beyond the bound; the same for every engine."""
         if i not in self._unstable:
             probe, scratch = self.probes[i], OutputSlots.new(1, self.dim)
 

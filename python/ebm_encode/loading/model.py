@@ -137,24 +137,9 @@ def load_model(
     files = FileStates.of_folder(folder, weights)
     with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-    encodes = getattr(config, "is_encoder_decoder", False)
-    kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
     tokenizer = _tokenizer(name, folder, options)
-    with _naming(name):
-        whole, info = kind.from_pretrained(
-            folder,
-            dtype=DTYPES.get(dtype, "auto"),
-            output_loading_info=True,
-            # Refused below, with the reason in the error and not in a report that may be hidden.
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-        base = whole.get_encoder() if encodes else _base_of(whole)
-    base = base.eval().requires_grad_(requires_grad=False)
-    require_same_shapes(name, info)
-    with _naming(name):
-        require_weights(name, whole, base, info, weights)
-        quantization = _quantization(whole, base)
+    encodes = getattr(config, "is_encoder_decoder", False)
+    base, quantization = _base(name, folder, dtype, options, weights, encodes=encodes)
     _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
     if target.type == "cpu":
@@ -183,11 +168,39 @@ def load_model(
 def text_config_of(config: Any) -> Any:
     """The part of a configuration that says how deep the model is, and how far it reads.
 
-    Of an encoder-decoder that is the encoder's, where it has one of its own.
+    Of an encoder-decoder that is the encoder's, where it has a separate one.
     """
     own = getattr(config, "encoder", None) if getattr(config, "is_encoder_decoder", False) else None
     whole = own if isinstance(own, transformers.PretrainedConfig) else config
     return whole.get_text_config()
+
+
+def _base(
+    name: str,
+    folder: Path,
+    dtype: Dtype,
+    options: dict[str, Any],
+    weights: list[Path],
+    *,
+    encodes: bool,
+) -> tuple[Any, dict[str, Any] | None]:
+    """The model without its head, or its encoder, with all weights; and how it is quantized."""
+    kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
+    with _naming(name):
+        whole, info = kind.from_pretrained(
+            folder,
+            dtype=DTYPES.get(dtype, "auto"),
+            output_loading_info=True,
+            # Refused below, with the reason in the error and not in a report that may be hidden.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+        base = whole.get_encoder() if encodes else _base_of(whole)
+    base = base.eval().requires_grad_(requires_grad=False)
+    require_same_shapes(name, info)
+    with _naming(name):
+        require_weights(name, whole, base, info, weights)
+        return base, _quantization(whole, base)
 
 
 def _base_of(causal: Any) -> Any:

@@ -70,8 +70,8 @@ def find_folder(
 
 def commit_of(folder: Path) -> str | None:
     """The commit of the hub's that a folder holds; `None` for a folder that was given."""
-    named = _COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots"
-    return folder.name if named else None
+    is_commit = _COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots"
+    return folder.name if is_commit else None
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:

@@ -24,7 +24,7 @@ pub struct AuditReport {
     pub path: PathBuf,
     /// Number of rows.
     pub rows: u64,
-    /// Length of every row.
+    /// Length of every embedding.
     pub dim: usize,
     /// Number of bad rows by kind: [`BadRow::kind`], or `malformed` for a null, no values, or another number
     /// of them than other rows.

@@ -168,7 +168,7 @@ fn a_part_is_the_grown_file_and_is_not_written_again_after_a_crash() {
     let before = parts();
     assert_eq!(before.parts.iter().map(|part| part.rows).collect::<Vec<_>>(), [1500, 1500]);
 
-    // Killed after the manifest named the first part, before the checkpoints were removed.
+    // Killed after the manifest listed the first part, before the checkpoints were removed.
     copy_files(&saved, &work_folder(&output));
     let mut writer = open(&output, DIM, 1024);
     assert_eq!((writer.len(), writer.discarded().len()), (3000, 0));

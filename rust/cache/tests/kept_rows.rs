@@ -145,7 +145,7 @@ impl Model {
         self.writer.as_mut().unwrap()
     }
 
-    /// Opens the output; what a crash may not lose must be there, or named.
+    /// Opens the output; what a crash may not lose must be there, or reported.
     fn reopen(&mut self) {
         let writer = open(&self.output, DIM, 3);
         self.reported.extend(writer.left_out().iter().map(|(state, _)| state.clone()));
@@ -283,7 +283,7 @@ impl Model {
         self.note_durable();
         let report = self.finish();
         if !report.left_out.is_empty() || !report.replaced.is_empty() {
-            // Bad rows may stand in files that nobody asked to be written anew.
+            // Bad rows may stand in files that nobody asked to be rewritten.
             if self.is_folder {
                 let report = compact(&self.output).unwrap();
                 self.note(report);

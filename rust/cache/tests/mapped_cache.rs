@@ -196,7 +196,7 @@ fn all_rows_are_checked_against_one_another_on_demand() {
     let trusting = OpenOptions::default().with_checksums(Checksums::Trust);
     let mapped = MappedCache::open_with(&copied, trusting).unwrap();
     let mut row = [0.0; 4];
-    mapped.gather_rows(&[2900], &mut row).unwrap(); // its page alone shows nothing
+    mapped.gather_rows(&[2900], &mut row).unwrap(); // its page by itself shows nothing
     let error = mapped.check_all().unwrap_err();
     assert!(matches!(error, CacheError::BadRows { count: 1, .. }), "{error}");
 }

@@ -164,7 +164,7 @@ fn parts_of_another_encoder_are_refused() {
 fn what_an_interrupted_writer_left_is_no_part() {
     let (_around, folder) = three_parts();
     let parts = manifest(&folder).parts;
-    // Killed after the part was there and before the manifest named it.
+    // Killed after the part was there and before the manifest listed it.
     let stray = folder.join("part-000000003.parquet");
     fs::copy(folder.join(&parts[0].file), &stray).unwrap();
     assert_holds(&folder, 0..60);

@@ -1,4 +1,4 @@
-//! The array that Python writes rows into.
+//! The array that Python writes embeddings into.
 
 use numpy::{PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -8,10 +8,10 @@ use crate::exception::PythonException;
 
 /// Calls Python with a float32 array `[count, dim]`, and copies what Python wrote into `rows`.
 ///
-/// The array's memory is Python's own. Whatever keeps a reference to it, a variable or the traceback
-/// of an exception, keeps it alive and can write to it later; `rows` has a copy by then. Lending the
-/// memory of `rows` would save that copy, some microseconds for each row, and every such reference
-/// would have to end the process. What Python does not write is NaN.
+/// The array's memory is Python's own. Whatever keeps a reference to it, a variable or the
+/// traceback of an exception, keeps it alive and can write to it later; `rows` has a copy by then.
+/// Lending the memory of `rows` would save that copy, some microseconds for each embedding, and
+/// every such reference would have to end the process. What Python does not write is NaN.
 pub(crate) fn with_array<'py, T>(
     py: Python<'py>,
     rows: &mut [f32],

@@ -21,7 +21,7 @@ use crate::log;
 use crate::object::{ObjectEncoder, make};
 use crate::options::PythonEncoderOptions;
 
-/// How long a caller looks for its rows before it sleeps.
+/// How long a caller looks for its embeddings before it sleeps.
 const SPIN: Duration = Duration::from_micros(100);
 
 /// As much as a program's first thread has, for C code that recurses; Rust's threads have 2 MiB.
@@ -30,7 +30,7 @@ const STACK: usize = 8 << 20;
 /// A model in the Python package `ebm_encode`, behind one thread that does all Python work.
 ///
 /// A call writes into the caller's memory and returns when that is done, so nothing is written for
-/// a caller that has given up. Calls of several threads wait for each other; put a
+/// a caller that has stopped waiting. Calls of several threads wait for each other; put a
 /// [`Coalescer`](ebm_encoder::Coalescer) or a
 /// [`CachedEncoder`](ebm_encoder::CachedEncoder) in front to merge them.
 ///

@@ -37,7 +37,7 @@ print('\n' + json.dumps({
 /// How an environment was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FoundBy {
-    /// It was named.
+    /// It was given by the caller.
     Name,
     /// The variable `VIRTUAL_ENV` names it.
     VirtualEnv,
@@ -82,7 +82,7 @@ struct Answer {
 }
 
 impl Environment {
-    /// Finds the environment to use: the one named (its folder, or its interpreter), else that of
+    /// Finds the environment to use: the one given (its folder, or its interpreter), else that of
     /// `VIRTUAL_ENV`, else that of the first `python3` on `PATH`; and makes sure that it can be used.
     ///
     /// # Errors

@@ -12,8 +12,8 @@
 //! let python = Interpreter::start(None)?; // of VIRTUAL_ENV, or the python3 on PATH
 //! let encoder = PythonEncoder::load(python, &PythonEncoderOptions::new("path/to/model"))?;
 //! let encoder = CachedEncoder::new(encoder, None, CachedEncoderOptions::default())?;
-//! for row in encoder.encode(&["n : ℕ\n⊢ n + 0 = n", "⊢ True"])? {
-//!     println!("{:?}", row.map(|row| row[0]));
+//! for embedding in encoder.encode(&["n : ℕ\n⊢ n + 0 = n", "⊢ True"])? {
+//!     println!("{:?}", embedding.map(|values| values[0]));
 //! }
 //! # Ok(())
 //! # }

@@ -21,13 +21,13 @@ use crate::exception::attach;
 /// Length of a state's prompt in tokens, and a digest of its token ids, where the encoder has one.
 type Prompt = (usize, Option<u64>);
 
-/// Index of a state, its status, whether it was cut, and why there is no row.
+/// Index of a state, its status, whether it was cut, and why there is no embedding.
 type Outcome = (usize, String, bool, String);
 
 /// Any Python object with the `dim`, `identity` and `encode_into` of `ebm_encode.Encoder`.
 ///
 /// Each call attaches the calling thread to the interpreter for as long as Python works. Python writes
-/// into its own memory, from which rows are copied.
+/// into its own memory, from which embeddings are copied.
 ///
 /// Without the feature `interpreter`, whoever waits for it must not be attached to Python meanwhile.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::ptr;
 /// What the process did about Ctrl-C at some moment.
 ///
 /// Python's `signal` module takes the signal over on its first import where nobody handles it, even
-/// in an interpreter that was told to leave signals alone.
+/// in an interpreter that was told not to handle signals.
 pub(crate) struct Interrupts {
     former: Option<libc::sigaction>,
 }

@@ -157,7 +157,7 @@ fn options_reach_the_encoder() {
     assert_eq!(other.describe().unwrap()["engine"]["name"], "padded");
 }
 
-/// A pool of short states, and the rows of each alone.
+/// A pool of short states, and the reference embedding of each.
 fn pool(encoder: &PythonEncoder) -> Vec<(String, Vec<f32>)> {
     let states = (0..300).map(|i| format!("n : ℕ\nh : {} < n\n⊢ n ≠ {}", i % 17, i));
     states.map(|state| (state.clone(), rows(encoder, &[&state]).1)).collect()
@@ -167,7 +167,7 @@ fn pool(encoder: &PythonEncoder) -> Vec<(String, Vec<f32>)> {
 fn many_threads_get_each_its_own_rows() {
     let encoder = encoder();
     let pool = pool(&encoder);
-    // Room for about a third of the pool, so that rows come and go.
+    // Room for about a third of the pool, so that embeddings come and go.
     let options = CachedEncoderOptions::default().with_memory_bytes(50_000);
     let cached = CachedEncoder::new(encoder, None, options).unwrap();
     let checked = AtomicUsize::new(0);

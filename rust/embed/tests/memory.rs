@@ -1,4 +1,4 @@
-//! Where rows are written, what is allocated for them, and that nothing is left behind.
+//! Where embeddings are written, what is allocated for them, and that nothing is left behind.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;
@@ -90,7 +90,7 @@ fn rows_are_written_where_they_stay_and_memory_is_flat() {
     let batched = allocations(size, || {
         answers = coalescer.submit(shared.iter().cloned()).unwrap().wait().unwrap();
     });
-    // The row checks gather the rows of a batch.
+    // The row checks gather the embeddings of a batch.
     assert!(batched <= 2, "one buffer for the batch, and no copy for its caller: {batched}");
     let first = answers[0].as_ref().unwrap().as_ptr() as usize;
     assert_ne!(seen().last(), Some(&(first, 200)), "nor is it the batch's");

@@ -16,13 +16,13 @@ use crate::embedding::{Answer, TokenDigest};
 use crate::jobs::{Job, NewRow, Reply, Shared};
 use ebm_cache::{CacheError, CacheResult, CacheWriter, FinishReport, StateKey};
 
-/// Rows that are not saved yet may take this much memory; a writer that fails for longer loses more
-/// recent ones, which is counted and reported.
+/// Embeddings that are not saved yet may take this much memory; a writer that fails for longer
+/// loses more recent ones, which is counted and reported.
 const UNSAVED_BYTES: u64 = 1 << 30;
 /// How long a text is waited for that only the writer has; it may be busy with a store.
 const TEXT_WAIT: Duration = Duration::from_secs(5);
 
-/// Takes rows to be appended, without waiting.
+/// Takes embeddings to be appended, without waiting.
 #[derive(Clone)]
 pub(crate) struct RowSink {
     jobs: flume::Sender<Job>,
@@ -57,7 +57,7 @@ impl RowSink {
         self.send(Job::Replace(Arc::clone(state), row));
     }
 
-    /// Notes the tokens of a state whose row is in the output already.
+    /// Notes the tokens of a state whose embedding is in the output already.
     pub(crate) fn note_tokens(&self, key: StateKey, digest: TokenDigest) {
         self.send(Job::Tokens(key, digest));
     }
@@ -87,7 +87,8 @@ pub(crate) struct Appender {
 }
 
 impl Appender {
-    /// Starts the thread. Rows that were not saved by a full checkpoint are saved after `interval`.
+    /// Starts the thread. Embeddings that were not saved by a full checkpoint are saved after
+    /// `interval`.
     pub(crate) fn start(
         writer: CacheWriter,
         output: PathBuf,
@@ -109,7 +110,7 @@ impl Appender {
         Some(RowSink { jobs, shared: Arc::clone(&self.shared) })
     }
 
-    /// Rows that were encoded and will not be in the output.
+    /// Embeddings that were encoded and will not be in the output.
     pub(crate) fn not_appended(&self) -> u64 {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         read(&self.shared.dropped) + read(&self.shared.refused)

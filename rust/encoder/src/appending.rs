@@ -26,19 +26,19 @@ pub(crate) struct Appending {
     writer: CacheWriter,
     interval: Duration,
     shared: Arc<Shared>,
-    /// Rows that come while the writer cannot save those that it has.
+    /// Embeddings that come while the writer cannot save those that it has.
     waiting: Vec<NewRow>,
-    /// Bytes of the rows that the writer has not saved yet.
+    /// Bytes of the embeddings that the writer has not saved yet.
     taken: u64,
-    /// When the first row came that is not saved yet.
+    /// When the first embedding came that is not saved yet.
     since: Option<Instant>,
     failed: Option<Failed>,
-    /// A state for each token digest, by which equal rows are known to be legitimate.
+    /// A state for each token digest, by which equal embeddings are known to be legitimate.
     first_with: HashMap<TokenDigest, StateKey>,
 }
 
 impl Appending {
-    /// Rows that no full checkpoint has saved are saved after `interval`.
+    /// Embeddings that no full checkpoint has saved are saved after `interval`.
     pub(crate) fn new(writer: CacheWriter, interval: Duration, shared: Arc<Shared>) -> Self {
         Self {
             writer,
@@ -76,7 +76,7 @@ impl Appending {
         }
     }
 
-    /// When to look at the rows that are not saved, if nothing comes before.
+    /// When to look at the embeddings that are not saved, if nothing comes before.
     fn wakes_at(&self) -> Option<Instant> {
         match &self.failed {
             Some(failed) => Some(failed.again),
@@ -121,7 +121,7 @@ impl Appending {
         }
     }
 
-    /// Saves all rows that have come. After an error they are kept, and saved by a later try.
+    /// Saves all embeddings that have come. After an error they are kept, and saved by a later try.
     fn save(&mut self) -> CacheResult<()> {
         let saved = self.append_waiting().and_then(|()| self.writer.checkpoint());
         match &saved {
@@ -144,7 +144,7 @@ impl Appending {
         self.failed = Some(Failed { again: Instant::now() + pause, pause });
     }
 
-    /// States with the same tokens rightly have equal rows.
+    /// States with the same tokens rightly have equal embeddings.
     fn note_tokens(&mut self, key: StateKey, digest: TokenDigest) {
         let first = *self.first_with.entry(digest).or_insert(key);
         if first != key {
@@ -156,7 +156,7 @@ impl Appending {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        // Before the rows are handed over: while it fails, the writer takes none.
+        // Before the embeddings are handed over: while it fails, the writer takes none.
         self.writer.settle()?;
         let rows = mem::take(&mut self.waiting);
         for row in &rows {
@@ -167,7 +167,8 @@ impl Appending {
         self.taken += rows.iter().map(NewRow::bytes).sum::<u64>();
         let texts: Vec<&str> = rows.iter().map(|row| &*row.state).collect();
         let values: Vec<f32> = rows.iter().flat_map(|row| row.embedding.iter().copied()).collect();
-        // Where this fails, the writer has the rows all the same: it checkpoints after taking them.
+        // Where this fails, the writer has the embeddings all the same: it checkpoints after taking
+        // them.
         for (state, verdict) in texts.iter().zip(self.writer.append(&texts, &values)?) {
             if let Verdict::Bad(reason) = verdict {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);

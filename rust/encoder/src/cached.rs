@@ -75,12 +75,12 @@ pub type CachedAnswer<'a> = Result<CachedEmbedding<'a>, NoEmbedding>;
 
 /// A [`Cache`] in front of an [`Encoder`].
 ///
-/// Equal states that several callers ask for at the same time are encoded once. Every encoded row
-/// passes the row checks before it is handed out, kept or appended: against itself, against the rows
-/// of the cache in front and of the output that is appended to, and against those that were encoded
-/// before. The checks take about 200 bytes for each of the last million rows, and 300 for each row of
-/// the cache in front. A mapped cache is read once when the encoder is made, to be checked, and once
-/// more at the first miss.
+/// Equal states that several callers ask for at the same time are encoded once. Every encoded
+/// embedding passes the row checks before it is handed out, kept or appended: against itself,
+/// against the embeddings of the cache in front and of the output that is appended to, and against
+/// those that were encoded before. The checks take about 200 bytes for each of the last million
+/// embeddings, and 300 for each embedding of the cache in front. A mapped cache is read once when
+/// the encoder is made, to be checked, and once more at the first miss.
 #[derive(Debug)]
 pub struct CachedEncoder {
     cache: Option<Cache>,
@@ -99,10 +99,11 @@ impl CachedEncoder {
     /// Puts a cache, if there is one, in front of an encoder.
     ///
     /// # Errors
-    /// [`CacheError::IdentityMismatch`], naming the fields in which the cache and the encoder, or
-    /// the encoder and the rows in the file to append to, differ; [`CacheError::Format`] if rows have
-    /// another length; [`CacheError::Locked`] if another process appends to the same file; and what
-    /// [`MappedCache::check_all`](ebm_cache::MappedCache::check_all) finds in a mapped cache.
+    /// [`CacheError::IdentityMismatch`], listing the fields in which the cache and the encoder, or
+    /// the encoder and the embeddings in the file to append to, differ; [`CacheError::Format`] if
+    /// embeddings have another length; [`CacheError::Locked`] if another process appends to the
+    /// same file; and what [`MappedCache::check_all`](ebm_cache::MappedCache::check_all) finds in a
+    /// mapped cache.
     pub fn new(
         encoder: impl Encoder + 'static,
         cache: Option<Cache>,
@@ -122,7 +123,8 @@ impl CachedEncoder {
             if let Cache::Mapped(mapped) = cache {
                 mapped.check_all()?; // what is served has passed the same checks as what is encoded
             }
-            // Rows of a different encoder are served, as asked; they say nothing about this one's.
+            // Embeddings of a different encoder are served, as asked; they say nothing about this
+            // one's.
             front = (cache.identity() == Some(encoder.identity())).then(|| cache.clone());
         }
         let (dim, identity) = (encoder.dim(), encoder.identity().clone());
@@ -148,7 +150,7 @@ impl CachedEncoder {
         Ok(Self { cache, coalescer, appender, dim, identity, memory, requests, encodings, warned })
     }
 
-    /// Length of every row.
+    /// Length of every embedding.
     #[must_use]
     pub const fn dim(&self) -> usize {
         self.dim
@@ -166,7 +168,7 @@ impl CachedEncoder {
         self.cache.as_ref()
     }
 
-    /// The row of a state that is known already; nothing is encoded.
+    /// The embedding of a state that is known already; nothing is encoded.
     #[must_use]
     pub fn get(&self, state: &str) -> Option<CachedEmbedding<'_>> {
         if let Some(embedding) = self.stored(state) {
@@ -193,7 +195,7 @@ impl CachedEncoder {
         }
     }
 
-    /// The rows of some states, in their order; what is not known is encoded in one request.
+    /// The embeddings of some states, in their order; what is not known is encoded in one request.
     ///
     /// # Errors
     /// [`EncoderError::Closed`] if the encoder's thread has ended; [`EncoderError::Forked`] if it
@@ -298,15 +300,16 @@ impl CachedEncoder {
     /// Saves what was encoded since the last time; also while the encoder is at work.
     ///
     /// # Errors
-    /// Whatever keeps it from being written. The rows are kept, and the next checkpoint, which comes
-    /// by itself, tries again.
+    /// Whatever keeps it from being written. The embeddings are kept, and the next checkpoint,
+    /// which comes by itself, tries again.
     pub fn checkpoint(&self) -> CacheResult<()> {
         self.appender.as_ref().map_or(Ok(()), Appender::checkpoint)
     }
 
-    /// Shows the rows that were appended so far to readers of the output, which must be a folder.
+    /// Shows the embeddings that were appended so far to readers of the output, which must be a
+    /// folder.
     ///
-    /// Returns the rows that it has; `None` where nothing is appended to.
+    /// Returns the number of its rows; `None` where nothing is appended to.
     ///
     /// # Errors
     /// As for [`CacheWriter::commit`].
@@ -394,7 +397,7 @@ fn missing(states: &[&str], found: &[Option<CachedAnswer<'_>>]) -> Vec<Arc<str>>
 }
 
 /// Puts answers where there were none, in order. There must be one for each such place: a missing
-/// answer would shift all rows behind it.
+/// answer would shift all embeddings behind it.
 fn complete(
     found: Vec<Option<CachedAnswer<'_>>>,
     answers: Vec<Answer>,

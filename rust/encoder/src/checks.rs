@@ -1,8 +1,8 @@
 //! The row checks of a search: every embedding passes them before anyone gets it.
 //!
-//! New rows are compared with those of the cache in front, with those of the output that is appended
-//! to, and with those that were encoded before, by the same [`RowChecker`] that the writer and the
-//! readers of caches use.
+//! New embeddings are compared with those of the cache in front, with those of the output that is
+//! appended to, and with those that were encoded before, by the same [`RowChecker`] that the writer
+//! and the readers of caches use.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::memory::Memory;
 use ebm_cache::{BadRow, Cache, RowChecker, StateKey};
 use ebm_threads::spread;
 
-/// Rows of the search that are remembered, at about 200 bytes each. Beyond that, only those that are
-/// still in memory are compared with.
+/// Embeddings of the search that are remembered, at about 200 bytes each. Beyond that, only those
+/// that are still in memory are compared with.
 const REMEMBERED: usize = 1 << 20;
-/// Rows that are checked at a time when a checker is filled.
+/// Embeddings that are checked at a time when a checker is filled.
 const CHUNK: usize = 1 << 14;
 
-/// A row that failed the checks.
+/// An embedding that failed the checks.
 #[derive(Debug)]
 pub(crate) struct Bad {
     /// Its place among the states of the batch.
@@ -29,17 +29,17 @@ pub(crate) struct Bad {
     pub(crate) reason: BadRow,
 }
 
-/// What the rows of a search are checked against.
+/// What the embeddings of a search are checked against.
 pub(crate) struct SearchChecks {
     dim: usize,
     /// The cache in front, if the same encoder made it.
     front: Option<Cache>,
-    /// Rows of the output that is appended to, and then those of the cache in front.
+    /// Embeddings of the output that is appended to, and then those of the cache in front.
     base: RowChecker,
     base_rows: usize,
-    /// The same and rows of the search; filled before the first check.
+    /// The same and embeddings of the search; filled before the first check.
     checker: Option<RowChecker>,
-    /// The first state with each token digest. Other states with it may have the same row.
+    /// The first state with each token digest. Other states with it may have the same embedding.
     first_with: HashMap<TokenDigest, StateKey>,
     remembered: usize,
     limit: usize,
@@ -52,7 +52,7 @@ impl fmt::Debug for SearchChecks {
 }
 
 impl SearchChecks {
-    /// Checks against the rows of the search alone.
+    /// Checks only against the embeddings of the search.
     pub(crate) fn new(dim: usize) -> Self {
         Self::beside(dim, None, None)
     }
@@ -78,7 +78,7 @@ impl SearchChecks {
         Self { limit, ..self }
     }
 
-    /// Checks the rows of a batch; returns those that are bad. Good ones are remembered.
+    /// Checks the embeddings of a batch; returns those that are bad. Good ones are remembered.
     pub(crate) fn check(&mut self, states: &[Arc<str>], answers: &[Answer]) -> Vec<Bad> {
         let found: Vec<(usize, &Embedding)> = answers
             .iter()
@@ -100,24 +100,26 @@ impl SearchChecks {
         bad
     }
 
-    /// Checks one row.
+    /// Checks one embedding.
     pub(crate) fn check_one(&mut self, state: &Arc<str>, answer: &Answer) -> Result<(), BadRow> {
         let bad = self.check(std::slice::from_ref(state), std::slice::from_ref(answer)).pop();
         bad.map_or(Ok(()), |bad| Err(bad.reason))
     }
 
-    /// Forgets the row of a state, which proved doubtful; rows of the cache in front stay.
+    /// Forgets the embedding of a state, which proved doubtful; embeddings of the cache in front
+    /// stay.
     pub(crate) fn retract(&mut self, key: StateKey) {
         self.checker().retract(key);
         self.base.retract(key);
     }
 
-    /// Whether a row of a state stands in the output that is appended to, or in the cache in front.
+    /// Whether an embedding of a state stands in the output that is appended to, or in the cache in
+    /// front.
     pub(crate) fn is_stored(&self, key: StateKey) -> bool {
         self.base.has(key)
     }
 
-    /// The text of a state that has a row in the cache in front.
+    /// The text of a state that has an embedding in the cache in front.
     pub(crate) fn text_in_front(&self, key: StateKey) -> Option<Arc<str>> {
         let front = self.front.as_ref()?;
         let place = spread(|| {
@@ -126,7 +128,8 @@ impl SearchChecks {
         Some(Arc::from(front.state(place)))
     }
 
-    /// Keeps the checker's memory within its limit, by forgetting rows that nobody can be served.
+    /// Keeps the checker's memory within its limit, by forgetting embeddings that nobody can be
+    /// served.
     pub(crate) fn trim(&mut self, memory: Option<&Memory>) {
         if self.remembered <= self.limit {
             return;
@@ -147,7 +150,7 @@ impl SearchChecks {
         tracing::debug!(rows = self.remembered, "row checks: older rows are forgotten");
     }
 
-    /// Notes the tokens of a state: states with the same tokens may have the same row.
+    /// Notes the tokens of a state: states with the same tokens may have the same embedding.
     pub(crate) fn note_digest(&mut self, key: StateKey, digest: Option<TokenDigest>) {
         let Some(digest) = digest else { return };
         let first = *self.first_with.entry(digest).or_insert(key);
@@ -163,8 +166,8 @@ impl SearchChecks {
         self.checker.get_or_insert_with(|| self.base.clone())
     }
 
-    /// Rows of the cache in front. Those that fail (of a cache opened leniently, or rightly equal to
-    /// another of it) are compared with nothing; what they equal is.
+    /// Embeddings of the cache in front. Those that fail (of a cache opened leniently, or rightly
+    /// equal to another of it) are compared with nothing; what they equal is.
     fn add_front(&mut self) {
         let Some(front) = self.front.take() else { return };
         let (base, rows) = (&mut self.base, &mut self.base_rows);

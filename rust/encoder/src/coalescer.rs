@@ -32,10 +32,10 @@ impl fmt::Debug for SharedEncoder {
 
 /// An encoder that many threads and tasks ask at the same time.
 ///
-/// Every row passes the row checks before it is handed out: a row with NaN or infinite values, a zero
-/// vector, a norm outlier, or a copy of another state's row (of this or an earlier batch) is answered
-/// as [`NoEmbedding::Bad`](crate::NoEmbedding::Bad). Dropping it answers what has been asked and then ends
-/// its thread.
+/// Every embedding passes the row checks before it is handed out: one with NaN or infinite values,
+/// a zero vector, a norm outlier, or a copy of another state's embedding (of this or an earlier
+/// batch) is answered as [`NoEmbedding::Bad`](crate::NoEmbedding::Bad). Dropping it answers what
+/// has been asked and then ends its thread.
 #[derive(Debug)]
 pub struct Coalescer {
     requests: Option<flume::Sender<Request>>,
@@ -88,7 +88,7 @@ impl Coalescer {
         Ok(Self { requests, worker, counters, encoder, process: process::id() })
     }
 
-    /// Length of every row.
+    /// Length of every embedding.
     #[must_use]
     pub fn dim(&self) -> usize {
         self.encoder.0.dim()
@@ -100,7 +100,7 @@ impl Coalescer {
         self.encoder.0.identity()
     }
 
-    /// Asks for rows; waits for room in the queue if it is full.
+    /// Asks for embeddings; waits for room in the queue if it is full.
     ///
     /// # Errors
     /// [`EncoderError::Closed`] if the encoder's thread has ended, [`EncoderError::Forked`] if it
@@ -109,7 +109,7 @@ impl Coalescer {
         self.submit_with(states, &mut Patience::without_end())
     }
 
-    /// Asks for rows, if there is room in the queue.
+    /// Asks for embeddings, if there is room in the queue.
     ///
     /// # Errors
     /// [`EncoderError::Busy`] if there is none; [`EncoderError::Closed`] and
@@ -126,7 +126,7 @@ impl Coalescer {
         Ok(pending)
     }
 
-    /// Asks for rows from a task; neither the queue nor the encoder blocks the runtime.
+    /// Asks for embeddings from a task; neither the queue nor the encoder blocks the runtime.
     ///
     /// # Errors
     /// As [`Coalescer::submit`].
@@ -142,7 +142,7 @@ impl Coalescer {
         pending.answer().await
     }
 
-    /// Asks for rows and waits for them, as long as the caller's patience lasts.
+    /// Asks for embeddings and waits for them, as long as the caller's patience lasts.
     pub(crate) fn ask(
         &self,
         states: Vec<Arc<str>>,
@@ -213,7 +213,7 @@ impl Drop for Coalescer {
     fn drop(&mut self) {
         if self.is_forked() {
             // The thread is in the other process, and so may be the locks of the channel to it: both
-            // are left alone, since waiting for them would have no end.
+            // are skipped, since waiting for them would have no end.
             mem::forget((self.requests.take(), self.worker.take()));
             return;
         }
@@ -229,7 +229,8 @@ impl Drop for Coalescer {
     }
 }
 
-/// Rows that have been asked for. Dropping it gives them up; nothing is written anywhere then.
+/// Embeddings that have been asked for. Dropping it cancels the request; nothing is written
+/// anywhere then.
 #[derive(Debug)]
 #[must_use = "the rows come with the answer"]
 pub struct Pending {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::error::EncoderError;
 
 /// A digest of the prompt that went through the model, after any cut: of its token ids, or of what all
-/// prompts share that the model rightly gives equal rows.
+/// prompts share that the model rightly gives equal embeddings.
 ///
-/// The rows of states with equal digests may be equal. Digests are compared within one encoder only;
-/// any hash of 64 bits will do.
+/// The embeddings of states with equal digests may be equal. Digests are compared within one
+/// encoder only; any hash of 64 bits will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenDigest(u64);
 
@@ -97,12 +97,12 @@ pub enum NoEmbedding {
 /// What an encoder reports of one state: its prompt, where it wrote an embedding, or why it has none.
 pub type Report = Result<PromptInfo, NoEmbedding>;
 
-/// The memory of one batch, shared by all who got a row of it.
+/// The memory of one batch, shared by all who got an embedding of it.
 pub(crate) type BatchMemory = Arc<[f32]>;
 
-/// One row, by reference into the memory of its batch; cloning copies no values.
+/// One embedding, by reference into the memory of its batch; cloning copies no values.
 ///
-/// A batch's memory lives as long as any of its rows.
+/// A batch's memory lives as long as any of its embeddings.
 #[derive(Clone)]
 pub(crate) struct Row {
     batch: BatchMemory,

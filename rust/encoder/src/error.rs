@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Why there are no rows.
+/// Why there are no embeddings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncoderError {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::embedding::{Answer, Embedding, TokenDigest};
 
-/// A row to be appended.
+/// An embedding to be appended.
 pub(crate) struct NewRow {
     pub(crate) state: Arc<str>,
     pub(crate) embedding: Embedding,
@@ -38,13 +38,13 @@ pub(crate) enum Job {
     Finish(Value, Reply<FinishReport>),
 }
 
-/// What the thread and those that give it rows count.
+/// What the thread and those that give it embeddings count.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
-    /// Bytes of rows that are not saved yet.
+    /// Bytes of embeddings that are not saved yet.
     pub(crate) unsaved: AtomicU64,
-    /// Rows that were not taken, because too many are not saved yet.
+    /// Embeddings that were not taken, because too many are not saved yet.
     pub(crate) dropped: AtomicU64,
-    /// Rows of which the writer said that they must not be in its file.
+    /// Embeddings of which the writer said that they must not be in its file.
     pub(crate) refused: AtomicU64,
 }

@@ -1,4 +1,5 @@
-//! Where rows go beside the callers that asked for them: the memory, and the file to append to.
+//! Where embeddings go beside the callers that asked for them: the memory, and the file to append
+//! to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ pub(crate) struct Encodings {
     pub(crate) truncated: AtomicU64,
 }
 
-/// Keeps rows that passed the row checks.
+/// Keeps embeddings that passed the row checks.
 pub(crate) struct Keep {
     pub(crate) memory: Memory,
     pub(crate) appended: Option<RowSink>,
@@ -23,7 +24,7 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    /// Keeps the rows of a batch, before its callers get them.
+    /// Keeps the embeddings of a batch, before its callers get them.
     pub(crate) fn keep(&self, states: &[Arc<str>], answers: &[Answer]) {
         for (state, answer) in states.iter().zip(answers) {
             let Ok(embedding) = answer else { continue };
@@ -37,7 +38,7 @@ impl Keep {
         }
     }
 
-    /// Puts another row in the place of one that was kept, or none.
+    /// Puts another embedding in the place of one that was kept, or none.
     pub(crate) fn replace(&self, state: &Arc<str>, answer: Option<&Answer>) {
         self.memory.remove(state);
         if let Some(Ok(embedding)) = answer {
@@ -48,7 +49,7 @@ impl Keep {
         }
     }
 
-    /// The text of a state whose row was kept.
+    /// The text of a state whose embedding was kept.
     pub(crate) fn text_of(&self, key: StateKey) -> Option<Arc<str>> {
         let appended = || self.appended.as_ref()?.text_of(key);
         self.memory.text_of(key).or_else(appended)

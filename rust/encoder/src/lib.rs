@@ -77,16 +77,16 @@ use ebm_cache::Identity;
 
 /// Turns states into embeddings.
 pub trait Encoder: Send + Sync {
-    /// Length of every row.
+    /// Length of every embedding.
     fn dim(&self) -> usize;
 
-    /// Everything that changes the rows beyond rounding.
+    /// Everything that changes the embeddings beyond rounding.
     fn identity(&self) -> &Identity;
 
     /// Writes the embeddings of some states, one after the other, and reports each.
     ///
-    /// `rows` has `states.len() * dim` values. The row of a state whose report is an error has no meaning
-    /// and must not be used. Returns one report per state.
+    /// `rows` has `states.len() * dim` values. The embedding of a state whose report is an error
+    /// has no meaning and must not be used. Returns one report per state.
     ///
     /// # Errors
     /// [`EncoderError::Failed`] where nothing can be said of single states, and
@@ -130,7 +130,7 @@ macro_rules! encoder_by_reference {
 
 encoder_by_reference!(Box<E>, Arc<E>, &E);
 
-/// Refuses a buffer that does not hold a row per state.
+/// Refuses a buffer that does not hold an embedding per state.
 ///
 /// # Errors
 /// [`EncoderError::Argument`].

@@ -1,4 +1,4 @@
-//! A byte-bounded LRU of rows that were encoded during this search.
+//! A byte-bounded LRU of embeddings that were encoded during this search.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use ebm_cache::StateKey;
 /// About what an entry takes beside its text and values: two allocations and the cache's own books.
 const OVERHEAD: usize = 128;
 
-/// Rows by state; the least used ones go when it is full.
+/// Embeddings by state; the least used ones go when it is full.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
     rows: Cache<Arc<str>, Embedding>,
@@ -44,7 +44,7 @@ impl Memory {
         found.map(|(state, _)| Arc::clone(&*state))
     }
 
-    /// All rows that are kept.
+    /// All embeddings that are kept.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (Arc<str>, Embedding)> + '_ {
         self.rows.iter().map(|(state, embedding)| (Arc::clone(&*state), embedding))
     }

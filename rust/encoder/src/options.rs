@@ -60,12 +60,12 @@ impl CoalescerOptions {
 pub struct CachedEncoderOptions {
     /// How requests are merged.
     pub coalescing: CoalescerOptions,
-    /// Most bytes of rows encoded at search time that are kept in memory.
+    /// Most bytes of embeddings encoded at search time that are kept in memory.
     pub memory_bytes: u64,
-    /// A cache, a file or a folder of parts, to which rows encoded at search time are appended,
-    /// crash-safe.
+    /// A cache, a file or a folder of parts, to which embeddings encoded at search time are
+    /// appended, crash-safe.
     pub append_to: Option<PathBuf>,
-    /// No appended row stays unsaved for longer than this, also while nothing is asked.
+    /// No appended embedding stays unsaved for longer than this, also while nothing is asked.
     pub checkpoint_interval: Duration,
     /// Go on though the cache was made with a different encoder, or with an unknown one. Logged as a
     /// warning.

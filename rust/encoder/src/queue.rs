@@ -29,7 +29,7 @@ impl Request {
         self.states.len()
     }
 
-    /// Whether the caller has given up.
+    /// Whether the caller has stopped waiting.
     pub(crate) fn abandoned(&self) -> bool {
         self.reply.is_disconnected()
     }
@@ -41,12 +41,12 @@ impl Request {
         self.open -= 1;
     }
 
-    /// Answers once all states have an answer; a caller that has given up hears nothing.
+    /// Answers once all states have an answer; a caller that has stopped waiting gets none.
     fn reply_if_complete(&mut self) -> bool {
         if self.open > 0 {
             return false;
         }
-        // One answer per state or none at all: a missing one would shift all rows behind it.
+        // One answer per state or none at all: a missing one would shift all embeddings behind it.
         let answers = self.answers.drain(..).collect::<Option<Vec<_>>>();
         let _ = self.reply.send(answers.ok_or_else(EncoderError::missing_answer));
         true
@@ -102,7 +102,7 @@ impl Queue {
         self.requests.is_empty()
     }
 
-    /// Forgets callers that have given up, and answers those that asked for nothing.
+    /// Forgets callers that have stopped waiting, and answers those that asked for nothing.
     pub(crate) fn tidy(&mut self) {
         self.requests
             .retain_mut(|(_, request)| !request.abandoned() && !request.reply_if_complete());

@@ -13,7 +13,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CoalescerStatistics {
-    /// Requests that were accepted; those that were refused or given up before do not count.
+    /// Requests that were accepted; those that were refused or dropped before do not count.
     pub requests: u64,
     /// States in them, each time it was asked for.
     pub states: u64,
@@ -23,7 +23,7 @@ pub struct CoalescerStatistics {
     pub encoded: u64,
     /// Batches that served more than one caller.
     pub shared_batches: u64,
-    /// Rows that failed the row checks here, after the encoder had reported them as good.
+    /// Embeddings that failed the row checks here, after the encoder had reported them as good.
     pub bad: u64,
 }
 

@@ -8,10 +8,11 @@ use crate::{
 };
 use ebm_cache::Identity;
 
-/// Rows made from a hash of the state: the same state always has the same row, on any machine.
+/// Embeddings made from a hash of the state: the same state always has the same embedding, on any
+/// machine.
 ///
 /// Faults are put in by the text: a state with the word `poison` makes the whole call fail, as a
-/// Python exception would; one with `bad` has a bad row, and one with `long` is too long.
+/// Python exception would; one with `bad` has a bad embedding, and one with `long` is too long.
 #[derive(Debug)]
 pub struct TestEncoder {
     dim: usize,
@@ -22,7 +23,7 @@ pub struct TestEncoder {
 }
 
 impl TestEncoder {
-    /// An encoder of rows of `dim` values that passes for the one of an identity.
+    /// An encoder of embeddings of `dim` values with a given identity.
     ///
     /// # Errors
     /// [`EncoderError::Argument`] if `dim` is 0.
@@ -41,7 +42,7 @@ impl TestEncoder {
         self
     }
 
-    /// The row of a state.
+    /// The embedding of a state.
     #[must_use]
     pub fn row(&self, state: &str) -> Vec<f32> {
         let mut bytes = vec![0; self.dim * 2];

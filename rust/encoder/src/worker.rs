@@ -20,7 +20,7 @@ use ebm_cache::{BadRow, StateKey};
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// So many calls in a row fail before the encoder is asked for a state that it encoded before.
 const FAILURES: usize = 3;
-/// Pairs of equal rows of one batch that are encoded again, each alone.
+/// Pairs of equal embeddings of one batch that are re-encoded, each at batch size 1.
 const RETRIES: usize = 8;
 
 pub(crate) struct Worker {
@@ -68,7 +68,7 @@ fn digest_of(answer: &Answer) -> Option<TokenDigest> {
     answer.as_ref().ok()?.prompt().digest
 }
 
-/// Why a row is bad, for a caller who knows states and not numbers of rows.
+/// Why an embedding is bad, for a caller who knows states and not row numbers.
 fn words(reason: &BadRow) -> String {
     match reason {
         BadRow::Duplicate { .. } => {
@@ -135,7 +135,7 @@ impl Worker {
         }
     }
 
-    /// One answer per state; each row has passed the row checks.
+    /// One answer per state; each embedding has passed the row checks.
     fn encode(&mut self, states: &[Arc<str>]) -> Vec<Answer> {
         let mut answers = self.unchecked(states);
         let bad = self.checks.check(states, &answers);
@@ -143,7 +143,7 @@ impl Worker {
         answers
     }
 
-    /// Takes the bad rows out of the answers, as far as encoding their states alone does not help.
+    /// Takes out of the answers the embeddings that are still bad when re-encoded at batch size 1.
     fn refuse(&mut self, states: &[Arc<str>], answers: &mut [Answer], bad: Vec<Bad>) {
         let mut verified = HashSet::new();
         let mut retries = RETRIES;
@@ -173,8 +173,8 @@ impl Worker {
         }
     }
 
-    /// The row of a state that was equal to another's, now that the other was encoded again: the
-    /// row itself if it is good by now, or else what the state has when encoded alone.
+    /// The embedding of a state that was equal to another's, now that the other was re-encoded: the
+    /// embedding itself if it is good by now, or else that of the state at batch size 1.
     fn settle(&mut self, state: &Arc<str>, answer: &Answer, again: bool) -> Option<Answer> {
         if self.checks.check_one(state, answer).is_ok() {
             return Some(answer.clone());
@@ -182,15 +182,16 @@ impl Worker {
         again.then(|| self.alone(state)).flatten()
     }
 
-    /// The row of a state that is encoded alone, if it passes the checks.
+    /// The embedding of a state at batch size 1, if it passes the checks.
     fn alone(&mut self, state: &Arc<str>) -> Option<Answer> {
         let alone = self.unchecked(std::slice::from_ref(state)).pop()?;
         let good = alone.is_ok() && self.checks.check_one(state, &alone).is_ok();
         good.then_some(alone)
     }
 
-    /// Of two rows of a state that differ either may be the wrong one: encodes the state alone, and
-    /// forgets the row of before. One that is stored stays unless the state can be encoded.
+    /// Of two embeddings of a state that differ either may be wrong: re-encodes the state at batch
+    /// size 1, and forgets the earlier embedding. One that is stored stays unless the state can be
+    /// encoded.
     fn decide(&mut self, state: &Arc<str>) -> Option<Answer> {
         let key = StateKey::of(state);
         let alone = self.unchecked(std::slice::from_ref(state)).pop()?;
@@ -205,10 +206,10 @@ impl Worker {
         good.then_some(alone)
     }
 
-    /// Of two equal rows either may be the wrong one: encodes the earlier state again, alone. If its
-    /// tokens are those of the other state (`digest`), both rows are right. Otherwise the row that it
-    /// has alone takes the place of the one before; without one, it has no row any more, unless it is
-    /// stored: nothing says then that the stored one is wrong.
+    /// Of two equal embeddings either may be wrong: re-encodes the earlier state at batch size 1.
+    /// If its tokens are those of the other state (`digest`), both embeddings are right. Otherwise
+    /// the new embedding replaces the earlier one; without one, the state has no embedding any
+    /// more, unless it is stored: nothing says then that the stored one is wrong.
     fn verify(
         &mut self,
         key: StateKey,
@@ -222,7 +223,7 @@ impl Worker {
         let in_batch = place.map(|place| Arc::clone(&states[place]));
         let kept = || self.keep.as_ref()?.text_of(key);
         let Some(text) = in_front.clone().or(in_batch).or_else(kept) else {
-            return self.checks.retract(key); // nobody can be given that row any more
+            return self.checks.retract(key); // nobody can be given that embedding any more
         };
         let alone = again.then(|| self.unchecked(std::slice::from_ref(&text)).pop()).flatten();
         let found = alone.as_ref().and_then(digest_of);

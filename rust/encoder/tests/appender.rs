@@ -1,4 +1,4 @@
-//! What a search encodes is appended by a thread of its own: in time, and in spite of failures.
+//! What a search encodes is appended by its own thread: in time, and in spite of failures.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;
@@ -74,7 +74,7 @@ fn rows_that_could_not_be_saved_are_kept_and_saved_later() {
     let work = work_folder(folder.path());
     let away = folder.path().join("away");
     fs::rename(&work, &away).unwrap();
-    encode_all(&encoder, &many(2500)); // the writer saves after 2,000 rows
+    encode_all(&encoder, &many(2500)); // the writer saves after 2,000 embeddings
     for _ in 0..2 {
         encoder.checkpoint().unwrap_err();
     }

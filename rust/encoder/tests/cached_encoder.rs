@@ -16,7 +16,7 @@ use ebm_encoder::{
 use serde_json::json;
 use support::{DIM, block_on, fake, held, identity, identity_with};
 
-/// A cache of some states with the rows of the fake encoder.
+/// A cache of some states with the embeddings of the fake encoder.
 fn stored(folder: &Path, states: &[&str], identity: Identity) -> EmbeddingCache {
     let path = folder.join("stored.parquet");
     let lock = OutputLock::acquire(&path).unwrap();

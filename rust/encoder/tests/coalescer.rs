@@ -1,4 +1,4 @@
-//! Many callers of one encoder: each gets its own rows, whatever the others do.
+//! Many callers of one encoder: each gets its own embeddings, whatever the others do.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;
@@ -217,7 +217,7 @@ fn tasks_await_their_rows() {
     assert_right(&states, &block_on(pending.answer()).unwrap());
 }
 
-/// Says that all is well, and writes every other row.
+/// Says that all is well, and writes only every second embedding.
 struct Forgetful;
 
 impl Encoder for Forgetful {
@@ -242,7 +242,7 @@ impl Encoder for Forgetful {
 fn a_row_that_was_not_written_is_not_handed_out() {
     let coalescer = Coalescer::start(Forgetful, CoalescerOptions::default()).unwrap();
     for _ in 0..3 {
-        // Also where the memory is that of an earlier batch, full of its rows.
+        // Also where the memory is that of an earlier batch, full of its embeddings.
         let answers = coalescer.submit(texts(&["a", "b", "c", "d"])).unwrap().wait().unwrap();
         let written: Vec<bool> = answers.iter().map(Result::is_ok).collect();
         assert_eq!(written, [true, false, true, false]);

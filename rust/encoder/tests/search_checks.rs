@@ -1,4 +1,4 @@
-//! Rows of a search pass the row checks before a caller, the memory or a file gets them.
+//! Embeddings of a search pass the row checks before a caller, the memory or a file gets them.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;
@@ -15,10 +15,11 @@ use ebm_encoder::{
 use serde_json::json;
 use support::{DIM, fake, identity};
 
-/// Writes the rows of the states of a call, given also how often it was called before.
+/// Writes the embeddings of the states of a call, given also how often it was called before.
 type Write = dyn Fn(usize, &[&str], &mut [f32]) + Send + Sync;
 
-/// An encoder that reports every row as good, whatever is written, and that may know its tokens.
+/// An encoder that reports every embedding as good, whatever is written, and that may know its
+/// tokens.
 struct Careless {
     write: Box<Write>,
     digest: fn(&str) -> Option<TokenDigest>,
@@ -139,7 +140,7 @@ fn a_coalescer_checks_its_rows_as_well() {
 
 #[test]
 fn of_two_equal_rows_the_wrong_one_is_found_also_if_it_came_first() {
-    // The first call gives "a" the row of "b"; all others are right.
+    // The first call gives "a" the embedding of "b"; all others are right.
     for batches in [vec![vec!["a"], vec!["b"]], vec![vec!["a", "b"]]] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("search.parquet");
@@ -194,7 +195,7 @@ fn rows_of_the_cache_in_front_and_of_the_output_take_part() {
     }
 }
 
-/// Writes an output with the row of one state.
+/// Writes an output with the embedding of one state.
 fn store(path: &Path, state: &str) {
     let lock = OutputLock::acquire(path).unwrap();
     let mut writer = lock.open(identity(), DIM, WriterOptions::default()).unwrap();
@@ -204,7 +205,8 @@ fn store(path: &Path, state: &str) {
 
 #[test]
 fn a_stored_row_stays_where_its_state_cannot_be_encoded_again() {
-    // "copy" gets the stored row, and "stored" itself another one, as long as there are two states.
+    // "copy" gets the stored embedding, and "stored" itself another one, as long as there are two
+    // states.
     for states in [["copy", "fine"], ["stored", "fine"]] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("search.parquet");

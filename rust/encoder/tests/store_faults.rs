@@ -1,4 +1,5 @@
-//! A search that commits to a store that fails: no row is lost, whatever was made of a commit.
+//! A search that commits to a store that fails: no embedding is lost, whatever was made of a
+//! commit.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 mod support;

@@ -1,4 +1,4 @@
-//! Attention over paths is the attention of each sequence alone.
+//! Attention over paths is the attention of each unbatched sequence.
 #![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 use std::num::NonZero;

@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 /// Calls whose median is told.
 const CALLS: usize = 9;
 
-/// Check a set-up: interpreter, packages, versions; with a model also its rows and timings.
+/// Check a set-up: interpreter, packages, versions; with a model also its embeddings and timings.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// The model's folder, or its hub id.
@@ -83,7 +83,7 @@ fn state(number: usize) -> String {
     format!("n : ℕ\nh : 0 < n\nih : ∀ m < n, m ^ 2 ≤ m ^ 3\n⊢ n + {number} = {number} + n")
 }
 
-/// Whether all rows pass the row checks, and equal those of each state alone.
+/// Whether all embeddings pass the row checks, and equal those at batch size 1.
 fn check_rows(
     encoder: &PythonEncoder,
     states: &[&str],

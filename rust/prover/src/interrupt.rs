@@ -18,7 +18,7 @@ const SIGNALLED: u8 = 128;
 pub(crate) struct Saved(Arc<Mutex<Weak<CachedEncoder>>>);
 
 impl Saved {
-    /// Saves this encoder's rows.
+    /// Saves this encoder's embeddings.
     pub(crate) fn watch(&self, encoder: &Arc<CachedEncoder>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(encoder);
     }
@@ -32,8 +32,9 @@ impl Saved {
     }
 }
 
-/// Handles Ctrl-C and polite requests to end from here on, on its own thread: Python's is busy
-/// for as long as a batch takes. A second signal ends the process though rows are still being saved.
+/// Handles Ctrl-C and polite requests to end from here on, on its own thread: Python's is busy for
+/// as long as a batch takes. A second signal ends the process though embeddings are still being
+/// saved.
 pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot handle Ctrl-C")?;
     thread::Builder::new().name("interrupts".to_owned()).spawn(move || {

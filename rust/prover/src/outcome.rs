@@ -8,7 +8,7 @@ use ebm_cache::CacheError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Good,
-    /// Rows or checks failed; they have been named.
+    /// States or checks failed; they have been reported.
     CheckFailed,
 }
 
@@ -24,7 +24,7 @@ impl Outcome {
 /// Whoever read the output went away (`| head`): as a tool that SIGPIPE ends.
 pub(crate) const CLOSED_PIPE: u8 = 141;
 
-/// 2 where the input cannot be used, 1 where rows fail the checks.
+/// 2 where the input cannot be used, 1 where embeddings fail the checks.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<CacheError>() {
         Some(CacheError::BadRows { .. }) => 1,

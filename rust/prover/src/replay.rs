@@ -23,7 +23,7 @@ use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
 use crate::text::{one_line, warn};
 
-/// States without a row that are shown.
+/// States without an embedding that are shown.
 const SHOWN: usize = 5;
 
 /// Walk recorded searches as the searches did, with many theorems at once.

@@ -31,7 +31,7 @@ unsafe impl Lends for PyEmbeddingCache {
     }
 }
 
-/// A read-only view of one row of a cache, float32 `[dim]`.
+/// A read-only view of one embedding of a cache, float32 `[dim]`.
 fn row_view<'py>(
     cache: &Bound<'py, PyEmbeddingCache>,
     row: usize,
@@ -183,7 +183,7 @@ impl PyEmbeddingCache {
     }
 }
 
-/// The runs that made a cache's rows, as dicts.
+/// The runs that made a cache's embeddings, as dicts.
 pub(crate) fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let value =
         |run: &Run| serde_json::to_value(run).map_err(|error| argument_error(error.to_string()));
@@ -214,7 +214,7 @@ pub(crate) fn open_options(strict: bool, verify_checksums: bool) -> OpenOptions 
         .with_checksums(if verify_checksums { Checksums::Verify } else { Checksums::Trust })
 }
 
-/// Writes `count` rows into the caller's array, or a new one.
+/// Writes `count` embeddings into the caller's array, or a new one.
 pub(crate) fn fill<'py>(
     py: Python<'py>,
     [count, dim]: [usize; 2],

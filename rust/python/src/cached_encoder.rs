@@ -55,9 +55,9 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 /// How often the end looks whether callers have left.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Why there is no row.
-#[pyclass(frozen, name = "NoRow", module = "ebm_encode._core")]
-pub(crate) struct PyNoRow {
+/// Why there is no embedding.
+#[pyclass(frozen, name = "NoEmbedding", module = "ebm_encode._core")]
+pub(crate) struct PyNoEmbedding {
     why: Why,
 }
 
@@ -69,7 +69,7 @@ enum Why {
 }
 
 #[pymethods]
-impl PyNoRow {
+impl PyNoEmbedding {
     #[getter]
     fn kind(&self) -> &'static str {
         match &self.why {
@@ -100,7 +100,7 @@ impl PyNoRow {
     }
 
     fn __repr__(&self) -> String {
-        format!("NoRow({}: {})", self.kind(), self.reason())
+        format!("NoEmbedding({}: {})", self.kind(), self.reason())
     }
 }
 
@@ -261,7 +261,7 @@ impl PyCachedEncoder {
     }
 }
 
-/// A row or a `NoRow`, the length of its prompt, and whether it was cut.
+/// An embedding or a `NoEmbedding`, the length of its prompt, and whether it was cut.
 type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>);
 
 fn take(encoder: &Slot) -> Option<Arc<CachedEncoder>> {
@@ -277,7 +277,7 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value).map_err(wrong)
 }
 
-/// What an encoder answers for each text, and why there is no row of what is no text.
+/// What an encoder answers for each text, and why there is no embedding of what is no text.
 fn report_each<'py>(
     py: Python<'py>,
     encoder: &CachedEncoder,
@@ -290,8 +290,8 @@ fn report_each<'py>(
     let mut answers = ask(py, encoder, &fine, timeout)?.into_iter();
     let reported = (0..texts.len()).map(|i| {
         if let Some(reason) = wrong.remove(&i) {
-            let row = Bound::new(py, PyNoRow { why: Why::NotText(reason) })?.into_any();
-            return Ok((row, None, None));
+            let none = Bound::new(py, PyNoEmbedding { why: Why::NotText(reason) })?.into_any();
+            return Ok((none, None, None));
         }
         let too_few = || encoding_error("the encoder answered for too few states");
         let answer = answers.next().ok_or_else(too_few)?;
@@ -326,11 +326,11 @@ fn ask<'e>(
     })
 }
 
-/// A row as an array of the caller's own: what one caller writes into it, no other sees.
+/// An embedding as the caller's own array: what one caller writes into it, no other sees.
 fn row_or_reason<'py>(py: Python<'py>, answer: CachedAnswer<'_>) -> PyResult<Bound<'py, PyAny>> {
     match answer {
         Ok(row) => Ok(PyArray1::from_slice(py, &row).into_any()),
-        Err(report) => Ok(Bound::new(py, PyNoRow { why: Why::Report(report) })?.into_any()),
+        Err(report) => Ok(Bound::new(py, PyNoEmbedding { why: Why::Report(report) })?.into_any()),
     }
 }
 

@@ -30,7 +30,7 @@ mod _core {
     #[pymodule_export]
     use super::cache::PyEmbeddingCache;
     #[pymodule_export]
-    use super::cached_encoder::{PyCachedEncoder, PyNoRow};
+    use super::cached_encoder::{PyCachedEncoder, PyNoEmbedding};
     #[pymodule_export]
     use super::checks::{PyBadRow, audit, check_rows, describe};
     #[pymodule_export]

@@ -24,12 +24,12 @@ enum Stage {
     Closed,
 }
 
-/// States and why their rows are bad.
+/// States and why their embeddings are bad.
 type BadStates = Vec<(String, PyBadRow)>;
-/// Rows, states left out, and whether the output was written.
+/// Number of rows, skipped embeddings, and whether the output was written.
 pub(crate) type Finished = (u64, BadStates, bool);
 
-/// What a writer reports in the end: of rows left out, those of states without a row.
+/// What a writer reports in the end: of skipped embeddings, those of states that have no other.
 pub(crate) fn finished(report: FinishReport) -> Finished {
     let left_out = report.left_out.into_iter().map(|(state, reason)| (state, reason.into()));
     (report.rows, left_out.collect(), report.written)

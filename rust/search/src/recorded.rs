@@ -37,7 +37,7 @@ pub struct RecordedSearch {
     /// The theorem.
     pub theorem: String,
     /// One request for each expanded node: its children, as far as they are states to be encoded
-    /// (the end of a proof is none). The root comes first, alone.
+    /// (the end of a proof is none). The root comes first, by itself.
     pub requests: Vec<Vec<String>>,
 }
 
@@ -56,7 +56,7 @@ impl RecordedSearch {
 /// there more, they are asked for in requests of at most 32.
 ///
 /// # Errors
-/// [`TrajectoryError`], naming the file and column, and the row of a text that is not UTF-8.
+/// [`TrajectoryError`], with the file and column, and the row of a text that is not UTF-8.
 pub fn read_searches(path: &Path) -> Result<Vec<RecordedSearch>, TrajectoryError> {
     let file = Columns::open(path)?;
     let (theorems, states) = (file.texts(THEOREM)?, file.texts(STATE)?);
@@ -81,7 +81,7 @@ pub fn read_searches(path: &Path) -> Result<Vec<RecordedSearch>, TrajectoryError
 /// types in the file are.
 ///
 /// # Errors
-/// [`TrajectoryError`], naming the file and column: no such column, more than one of that name,
+/// [`TrajectoryError`], with the file and column: no such column, more than one of that name,
 /// another type, or a damaged file; and the row of a text that is not UTF-8.
 pub fn read_texts(path: &Path, column: &str) -> Result<Vec<Option<String>>, TrajectoryError> {
     Ok(Columns::open(path)?.texts(column)?)

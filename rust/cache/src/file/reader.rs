@@ -152,7 +152,7 @@ impl RowFile {
         self.footer.as_ref()
     }
 
-    /// Length of every row; 0 for a file without rows and without our footer.
+    /// Length of every embedding; 0 for a file without rows and without our footer.
     #[must_use]
     pub fn dim(&self) -> usize {
         self.dim

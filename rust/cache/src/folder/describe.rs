@@ -9,7 +9,7 @@ use crate::folder::parts::open_files;
 use crate::format::error::CacheResult;
 use crate::format::footer::Footer;
 
-/// One file of a cache, from its metadata alone.
+/// One file of a cache, from its metadata only.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct FileDescription {
@@ -20,7 +20,7 @@ pub struct FileDescription {
     pub bytes: u64,
     /// Number of rows.
     pub rows: usize,
-    /// Length of every row.
+    /// Length of every embedding.
     pub dim: usize,
     /// Number of row groups.
     pub row_groups: usize,

@@ -18,13 +18,13 @@ use crate::storage::{self, Replaces, Version, Written, store_at};
 /// The file's name.
 pub const MANIFEST: &str = "manifest.json";
 
-/// The parts of a cache in their order; of a state's rows the last counts.
+/// The parts of a cache in their order; of a state's embeddings the newest wins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
     /// Version of this file and of the parts' layout.
     pub format_version: u32,
-    /// Length of every row.
+    /// Length of every embedding.
     pub dim: usize,
     /// The encoder that made the rows of all parts.
     pub identity: Identity,
@@ -78,7 +78,7 @@ impl Manifest {
         let mut named = HashSet::new();
         let parts = manifest.parts.iter().map(|part| &part.file);
         for name in parts.chain(&manifest.superseded) {
-            // Those that are superseded are removed, so nothing else may be named.
+            // Those that are superseded are removed, so nothing else may be listed.
             if !is_part_name(name) {
                 return Err(wrong(format!(
                     "part {name:?} is not a file of the folder, *.{PARQUET}"
@@ -117,7 +117,7 @@ impl Manifest {
         let last: Option<u64> = self.parts.iter().filter_map(number).max();
         let mut number = last.map_or(0, |last| last.wrapping_add(1));
         if storage::is_remote(folder)? {
-            // Two writers may look at once; what only one of them names cannot be the other's.
+            // Two writers may look at once; what only one of them lists cannot be the other's.
             let nonce = RandomState::new().build_hasher().finish();
             return Ok(format!("part-{number:09}-{nonce:016x}.parquet"));
         }

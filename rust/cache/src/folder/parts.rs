@@ -16,7 +16,7 @@ use crate::format::schema::PARQUET;
 use crate::storage::at_once::at_once;
 use crate::storage::{self, Kind, Version, store_at};
 
-/// Times that a folder is read again because a writer put other parts in the place of its own.
+/// Times that a folder is read again because a writer put other parts in the place of those listed.
 const ATTEMPTS: usize = 100;
 
 const UNFINISHED: &str = "\nhint: it is the work folder of an unfinished run; run the same command again to \
@@ -25,7 +25,7 @@ const UNFINISHED: &str = "\nhint: it is the work folder of an unfinished run; ru
 /// A way to open one file.
 pub(crate) type OpenFile = fn(&Path) -> CacheResult<RowFile>;
 
-/// Opens the files of a cache: the file itself, the parts that a folder's manifest names, or the
+/// Opens the files of a cache: the file itself, the parts that a folder's manifest lists, or the
 /// Parquet files of a folder by name.
 pub(crate) fn open_files(path: &Path) -> CacheResult<Vec<RowFile>> {
     read_files(path, |path| RowFile::open(path), Ok)

@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a cache, each naming the file, row or field at fault.
+//! Everything that can go wrong with a cache, each with the file, row or field at fault.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -43,7 +43,7 @@ impl StateKey {
 pub struct Footer {
     /// Version of this value and of the file's layout.
     pub format_version: u32,
-    /// Length of every row.
+    /// Length of every embedding.
     pub dim: usize,
     /// Number of rows in this file.
     pub rows: u64,

@@ -6,7 +6,7 @@ pub enum Checks {
     /// Bad rows are an error.
     #[default]
     Strict,
-    /// Rows are taken as they are; of one state's rows the last counts.
+    /// Rows are taken as they are; of one state's embeddings the newest wins.
     Lenient,
 }
 

@@ -117,13 +117,13 @@ impl Cache {
         }
     }
 
-    /// Copies the rows of several states, in their order, into memory of the caller
+    /// Copies the embeddings of several states, in their order, into memory of the caller
     /// (`states.len() x dim`, row-major).
     ///
     /// # Errors
-    /// [`CacheError::Unknown`](crate::CacheError::Unknown), naming states that the cache does not have;
-    /// [`CacheError::Argument`](crate::CacheError::Argument) if `rows` has another length; and as for
-    /// [`MappedCache::gather_rows`].
+    /// [`CacheError::Unknown`](crate::CacheError::Unknown), listing states that the cache does not
+    /// have; [`CacheError::Argument`](crate::CacheError::Argument) if `rows` has another length;
+    /// and as for [`MappedCache::gather_rows`].
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
         either!(self, cache => cache.gather(states, rows))
     }
@@ -140,7 +140,8 @@ impl Cache {
     /// The row numbers of several states, in their order.
     ///
     /// # Errors
-    /// [`CacheError::Unknown`](crate::CacheError::Unknown), naming states that the cache does not have.
+    /// [`CacheError::Unknown`](crate::CacheError::Unknown), listing states that the cache does not
+    /// have.
     pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
         either!(self, cache => cache.positions(states))
     }
@@ -172,7 +173,7 @@ impl Cache {
         self.len() == 0
     }
 
-    /// Length of every row.
+    /// Length of every embedding.
     #[must_use]
     pub fn dim(&self) -> usize {
         either!(self, cache => cache.dim())
@@ -202,11 +203,11 @@ impl Cache {
         either!(self, cache => cache.path())
     }
 
-    /// Refuses to go on unless this cache was made by an encoder of the given identity.
+    /// Refuses unless this cache was made by an encoder of the given identity.
     ///
     /// # Errors
-    /// [`CacheError::IdentityMismatch`](crate::CacheError::IdentityMismatch), naming the fields that
-    /// differ; an unknown identity differs.
+    /// [`CacheError::IdentityMismatch`](crate::CacheError::IdentityMismatch), listing the fields
+    /// that differ; an unknown identity differs.
     pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
         either!(self, cache => cache.require_identity(other, name))
     }

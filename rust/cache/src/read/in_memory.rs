@@ -92,24 +92,24 @@ impl EmbeddingCache {
         Ok(cache)
     }
 
-    /// The row of a state, or `None` where the cache has none.
+    /// The embedding of a state, or `None` where the cache has none.
     #[must_use]
     pub fn get(&self, state: &str) -> Option<&[f32]> {
         self.position(state).map(|row| self.row(row))
     }
 
-    /// The rows of several states, in their order.
+    /// The embeddings of several states, in their order.
     #[must_use]
     pub fn get_many<S: AsRef<str>>(&self, states: &[S]) -> Vec<Option<&[f32]>> {
         states.iter().map(|state| self.get(state.as_ref())).collect()
     }
 
-    /// Copies the rows of several states, in their order, into memory of the caller
+    /// Copies the embeddings of several states, in their order, into memory of the caller
     /// (`states.len() x dim`, row-major): a training batch.
     ///
     /// # Errors
-    /// [`CacheError::Unknown`], naming states that the cache does not have; then nothing is written.
-    /// [`CacheError::Argument`] if `rows` has another length.
+    /// [`CacheError::Unknown`], listing states that the cache does not have; then nothing is
+    /// written. [`CacheError::Argument`] if `rows` has another length.
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
         require_room(states.len(), self.dim, rows)?;
         self.gather_rows(&self.positions(states)?, rows)
@@ -118,7 +118,7 @@ impl EmbeddingCache {
     /// The row numbers of several states, in their order.
     ///
     /// # Errors
-    /// [`CacheError::Unknown`], naming states that the cache does not have.
+    /// [`CacheError::Unknown`], listing states that the cache does not have.
     pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
         self.index.positions(states, &self.path)
     }
@@ -191,7 +191,7 @@ impl EmbeddingCache {
         self.len() == 0
     }
 
-    /// Length of every row.
+    /// Length of every embedding.
     #[must_use]
     pub fn dim(&self) -> usize {
         self.dim
@@ -222,10 +222,11 @@ impl EmbeddingCache {
         &self.path
     }
 
-    /// Refuses to go on unless this cache was made by an encoder of the given identity.
+    /// Refuses unless this cache was made by an encoder of the given identity.
     ///
     /// # Errors
-    /// [`CacheError::IdentityMismatch`], naming the fields that differ; an unknown identity differs.
+    /// [`CacheError::IdentityMismatch`], listing the fields that differ; an unknown identity
+    /// differs.
     pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
         require_same(&self.path, self.identity(), Some(other), name)
     }

@@ -34,9 +34,9 @@ const CHUNK: usize = 16 << 20;
 
 /// A cache whose rows are read by address from mapped files.
 ///
-/// Many processes share one copy of the rows, and opening reads the states alone. A page is checked
-/// when a row of it is first asked for: its checksum, and the row checks among the page's own rows.
-/// What only shows among all rows, equal rows far apart and norms, is left to
+/// Many processes share one copy of the embeddings, and opening reads only the states. A page is
+/// checked when a row of it is first asked for: its checksum, and the row checks among the page's
+/// own rows. What only shows among all rows, equal rows far apart and norms, is left to
 /// [`EmbeddingCache`](super::EmbeddingCache), [`MappedCache::check_all`] and the audit.
 ///
 /// The files must not be written in place while they are mapped, as `cp` onto them does; the writers of
@@ -154,8 +154,8 @@ impl MappedCache {
         })
     }
 
-    /// Copies the row of a state into memory of the caller (`dim` values); returns whether there is
-    /// one.
+    /// Copies the embedding of a state into memory of the caller (`dim` values); returns whether
+    /// there is one.
     ///
     /// # Errors
     /// As for [`MappedCache::gather_rows`].
@@ -166,11 +166,11 @@ impl MappedCache {
         }
     }
 
-    /// Copies the rows of several states, in their order, into memory of the caller
+    /// Copies the embeddings of several states, in their order, into memory of the caller
     /// (`states.len() x dim`, row-major).
     ///
     /// # Errors
-    /// [`CacheError::Unknown`], naming states that the cache does not have; and as for
+    /// [`CacheError::Unknown`], listing states that the cache does not have; and as for
     /// [`MappedCache::gather_rows`].
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
         require_room(states.len(), self.dim, rows)?;
@@ -202,7 +202,7 @@ impl MappedCache {
     /// The row numbers of several states, in their order.
     ///
     /// # Errors
-    /// [`CacheError::Unknown`], naming states that the cache does not have.
+    /// [`CacheError::Unknown`], listing states that the cache does not have.
     pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
         self.index.positions(states, &self.path)
     }
@@ -234,7 +234,7 @@ impl MappedCache {
         self.len() == 0
     }
 
-    /// Length of every row.
+    /// Length of every embedding.
     #[must_use]
     pub fn dim(&self) -> usize {
         self.dim
@@ -264,10 +264,11 @@ impl MappedCache {
         &self.path
     }
 
-    /// Refuses to go on unless this cache was made by an encoder of the given identity.
+    /// Refuses unless this cache was made by an encoder of the given identity.
     ///
     /// # Errors
-    /// [`CacheError::IdentityMismatch`], naming the fields that differ; an unknown identity differs.
+    /// [`CacheError::IdentityMismatch`], listing the fields that differ; an unknown identity
+    /// differs.
     pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
         require_same(&self.path, self.identity(), Some(other), name)
     }

@@ -76,7 +76,7 @@ impl StateIndex {
     /// The rows of several states.
     ///
     /// # Errors
-    /// [`CacheError::Unknown`], naming some that the cache at `path` does not have.
+    /// [`CacheError::Unknown`], listing some that the cache at `path` does not have.
     pub(crate) fn positions<S: AsRef<str> + Sync>(
         &self,
         states: &[S],

@@ -17,8 +17,8 @@ type Done<T> = Mutex<Option<CacheResult<T>>>;
 
 /// Runs a step on each item and gives what they gave, in order; the first error of the order.
 ///
-/// The threads are of this call alone, so that it works in a process that was just forked, too; where the
-/// system gives none, the caller's does it all.
+/// The threads belong to this call, so that it works in a process that was just forked, too; where
+/// the system gives none, the caller's does it all.
 pub(crate) fn at_once<I: Send, T: Send>(
     remote: bool,
     items: Vec<I>,

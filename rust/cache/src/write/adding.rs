@@ -87,8 +87,9 @@ impl CacheWriter {
 
     /// Takes rows of the wanted states from an earlier cache of the same identity.
     ///
-    /// Of a state's rows the last is taken, which readers find, too. Returns how many were taken; rows
-    /// that fail the checks are not, and are re-encoded. The runs that made them stay in the provenance.
+    /// Of a state's embeddings the newest is taken, which readers find, too. Returns how many were
+    /// taken; rows that fail the checks are not, and are re-encoded. The runs that made them stay
+    /// in the provenance.
     ///
     /// # Errors
     /// [`CacheError::IdentityMismatch`], or whatever keeps the cache from being read or written.

@@ -10,7 +10,7 @@ use crate::format::error::{CacheError, CacheResult};
 use crate::format::footer::StateKey;
 use crate::storage::{self, Version};
 
-/// A part that was written, and the manifest that names it.
+/// A part that was written, and the manifest that lists it.
 #[derive(Debug)]
 pub(super) struct NewPart {
     pub(super) manifest: Manifest,
@@ -90,7 +90,7 @@ impl CacheWriter {
         }
     }
 
-    /// Counts the rows of a part that the manifest names as the output's. Reads nothing, so that nothing
+    /// Counts the rows of a part that the manifest lists as the output's. Reads nothing, so that nothing
     /// can keep this writer from what is the case by now.
     fn take_over(&mut self, part: NewPart, version: Version) {
         let NewPart { manifest, file, keeps, first, rows, pairs } = part;
@@ -127,7 +127,7 @@ impl CacheWriter {
         }
     }
 
-    /// Removes the files that a manifest no longer names. It still says so if that fails.
+    /// Removes the files that a manifest no longer lists. It still says so if that fails.
     pub(super) fn tidy_up(&self, manifest: &Manifest) {
         if let Err(error) = manifest.remove_superseded(&self.output) {
             tracing::warn!(%error, "a part that was replaced could not be removed; the next writer does");

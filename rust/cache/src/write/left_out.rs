@@ -1,4 +1,4 @@
-//! What a writer leaves out, and whether the parts of the former output stay what they are.
+//! What a writer skips, and whether the parts of the former output stay what they are.
 
 use super::{CacheWriter, WriterOptions};
 use crate::format::bad_row::BadRow;
@@ -23,8 +23,8 @@ impl CacheWriter {
         self.current.values().filter(|number| **number >= first).count() as u64
     }
 
-    /// Leaves out the rows whose norms are far from all others'. Those in parts that stay are reported
-    /// alone.
+    /// Skips the rows whose norms are far from all others'. Those in parts that stay are only
+    /// reported.
     pub(super) fn leave_out_outliers(&mut self) -> CacheResult<()> {
         let keeps = self.keeps_parts()?;
         if !keeps {

@@ -52,7 +52,7 @@ impl CacheWriter {
     }
 
     /// Writes the new rows as a part of the folder, or all rows if parts before it would keep rows
-    /// that no longer count; then names the parts in the manifest. Returns what was added, and the
+    /// that no longer count; then lists the parts in the manifest. Returns what was added, and the
     /// manifest's version.
     ///
     /// # Errors
@@ -112,8 +112,9 @@ impl CacheWriter {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         self.former_files.push(name); // should the manifest fail, it is no stranger
         manifest.parts.push(self.write_part(path, new, first, provenance)?);
-        // Before the manifest names it: nothing that can fail may come after that. If this fails, the file
-        // is left alone: where there was no manifest yet, another writer may have taken it for a part.
+        // Before the manifest lists it: nothing that can fail may come after that. If this fails,
+        // the file is not removed: where there was no manifest yet, another writer may have taken
+        // it for a part.
         let file = RowFile::open_source(path)?;
         let numbers = self.current.iter().map(|(key, number)| (*number, *key));
         let mut rows: Vec<(u64, StateKey)> =

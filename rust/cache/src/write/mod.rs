@@ -90,7 +90,7 @@ impl WriterOptions {
 pub enum Verdict {
     /// It will be in the cache.
     Accepted,
-    /// The cache has a row of this state already; this one was set aside.
+    /// The cache has an embedding of this state already; this one was set aside.
     Present,
     /// It fails the row checks and was not taken.
     Bad(BadRow),
@@ -187,7 +187,7 @@ pub struct CacheWriter {
     /// Sources up to and with the last checkpoint of the growing file; those after it are small.
     grown: usize,
     growing: Option<Growing>,
-    /// A part of which it is not known whether the manifest names it.
+    /// A part of which it is not known whether the manifest lists it.
     unsure: Option<NewPart>,
     /// The former output's version, or that of its manifest.
     version: Option<Version>,
@@ -218,13 +218,13 @@ pub struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// Whether the cache will have a row of this state.
+    /// Whether the cache will have an embedding of this state.
     #[must_use]
     pub fn contains(&self, state: &str) -> bool {
         self.current.contains_key(&StateKey::of(state))
     }
 
-    /// Whether the row of this state is one of the former output's.
+    /// Whether the embedding of this state is one of the former output's.
     #[must_use]
     pub fn is_former(&self, state: &str) -> bool {
         self.current.get(&StateKey::of(state)).is_some_and(|number| *number < self.former)

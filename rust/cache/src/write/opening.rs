@@ -183,7 +183,7 @@ impl CacheWriter {
     }
 
     /// Checks the rows of a file and makes those part of the output that are good and not part of it
-    /// already; returns how many. Of two good rows of a state the later counts.
+    /// already; returns how many. Of two good embeddings of a state the later wins.
     fn add_source(&mut self, file: RowFile, from: From) -> CacheResult<u64> {
         // Read to the end before anything counts, so that a damaged file leaves no trace.
         file.for_each(|_| Ok(()))?;

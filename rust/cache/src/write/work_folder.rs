@@ -24,7 +24,7 @@ const JOURNAL: &str = "jsonl";
 /// level, most tools skip a name that begins with a dot, and no file in it ends in `.parquet`.
 ///
 /// Object stores have no locks that end with their process. There, shards are numbered, and one with a
-/// number that is taken is refused: so of two writers at once one gives up, and nothing is left behind
+/// number that is taken is refused: so of two writers at once one fails, and nothing is left behind
 /// by a process that died.
 #[derive(Debug)]
 pub(crate) struct WorkFolder {

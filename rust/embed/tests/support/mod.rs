@@ -68,7 +68,7 @@ pub fn encoder() -> PythonEncoder {
     PythonEncoder::load(python(), &options()).unwrap()
 }
 
-/// The largest difference between two rows, relative to the largest value.
+/// The largest difference between two embeddings, relative to the largest value.
 pub fn difference(row: &[f32], other: &[f32]) -> f32 {
     let scale = other.iter().map(|value| value.abs()).fold(0.0, f32::max);
     row.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale

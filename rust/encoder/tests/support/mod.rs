@@ -25,7 +25,7 @@ pub fn fake() -> TestEncoder {
     TestEncoder::new(DIM, identity()).unwrap()
 }
 
-/// An encoder that does not go on before it is told to, so that requests pile up behind it.
+/// An encoder that waits until it is told to continue, so that requests pile up behind it.
 pub struct Held {
     pub inner: TestEncoder,
     pub begun: flume::Sender<usize>,
@@ -48,7 +48,7 @@ impl Encoder for Held {
     }
 }
 
-/// A held encoder, a channel that tells the size of each call, and one that lets a call go on.
+/// A held encoder, a channel that tells the size of each call, and one that lets a call continue.
 pub fn held() -> (Held, flume::Receiver<usize>, flume::Sender<()>) {
     let (begun, has_begun) = flume::unbounded();
     let (let_go, go_on) = flume::unbounded();

@@ -1,13 +1,13 @@
-//! Attention of a window's nodes over their paths, in float32 on a CPU.
+//! Attention of a packed batch's nodes over their paths, in float32 on a CPU.
 //!
-//! The nodes of a window stand in depth-first order, so the path of a run of new nodes is what is
-//! left of the path before it, then the run itself. For each head, keys and values are laid in a
-//! buffer by their depth, each run over what is there, and the run's queries see the buffer's start
-//! up to their own depth: nothing is gathered and no pair outside the paths is computed. Heads and
-//! stretches of runs are divided among threads.
+//! The nodes of a packed batch stand in depth-first order, so the path of a run of new nodes is
+//! what is left of the path before it, then the run itself. For each head, keys and values are laid
+//! in a buffer by their depth, each run over what is there, and the run's queries see the buffer's
+//! start up to their own depth: nothing is gathered and no pair outside the paths is computed.
+//! Heads and stretches of runs are divided among threads.
 //!
-//! A window may come in slices, one call each: then the first run of a slice may stand on a path that
-//! was computed before, of which the caller gives the keys and values.
+//! A packed batch may come in chunks, one call each: then the first run of a chunk may stand on a
+//! path that was computed before, of which the caller gives the keys and values.
 
 mod path;
 mod product;
@@ -41,7 +41,7 @@ pub enum AttentionError {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// The runs of a slice: which new nodes stand on which path.
+/// The runs of a chunk: which new nodes stand on which path.
 #[derive(Debug, Clone, Copy)]
 pub struct Runs<'a> {
     /// First node of each run, and the number of nodes, `[R + 1]`; none is empty.

@@ -14,7 +14,7 @@ pub(super) fn product(
     assert!(inner == right_inner && out.dim() == (rows, columns), "shapes of a product");
     let (row_stride, column_stride) = (out.strides()[0], out.strides()[1]);
     // SAFETY: dimensions and strides are those of the views, which borrow what they see; `out` is
-    // borrowed for writing alone. All its values are written and none is read.
+    // borrowed only for writing. All its values are written and none is read.
     #[expect(unsafe_code, reason = "the library takes pointers")]
     unsafe {
         gemm(

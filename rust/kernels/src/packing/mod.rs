@@ -1,9 +1,9 @@
 //! Token sequences to forward passes.
 //!
-//! A causal model's hidden state at a token depends on the tokens up to it alone. Sequences that
-//! begin alike therefore share the hidden states of what they have in common, and the distinct
-//! prefixes of a set of sequences are the nodes of a trie. A *window* is a set of sequences whose
-//! trie goes through the model in one pass, its nodes in depth-first order ([`Trie`]).
+//! A causal model's hidden state at a token depends only on the tokens up to it. Sequences that
+//! begin alike therefore share the hidden states of what they have in common, and the unique tokens
+//! after prefix sharing are the nodes of a trie. A *packed batch* is a set of sequences
+//! whose trie goes through the model in one pass, its nodes in depth-first order ([`Trie`]).
 
 mod padded;
 mod sequences;
@@ -28,7 +28,7 @@ pub enum PlanError {
         /// Number of ids.
         ids: usize,
     },
-    /// More tokens or sequences than a window can number.
+    /// More tokens or sequences than a packed batch can number.
     #[error("{0} tokens are more than one window can hold")]
     TooLarge(usize),
 }

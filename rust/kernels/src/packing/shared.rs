@@ -6,7 +6,7 @@ use super::PlanError;
 use super::sequences::{Sequences, common_prefix};
 use ebm_threads::spread;
 
-/// Whether sequences of a window share what they have in common.
+/// Whether sequences of a packed batch share what they have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
     /// A prefix that neighbours have in common counts once.
@@ -15,11 +15,11 @@ pub enum Sharing {
     Nothing,
 }
 
-/// Groups sequences into windows of at most `max_nodes` nodes and `max_rows` sequences.
+/// Groups sequences into packed batches of at most `max_nodes` nodes and `max_rows` sequences.
 ///
 /// Sequences stand in the order of their token ids, equal ones in the order given, so that the ones
 /// that share most are neighbours. A sequence longer than the budget is a packed batch by itself.
-/// Returns the windows as indices into `sequences`; the same sequences always give the same plan.
+/// Returns the batches as indices into `sequences`; the same sequences always give the same plan.
 /// Linear in the tokens, but for the sort, which compares no further than two sequences agree.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The nodes of one window, in depth-first order.
+//! The nodes of one packed batch, in depth-first order.
 
 use super::PlanError;
 use super::sequences::{Sequences, common_prefix};

@@ -16,7 +16,7 @@ const PIECE: usize = 16 * 1024 * 1024;
 /// Pieces on their way at a time.
 const PIECES_AT_ONCE: usize = 4;
 
-/// An object that is being written; dropped, it is given up.
+/// An object that is being written; dropped, it is aborted.
 ///
 /// What fits into one piece is sent in one request, which the store makes conditional. More is sent
 /// in pieces; no store makes a condition of the last of them through `object_store`, so what is there

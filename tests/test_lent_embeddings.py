@@ -1,4 +1,4 @@
-"""Nobody can change the rows that others read; caches are mappings and can be pickled."""
+"""Nobody can change the embeddings that others read; caches are mappings and can be pickled."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ print("went on with a right cache")
 
 
 class Stand:
-    """An encoder whose rows are the lengths of the states."""
+    """An encoder whose embeddings are the lengths of the states."""
 
     dim = 8
 
@@ -59,7 +59,7 @@ def test_a_write_through_torch_never_changes_a_cache_unseen(path, lent):
     assert went_on or done.returncode < 0, done.stderr
 
 
-def test_rows_of_an_encoder_are_the_caller_s_own(path, identity):
+def test_embeddings_of_an_encoder_are_the_caller_s_own(path, identity):
     with_cache = CachedEncoder(Stand(identity()), EmbeddingCache.open(path))
     for states in ([STATES[0]], ["new", "other"]):
         first = with_cache.encode(states)

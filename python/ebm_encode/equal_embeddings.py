@@ -14,7 +14,7 @@ _EQUAL = {"float32": 1e-5}
 _EQUAL_IN_16_BITS = 1e-2
 
 
-class RowClasses:
+class TokenClasses:
     """Token sequences in classes, one for all that may have equal embeddings.
 
     The same tokens do. Two more kinds are equal to a model that does not count positions: one token

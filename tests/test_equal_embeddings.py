@@ -1,4 +1,4 @@
-"""Equal rows of different texts are kept where a model makes no difference, and only there."""
+"""Equal embeddings of different texts are kept only where a model makes no difference."""
 
 import json
 
@@ -56,7 +56,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_that_are_rightly_equal_are_all_kept(run_cli, no_begin_token, tmp_path, case):
+def test_embeddings_that_are_rightly_equal_are_all_kept(run_cli, no_begin_token, tmp_path, case):
     texts, options = CASES[case]
     code, summary, err, output = run(run_cli, no_begin_token, texts, tmp_path, *options)
     assert code == 0, err
@@ -64,9 +64,9 @@ def test_rows_that_are_rightly_equal_are_all_kept(run_cli, no_begin_token, tmp_p
     cache = EmbeddingCache.open(output)
     layer = {"layer": 0} if options else {}
     pooling = {"pooling": "last"} if "last" in options else {}
-    rows = Encoder.load(no_begin_token, **layer, **pooling).encode(texts)
-    assert np.allclose(rows, cache.gather(texts), rtol=1e-5, atol=1e-6)
-    assert len(np.unique(np.round(rows, 4), axis=0)) < len(texts), "some are equal"
+    embeddings = Encoder.load(no_begin_token, **layer, **pooling).encode(texts)
+    assert np.allclose(embeddings, cache.gather(texts), rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.round(embeddings, 4), axis=0)) < len(texts), "some are equal"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -94,8 +94,8 @@ def test_learned_positions_tell_a_repeated_token_from_one(make_bare):
     tokens = encoder.prompts.tokenize(["0", "00", "0000", "ab", "ba"])
     assert not encoder.classes.same(tokens[0], tokens[1])
     assert not encoder.classes.same(tokens[3], tokens[4])
-    rows = encoder.encode(["0", "00", "0000"])
-    assert np.linalg.norm(rows[0] - rows[1]) > 0.05 * np.linalg.norm(rows[0])
+    embeddings = encoder.encode(["0", "00", "0000"])
+    assert np.linalg.norm(embeddings[0] - embeddings[1]) > 0.05 * np.linalg.norm(embeddings[0])
     first = Encoder.load(make_bare("gpt2"), layer=0)
     assert first.classes.same(tokens[3], tokens[4]), "the mean of the same tokens and places"
     assert not first.classes.same(tokens[0], tokens[1])
@@ -105,11 +105,11 @@ def test_a_negative_layer_that_is_the_first_is_known_as_such(no_begin_token):
     encoder = Encoder.load(no_begin_token)
     layers = encoder.model.config.num_hidden_layers
     first = Encoder.load(no_begin_token, layer=-layers - 1)
-    rows = first.encode(["ab c", "c ba"])
-    assert np.allclose(rows[0], rows[1], rtol=1e-5, atol=1e-6)
+    embeddings = first.encode(["ab c", "c ba"])
+    assert np.allclose(embeddings[0], embeddings[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_copied_row_of_other_tokens_is_refused_also_at_layer_0(no_begin_token, monkeypatch):
+def test_a_copied_embedding_of_other_tokens_is_refused_also_at_layer_0(no_begin_token, monkeypatch):
     encoder = Encoder.load(no_begin_token, layer=0, engine="unbatched")
     right = encoder.run_unbatched
     first = right(encoder.prompts.tokenize(["ab"])[0])

@@ -1,4 +1,4 @@
-"""What becomes of rows is told: which are kept, which are not and why, and whose they are."""
+"""What becomes of embeddings: which are kept, which are not and why, and whose they are."""
 
 import json
 
@@ -13,7 +13,7 @@ from support import FILES
 
 @pytest.fixture
 def copied(tmp_path, write_cache, rows):
-    """A folder of two files of one encoder, in which one row is another state's."""
+    """A folder of two files of one encoder, in which one embedding is another state's."""
     made = rows(4)
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -35,7 +35,7 @@ def test_compact_names_what_it_takes_out_and_exits_with_1(copied, run_cli):
     assert run_cli("compact", copied)[0] == 0
 
 
-def test_a_writer_names_bad_rows_of_the_output_and_removes_no_file(copied, identity):
+def test_a_writer_reports_bad_rows_of_the_output_and_removes_no_file(copied, identity):
     writer = CacheWriter(copied)
     writer.open(identity(), 16)
     assert [(state, bad.kind) for state, bad in writer.left_out()] == [("c", "duplicate")]

@@ -72,7 +72,7 @@ def test_float16_that_overflows_is_told_the_way_out(changed):
 
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
-def test_weights_of_another_shape_are_named(run_cli, changed, tmp_path, quiet):
+def test_weights_of_another_shape_are_reported(run_cli, changed, tmp_path, quiet):
     folder = changed(vocab_size=3000)
     code, _, err = run_cli(
         *("encode", "--model-path", folder, "--trajectories", *FILES, *quiet),
