@@ -6,8 +6,10 @@ mod end;
 mod inspect;
 mod interrupt;
 mod model;
+mod node_lines;
 mod outcome;
 mod replay;
+mod score;
 mod states;
 mod text;
 
@@ -21,7 +23,8 @@ use tracing_subscriber::EnvFilter;
 use crate::interrupt::Saved;
 use crate::outcome::{CLOSED_PIPE, Outcome, exit_code, is_closed_pipe};
 
-/// Work with embeddings of proof states: read caches, encode in this process, replay searches.
+/// Work with embeddings of proof states: read caches, encode in this process, replay searches,
+/// score states with an energy head.
 #[derive(Debug, Parser)]
 #[command(
     name = "ebm-prover",
@@ -40,6 +43,7 @@ enum Command {
     Encode(encode::Encode),
     Doctor(doctor::Doctor),
     Replay(replay::Replay),
+    Score(score::Score),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +84,7 @@ fn carry_out(command: Command) -> anyhow::Result<Outcome> {
         Command::Encode(encode) => encode.run(out),
         Command::Doctor(doctor) => doctor.run(out),
         Command::Replay(replay) => replay.run(out, &saved),
+        Command::Score(score) => score.run(out),
     }
 }
 

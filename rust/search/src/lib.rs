@@ -76,6 +76,7 @@
 //! ```
 
 mod columns;
+mod finite;
 mod head;
 mod recorded;
 mod scorer;

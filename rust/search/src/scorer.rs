@@ -7,6 +7,7 @@ use std::time::Duration;
 use ebm_cache::BadRow;
 use ebm_encoder::{CachedAnswer, CachedEncoder, EncoderResult, NoEmbedding};
 
+use crate::finite::is_finite;
 use crate::head::{EnergyHead, HeadResult};
 
 /// A node of a search, as it is to be scored.
@@ -190,7 +191,9 @@ fn texts<'a>(nodes: &[Node<'a>]) -> Vec<&'a str> {
 /// without checks may hold such rows.
 fn require_valid(row: &[f32]) -> Result<(), NoEmbedding> {
     let bad = |reason: BadRow| Err(NoEmbedding::Bad { reason: reason.to_string() });
-    if let Some(column) = row.iter().position(|value| !value.is_finite()) {
+    if !is_finite(row)
+        && let Some(column) = row.iter().position(|value| !value.is_finite())
+    {
         return bad(BadRow::NonFinite { column, value: row[column] });
     }
     if row.iter().all(|value| *value == 0.0) {

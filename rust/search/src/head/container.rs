@@ -4,7 +4,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::metadata::Metadata;
 use super::network::{Layer, Network};
-use super::rows::is_finite;
+use crate::finite::is_finite;
 
 const FORMAT: &str = "ebm-encode-head";
 /// The latest version that this build reads.

@@ -6,7 +6,6 @@ mod metadata;
 mod network;
 mod panels;
 mod product;
-mod rows;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -116,11 +115,19 @@ impl EnergyHead {
     /// a NaN or infinite value; [`HeadError::Overflow`] where an energy is beyond float32.
     pub fn energies(&self, rows: &[f32]) -> HeadResult<Vec<f32>> {
         let dim = self.dim();
-        rows::require(rows, dim)?;
+        if !rows.len().is_multiple_of(dim) {
+            return Err(HeadError::Length { values: rows.len(), dim });
+        }
         let energies = self.forward(rows);
-        match energies.iter().position(|energy| !energy.is_finite()) {
-            Some(row) => Err(HeadError::Overflow { row }),
-            None => Ok(energies),
+        let Some(row) = energies.iter().position(|energy| !energy.is_finite()) else {
+            return Ok(energies);
+        };
+        // Weights are finite, so a value that is not makes its row's energy NaN or infinite, and no other:
+        // rows need no pass of their own to be checked.
+        let values = &rows[row * dim..][..dim];
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(column) => Err(HeadError::NonFinite { row, column, value: values[column] }),
+            None => Err(HeadError::Overflow { row }),
         }
     }
 
