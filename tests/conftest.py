@@ -10,11 +10,9 @@ import pytest
 from hypothesis import settings
 
 import tiny_model
-from ebm_encode import Identity
-from ebm_encode._core import CacheWriter
 from ebm_encode.cli import main
 from ebm_encode.engines.padded import PaddedEngine
-from support import FILES
+from support import FILES, make_identity, write_plain_cache
 
 settings.register_profile("quick", max_examples=25, deadline=None)
 settings.load_profile("quick")
@@ -85,37 +83,14 @@ def rows():
 
 @pytest.fixture
 def identity():
-    def make(**changes):
-        fields = {
-            "weights": "blake3:w",
-            "config": "blake3:c",
-            "tokenizer": "blake3:t",
-            "template": "{state}",
-            "special_tokens": "tokenizer-default-once",
-            "pooling": "mean",
-            "layer": -1,
-            "dtype": "float32",
-            "quantization": "none",
-            "max_length": 2048,
-            "truncation": "right",
-        }
-        return Identity.from_json(json.dumps(fields | changes))
-
-    return make
+    """A function that makes an encoder's identity."""
+    return make_identity
 
 
 @pytest.fixture
-def write_cache(identity):
+def write_cache():
     """A function that writes a cache with our writer."""
-
-    def write(path, states, rows, **changes):
-        writer = CacheWriter(path)
-        writer.open(identity(**changes), rows.shape[1], checkpoint_rows=100)
-        assert not any(writer.append(states, rows))
-        writer.finish({"model": "a model"})
-        return path
-
-    return write
+    return write_plain_cache
 
 
 @pytest.fixture
