@@ -93,9 +93,9 @@ fn score_batch(
         return Ok(0);
     }
     let nodes: Vec<Node<'_>> = batch.iter().map(NodeLine::node).collect();
-    let scores = scorer.score(&nodes)?;
-    let unscored = scores.iter().filter(|score| matches!(score, NodeScore::Unscored(_))).count();
-    for (line, score) in batch.into_iter().zip(scores) {
+    let found = scorer.score(&nodes)?;
+    let unscored = found.iter().filter(|score| matches!(score, NodeScore::Unscored(_))).count();
+    for (line, score) in batch.into_iter().zip(found) {
         writeln!(out, "{}", with_score(line.fields, score))?;
     }
     out.flush()?;

@@ -46,9 +46,9 @@ fn scores_are_those_of_the_embeddings_in_the_order_of_the_nodes() {
     let mut nodes: Vec<Node<'_>> = states.iter().map(|state| Node::Open(state)).collect();
     nodes.insert(1, Node::Finished);
     nodes.push(Node::Finished);
-    let scores = scorer.score(&nodes).unwrap();
-    assert_eq!(scores.len(), nodes.len());
-    for (node, score) in nodes.iter().zip(&scores) {
+    let found = scorer.score(&nodes).unwrap();
+    assert_eq!(found.len(), nodes.len());
+    for (node, score) in nodes.iter().zip(&found) {
         let Node::Open(state) = node else {
             assert_eq!(*score, Score::Finished);
             continue;
@@ -59,10 +59,10 @@ fn scores_are_those_of_the_embeddings_in_the_order_of_the_nodes() {
         assert_eq!(found.score.to_bits(), (-found.energy).to_bits());
         assert!((f64::from(found.z) - (-right - -0.5) / 2.0).abs() < 1e-5);
     }
-    assert_eq!(scores[0], scores[3], "equal states have equal scores");
+    assert_eq!(found[0], found[3], "equal states have equal scores");
     assert_eq!((encoder.calls(), encoder.encoded()), (1, 3), "one request, equal states once");
     let again = scorer.score_within(&nodes, Duration::from_secs(60)).unwrap();
-    assert_eq!(again, scores);
+    assert_eq!(again, found);
     assert_eq!(encoder.calls(), 1);
 }
 
@@ -76,11 +76,11 @@ fn a_finished_proof_is_never_encoded_and_is_the_best() {
     );
     assert_eq!(scorer.score(&[]).unwrap(), []);
     assert_eq!(encoder.calls(), 0);
-    let scores = scorer.score(&[Node::Open("⊢ a"), Node::Open("⊢ b"), Node::Finished]).unwrap();
-    assert!(scores[2] > scores[0] && scores[2] > scores[1]);
-    let (left, right) = (scored(&scores[0]), scored(&scores[1]));
+    let found = scorer.score(&[Node::Open("⊢ a"), Node::Open("⊢ b"), Node::Finished]).unwrap();
+    assert!(found[2] > found[0] && found[2] > found[1]);
+    let (left, right) = (scored(&found[0]), scored(&found[1]));
     assert!(left.energy.to_bits() != right.energy.to_bits());
-    assert_eq!(scores[0] > scores[1], left.energy < right.energy, "lower energy is better");
+    assert_eq!(found[0] > found[1], left.energy < right.energy, "lower energy is better");
 }
 
 #[test]
@@ -94,24 +94,24 @@ fn a_state_without_an_embedding_is_unscored_and_harms_no_other() {
         Node::Finished,
         Node::Open("⊢ b"),
     ];
-    let scores = scorer.score(&nodes).unwrap();
+    let found = scorer.score(&nodes).unwrap();
     let reason = |score: &Score| match score {
         Score::Unscored(reason) => reason.clone(),
         other => panic!("{other:?}"),
     };
-    assert!(matches!(reason(&scores[0]), NoScore::NoEmbedding(NoEmbedding::Bad { .. })));
-    assert_eq!(reason(&scores[2]), NoScore::EmptyText);
+    assert!(matches!(reason(&found[0]), NoScore::NoEmbedding(NoEmbedding::Bad { .. })));
+    assert_eq!(reason(&found[2]), NoScore::EmptyText);
     let long = NoScore::NoEmbedding(NoEmbedding::TooLong { tokens: 5000 });
-    assert_eq!(reason(&scores[3]), long);
-    assert_eq!(scores[4], Score::Finished);
+    assert_eq!(reason(&found[3]), long);
+    assert_eq!(found[4], Score::Finished);
     let encoder = fake();
-    for (score, state) in [(&scores[1], "⊢ a"), (&scores[5], "⊢ b")] {
+    for (score, state) in [(&found[1], "⊢ a"), (&found[5], "⊢ b")] {
         let right = file().energy(&encoder.row(state));
         assert!((f64::from(scored(score).energy) - right).abs() < 1e-5);
     }
-    for score in &scores {
-        let same = *score == scores[0];
-        assert_eq!(score.partial_cmp(&scores[0]).is_some(), same, "no better and no worse");
+    for score in &found {
+        let same = *score == found[0];
+        assert_eq!(score.partial_cmp(&found[0]).is_some(), same, "no better and no worse");
     }
     let failed = scorer.score(&[Node::Open("⊢ poison"), Node::Finished]).unwrap();
     assert!(matches!(reason(&failed[0]), NoScore::NoEmbedding(NoEmbedding::Encoder(_))));
@@ -154,9 +154,9 @@ fn zero_rows_are_never_scored() {
     let cache = zeroed(&path);
     let options = CachedEncoderOptions::default();
     let encoder = CachedEncoder::new(fake(), Some(cache), options).unwrap();
-    let scores = ValueScorer::new(encoder, file().head()).unwrap().score(&nodes).unwrap();
-    zero(&scores[0]);
-    scored(&scores[1]);
+    let found = ValueScorer::new(encoder, file().head()).unwrap().score(&nodes).unwrap();
+    zero(&found[0]);
+    scored(&found[1]);
 }
 
 /// A cache whose row of `⊢ a` is zero: of our writer, with the row's bytes overwritten.
@@ -213,7 +213,7 @@ fn a_value_beyond_float32_is_no_score() {
     let mut file = file();
     file.head["score_scale"]["deviation"] = json!(1e-300);
     let encoder = CachedEncoder::new(fake(), None, CachedEncoderOptions::default()).unwrap();
-    let scores =
+    let found =
         ValueScorer::new(encoder, file.head()).unwrap().score(&[Node::Open("⊢ a")]).unwrap();
-    assert_eq!(scores, [Score::Unscored(NoScore::Overflow)]);
+    assert_eq!(found, [Score::Unscored(NoScore::Overflow)]);
 }

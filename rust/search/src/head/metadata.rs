@@ -92,7 +92,7 @@ impl Metadata {
         check_scale("score_scale", score_scale)?;
         let mixing = match head.get("mixing") {
             None | Some(Value::Null) => None,
-            Some(_) => Some(mixing(required(head, "mixing")?)?),
+            Some(_) => Some(mixing(&required(head, "mixing")?)?),
         };
         let Architecture { dims, members, .. } = architecture;
         Ok(Self { identity, dims, members, score_scale, mixing, whole })
@@ -133,8 +133,9 @@ fn check_scale(name: &str, scale: Scale) -> Result<(), String> {
     ))
 }
 
-fn mixing(fields: MixingFields) -> Result<Mixing, String> {
-    let MixingFields { weight, policy: PolicyFields { mean, deviation, depth_exponent } } = fields;
+fn mixing(fields: &MixingFields) -> Result<Mixing, String> {
+    let MixingFields { weight, policy } = fields;
+    let (weight, depth_exponent) = (*weight, policy.depth_exponent);
     let wrong = |detail: String| Err(format!("head key \"mixing\": {detail}"));
     if !(0.0..=1.0).contains(&weight) {
         return wrong(format!("weight is {weight}, expected 0 to 1"));
@@ -142,7 +143,7 @@ fn mixing(fields: MixingFields) -> Result<Mixing, String> {
     if !depth_exponent.is_finite() || depth_exponent < 0.0 {
         return wrong(format!("depth_exponent is {depth_exponent}, expected 0 or more"));
     }
-    let policy = Scale { mean, deviation };
+    let policy = Scale { mean: policy.mean, deviation: policy.deviation };
     check_scale("mixing.policy", policy)?;
     Ok(Mixing { weight, policy, depth_exponent })
 }

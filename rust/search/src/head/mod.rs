@@ -22,7 +22,7 @@ use network::Network;
 /// A head that was read from its file.
 ///
 /// The energy of an embedding is the mean over the head's members, each a multilayer perceptron with
-/// SiLU between its layers; **lower is better**. The score is minus the energy; **higher is better**.
+/// `SiLU` between its layers; **lower is better**. The score is minus the energy; **higher is better**.
 ///
 /// A row's energy does not depend on the rows beside it: it is the same, bit for bit, in a batch of any
 /// size and with any number of threads, on one kind of CPU. It agrees with torch within 1e-5 of the

@@ -1,4 +1,4 @@
-//! The forward pass: multilayer perceptrons with SiLU, on all cores.
+//! The forward pass: multilayer perceptrons with `SiLU`, on all cores.
 //!
 //! Every matrix product is made of tiles of one fixed shape, and each value of a tile is one sum in one
 //! order. So neither the number of rows nor that of threads changes a bit of the result.

@@ -50,18 +50,18 @@ impl Panels {
             let parts = parts.chunks_mut(count * PANEL);
             self.values.chunks(self.inputs * PANEL).zip(parts).for_each(step);
         }
-        if self.outputs <= PANEL { parts } else { self.joined(&parts, count) }
+        if self.outputs <= PANEL { parts } else { joined(&parts, count) }
     }
+}
 
-    /// The outputs of all panels, row by row.
-    fn joined(&self, parts: &[f32], count: usize) -> Vec<f32> {
-        let mut out = Vec::with_capacity(parts.len());
-        for row in 0..count {
-            for part in parts.chunks(count * PANEL) {
-                let width = part.len() / count;
-                out.extend_from_slice(&part[row * width..][..width]);
-            }
+/// The outputs of all panels, row by row.
+fn joined(parts: &[f32], count: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(parts.len());
+    for row in 0..count {
+        for part in parts.chunks(count * PANEL) {
+            let width = part.len() / count;
+            out.extend_from_slice(&part[row * width..][..width]);
         }
-        out
     }
+    out
 }
