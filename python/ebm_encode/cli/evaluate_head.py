@@ -10,6 +10,7 @@ from ebm_encode.options import OpenMode
 
 log = logging.getLogger(__name__)
 
+_WIDTH = 150
 _METRICS = ("rank1", "mrr", "pairwise")
 
 
@@ -103,7 +104,9 @@ def print_report(report: dict[str, Any]) -> None:
     """Prints the tables."""
     from rich.console import Console  # noqa: PLC0415
 
+    # Tables are not cut to a narrow terminal: their lines wrap there.
     console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=max(console.width, _WIDTH))
     counts = report["counts"]
     console.print(
         f"{counts['theorems']:,} solved theorems, {counts['states']:,} states"
@@ -139,7 +142,7 @@ def _sibling_table(title: str, rankers: dict[str, Any]) -> Any:
         table.add_row(
             name,
             *(_with_interval(found, metric) for metric in _METRICS),
-            *(f"{found['rank1_by_depth'][depth]:.2f}" for depth in depths),
+            *(_number(found["rank1_by_depth"].get(depth)) for depth in depths),
         )
     return table
 
@@ -159,7 +162,7 @@ def _replay_table(rankers: dict[str, Any]) -> Any:
             name,
             _with_interval(found, "mean_expansions", 1),
             *(_with_interval(found, key) for key in within),
-            f"{found['never_expanded']:.1f}",
+            _number(found["never_expanded"], 1),
         )
     return table
 
@@ -179,7 +182,7 @@ def _tree_table(rankers: dict[str, Any]) -> Any:
             _with_interval(found, "auc"),
             _with_interval(found, "distance_correlation"),
             _with_interval(found, "energy_gap"),
-            f"{found['gap_deviations']:.2f}",
+            _number(found["gap_deviations"]),
         )
     return table
 
@@ -196,11 +199,13 @@ def _difference_table(differences: list[dict[str, Any]]) -> Any:
     return table
 
 
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _with_interval(found: dict[str, Any], key: str, digits: int = 2) -> str:
     interval = found[f"{key}_interval"]
-    value = f"{found[key]:.{digits}f}"
-    return (
-        value
-        if interval is None
-        else f"{value} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-    )
+    value = _number(found[key], digits)
+    if interval is None:
+        return value
+    return f"{value} [{_number(interval[0], digits)}, {_number(interval[1], digits)}]"

@@ -58,6 +58,7 @@ Told = Callable[[str, dict[str, float]], None]
 _CHANCES = 10  # random orders whose replays are averaged
 _NOT_PROVED = -1e9  # the oracle's score; any number below all distances
 _AT_ONCE = 8192
+_NO_ENERGY = ("oracle", "mixture")  # their scores are no energies that could be compared
 
 
 @dataclass(frozen=True)
@@ -431,7 +432,7 @@ def _measured(rankers: Sequence[Ranker], judged: _Judged, seed: int) -> dict[str
     trees = {
         ranker.name: tree_report(ranker, corpus, judged.theorems, seed)
         for ranker in rankers
-        if ranker.scores and ranker.weight == 1
+        if ranker.scores and not ranker.name.startswith(_NO_ENERGY)
     }
     return {
         "siblings": siblings,
@@ -483,7 +484,7 @@ def _differences(
 
 
 def _difference(
-    what: str, one: str, other: str, mean: float, interval: tuple[float, float] | None
+    what: str, one: str, other: str, mean: float | None, interval: tuple[float, float] | None
 ) -> dict[str, Any]:
     return {"metric": what, "of": one, "minus": other, "mean": mean, "interval": interval}
 

@@ -15,7 +15,7 @@ _RESAMPLES = 2000
 
 def mean_interval(
     values: NDArray[np.float64], clusters: NDArray[np.int64], seed: int
-) -> tuple[float, Interval]:
+) -> tuple[float | None, Interval]:
     """The mean of some values, and its interval when whole clusters are drawn.
 
     Percentile bootstrap with 2,000 resamples (Efron and Tibshirani, 1993, chapter 13); the
@@ -27,13 +27,13 @@ def mean_interval(
         seed: Of the resamples.
 
     Returns:
-        Mean and interval; the interval is `None` for fewer than two theorems. NaN if there is no
-        value.
+        Mean and interval; the interval is `None` for fewer than two theorems, and the mean too if
+        there is no value.
     """
     there = np.isfinite(values)
     values, clusters = values[there], clusters[there]
     if not len(values):
-        return float("nan"), None
+        return None, None
     _, places = np.unique(clusters, return_inverse=True)
     sums = np.bincount(places, values)
     counts = np.bincount(places).astype(np.float64)

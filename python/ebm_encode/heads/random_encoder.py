@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from ebm_encode._core import CacheWriter, EmbeddingCache, Identity, MappedCache
 from ebm_encode.bulk.progress import EncodingProgress
@@ -50,6 +51,7 @@ def make_random_model(model_path: str, folder: Path, seed: int) -> Path:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = transformers.AutoModelForCausalLM.from_config(config)
+        disable_progress_bar()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -195,5 +195,6 @@ def tree_report(
     ):  # fmt: skip
         mean, interval = mean_interval(np.array(values), clusters, seed)
         report[name], report[f"{name}_interval"] = mean, interval
-    report["gap_deviations"] = report["energy_gap"] / float(spread)
+    gap_there = report["energy_gap"]
+    report["gap_deviations"] = None if gap_there is None else gap_there / float(spread)
     return report
