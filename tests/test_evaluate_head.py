@@ -122,10 +122,10 @@ def test_other_files_are_evaluated_whole_without_what_stands_in_train(trained, t
     head, cache, _ = trained
     fresh = searches(8, seed=9)
     for one in fresh:
-        one["state_pp"] = one["state_pp"] and one["state_pp"].replace("t", "other ", 1)
+        one["state_pp"] = one["state_pp"] and one["state_pp"].replace("t", "other", 1)
     known = searches(40)[:30]  # t0 stands in the training file
     rows = fresh + [one | {"theorem_name": "copied"} for one in known]
-    states, made = embeddings([one for one in fresh if one["state_pp"]])
+    states, made = embeddings(fresh, seed=5)
     more = [*dict.fromkeys(one["state_pp"] for one in known if one["state_pp"])]
     made = np.concatenate([made, cache.gather(more)])
     held = open_cache(write_plain_cache(tmp_path / "c.parquet", states + more, made))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -70,7 +71,7 @@ class TrajectoryFile:
     """The rows of one file.
 
     Attributes:
-        name: Path or URL, as it was given or found in a folder.
+        name: Absolute path, or URL.
         digest: BLAKE3 of its bytes, hex.
         records: Its rows, in order.
     """
@@ -104,7 +105,8 @@ def read_trajectories(
             raise InputError(f"{file}: has no rows")
         with open_stream(file) as source:
             digest = digest_stream(source)
-        found.append(TrajectoryFile(str(file), digest, [_with(r, known) for r in records]))
+        name = str(file.absolute() if isinstance(file, Path) else file)
+        found.append(TrajectoryFile(name, digest, [_with(r, known) for r in records]))
     return found
 
 

@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ebm_encode._core import EmbeddingCache, EnergyHead, Identity, MappedCache, __version__
+from ebm_encode._core import (
+    EmbeddingCache,
+    EnergyHead,
+    Identity,
+    MappedCache,
+    __version__,
+    is_remote,
+)
 from ebm_encode.dataset import EmbeddingDataset
 from ebm_encode.errors import ArgumentError, IdentityMismatchError, InputError
 from ebm_encode.heads.corpus import Corpus, read_corpus
@@ -317,7 +324,7 @@ def train_head(
             "probes": [{"what": p.what, "auc": p.auc, "flags": p.strongest} for p in probes],
             "replayed": replayed,
         },
-        "data": {"cache": str(cache.path), "trajectories": corpus.files, "counts": counts},
+        "data": {"cache": _absolute(cache.path), "trajectories": corpus.files, "counts": counts},
         "versions": versions(),
     }
     head = write_head(output, layers, identity, scale, details)
@@ -337,6 +344,10 @@ def train_head(
         replayed,
         material.missing,
     )
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else str(Path(path).absolute())
 
 
 def versions() -> dict[str, str]:

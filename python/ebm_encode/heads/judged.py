@@ -1,0 +1,157 @@
+"""What is evaluated: theorems that the head was not trained on, and their embeddings."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode._core import EmbeddingCache, EnergyHead, MappedCache
+from ebm_encode.errors import ArgumentError, EbmEncodeError, InputError
+from ebm_encode.heads.corpus import Corpus, read_corpus
+from ebm_encode.heads.options import HeadOptions
+from ebm_encode.heads.rows import Rows
+from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, sibling_sets
+from ebm_encode.heads.split import states_of
+from ebm_encode.heads.trainer import Material, cache_rows, in_cache, prepare
+from ebm_encode.opening import open_cache
+
+Training = tuple[Material, EmbeddingCache | MappedCache]
+"""A head's training corpus, and the cache of its embeddings."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a head is evaluated.
+
+    Attributes:
+        expansions: Files that say which states the record expanded.
+        comparisons: Whether to train the heads that stand beside: `linear`, `token_counts`,
+            `zeroed` and `random_encoder`.
+        seeds: Seeds of each of them.
+        train_trajectories: Where the files are now that the head was trained on; by default where
+            they were.
+        train_cache: The cache that it was trained on; by default where it was.
+        model_path: The model of the cache, of which `random_encoder` is a copy with random
+            weights; by default the one in the cache's provenance, if it is small.
+        random_cache: Embeddings of a random copy that were made before, of all these states.
+        work: Folder for what takes long to make again; by default `HEAD.comparisons`.
+        seed: Of intervals and random orders.
+        figure: Picture of the result.
+    """
+
+    expansions: list[str] | None = None
+    comparisons: bool = True
+    seeds: int = 3
+    train_trajectories: list[str] | None = None
+    train_cache: str | None = None
+    model_path: str | None = None
+    random_cache: str | None = None
+    work: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ArgumentError(f"`seeds` {self.seeds}: expected at least 1")
+
+
+@dataclass
+class Judged:
+    """The evaluated corpus."""
+
+    corpus: Corpus
+    theorems: list[int]
+    usable: NDArray[np.bool_]
+    fresh: NDArray[np.bool_]
+    rows: Rows
+    sets: dict[str, SiblingSets]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def training_material(
+    head: EnergyHead, corpus: Corpus, recipe: HeadOptions, options: EvaluationOptions
+) -> tuple[Training | None, str]:
+    """The head's training corpus and cache, and why they are not to be had."""
+    data = head.metadata["data"]
+    names = options.train_trajectories or [str(file["name"]) for file in data["trajectories"]]
+    wanted = {file["digest"] for file in data["trajectories"]}
+    try:
+        same = {file["digest"] for file in corpus.files} == wanted
+        found = corpus if same and recipe.labels == "graph" else read_corpus(names, recipe.labels)
+        digests = {file["digest"] for file in found.files}
+        if digests != wanted:
+            raise InputError(f"{', '.join(names)}: are not the files that the head was trained on")
+        cache = open_cache(options.train_cache or data["cache"])
+        head.require_identity(cache.identity, f"the cache {cache.path}")
+        material = prepare(found, in_cache(found, cache), recipe)
+    except EbmEncodeError as error:
+        if options.train_trajectories or options.train_cache:
+            raise
+        return None, str(error).splitlines()[0]
+    return (material, cache), ""
+
+
+def judge(
+    head: EnergyHead,
+    corpus: Corpus,
+    cache: EmbeddingCache | MappedCache,
+    recipe: HeadOptions,
+    training: Training | None,
+) -> Judged:
+    """Chooses the theorems to evaluate on.
+
+    Raises:
+        InputError: If the cache lacks too many of their states, or no theorem is left.
+    """
+    usable = in_cache(corpus, cache)
+    missing = int((~usable).sum())
+    if missing > recipe.max_missing * len(usable) or not usable.any():
+        example = corpus.texts[int(np.flatnonzero(~usable)[0])]
+        raise InputError(
+            f"{cache.path}: lacks {missing:,} of {len(usable):,} states, such as {example[:60]!r}\n"
+            "hint: encode the same trajectories first"
+        )
+    theorems, own = _theorems(head, corpus)
+    seen = (
+        states_of(training[0].corpus.graphs, training[0].split.train) if training else frozenset()
+    )
+    fresh = np.array([text not in seen for text in corpus.texts], bool)
+    roots = {n: int(corpus.first[n]) + corpus.graphs[n].roots[0] for n in theorems}
+    kept = [n for n in theorems if fresh[roots[n]]]
+    if not kept:
+        raise InputError(
+            "there is no theorem to evaluate on: all solved theorems of these trajectories stand in"
+            " the training data\nhint: evaluate on other files, or on all files of the training,"
+            " whose test theorems were kept aside"
+        )
+    asked = (*QUESTIONS, "decided") if any(g.provable for g in corpus.graphs) else QUESTIONS
+    sets: dict[str, SiblingSets] = {q: sibling_sets(corpus, kept, q, usable & fresh) for q in asked}
+    numbers = corpus.of(kept)
+    counts = {
+        "theorems": len(kept),
+        "of_training_files": own,
+        "theorems_in_train": len(theorems) - len(kept),
+        "unsolved": sum(not label.solved for label in corpus.labels),
+        "states": len(numbers),
+        "states_in_train": int((~fresh[numbers]).sum()),
+        "train_states_known": int(training is not None),
+        "missing": missing,
+        **{f"sets_{question}": len(found) for question, found in sets.items()},
+    }
+    return Judged(corpus, kept, usable, fresh, cache_rows(corpus, cache, usable), sets, counts)
+
+
+def _theorems(head: EnergyHead, corpus: Corpus) -> tuple[list[int], int]:
+    """Theorems to evaluate on: solved, with a root; and how many are of the training's files."""
+    trained = {file["digest"] for file in head.metadata["data"]["trajectories"]}
+    own = {n for n, file in enumerate(corpus.files) if file["digest"] in trained}
+    test = {*head.metadata["training"]["split"]["test"]}
+    found, of_training = [], 0
+    for number, (graph, label) in enumerate(zip(corpus.graphs, corpus.labels, strict=True)):
+        if not label.solved or not graph.roots:
+            continue
+        inside = bool(graph.sources[graph.roots[0]] & own)
+        if inside and graph.theorem not in test:
+            continue
+        found.append(number)
+        of_training += inside
+    return found, of_training
