@@ -20,6 +20,7 @@ from tiny_model import make_model, train_tokenizer
 
 VOCABULARY = 1024
 LONGEST = 256  # tokens; longer texts are cut
+SAVE_STEPS = 100
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -57,7 +58,13 @@ class Texts(torch.utils.data.Dataset):  # type: ignore[misc]
         return {"input_ids": self.ids[index], "length": len(self.ids[index])}
 
 
-def train(folder: Path, texts: list[str], steps: int, seed: int = 0) -> Path:
+def train(
+    folder: Path,
+    texts: list[str],
+    steps: int,
+    seed: int = 0,
+    callbacks: list[transformers.TrainerCallback] | None = None,
+) -> Path:
     """Trains the model; does nothing if the folder has one of the same texts and steps."""
     done = folder / "trained.json"
     wanted = {"texts": len(texts), "steps": steps, "seed": seed}
@@ -81,7 +88,7 @@ def train(folder: Path, texts: list[str], steps: int, seed: int = 0) -> Path:
             adam_beta2=0.98,
             train_sampling_strategy="group_by_length",
             length_column_name="length",
-            save_steps=100,
+            save_steps=SAVE_STEPS,
             save_total_limit=2,
             logging_steps=50,
             seed=seed,
@@ -91,6 +98,7 @@ def train(folder: Path, texts: list[str], steps: int, seed: int = 0) -> Path:
         ),
         train_dataset=Texts(tokenizer, texts),
         data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        callbacks=callbacks,
     )
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
     trainer.train(resume_from_checkpoint=last)

@@ -1,15 +1,19 @@
-//! Measures a head: `cargo run --release --example head_speed -- HEAD.safetensors [SECONDS]`.
+//! Measures a head: `cargo run --release --example head_speed -- HEAD.safetensors [SECONDS] [CACHE]`.
 //!
 //! Prints one JSON object: milliseconds (medians) for 1, 8, 64 and 1,024 rows through the head, and of its
 //! matrix products alone, as plain calls of `gemm`, in turns with it. The weights of those calls are
 //! row-major or transposed, and the threads share the rows or the outputs: the fastest of the four counts.
+//! With a cache of the head's encoder also 64 of its states from text to score, through a `ValueScorer`.
 #![allow(clippy::print_stdout, reason = "a command-line program")]
 
 use std::error::Error;
 use std::hint::black_box;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ebm_search::EnergyHead;
+use ebm_cache::EmbeddingCache;
+use ebm_encoder::{CachedEncoder, CachedEncoderOptions, TestEncoder};
+use ebm_search::{EnergyHead, Node, ValueScorer};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 use serde_json::json;
@@ -47,8 +51,32 @@ fn main() -> Result<(), Box<dyn Error>> {
             "ratio": medians[0] / plain}));
     }
     let threads = rayon::current_num_threads();
-    println!("{}", json!({"dims": head.dims(), "threads": threads, "times": found}));
+    let dims = head.dims().to_vec();
+    let scored = std::env::args().nth(3).map(|cache| score_cached(head, &cache, seconds));
+    let scored = scored.transpose()?;
+    println!(
+        "{}",
+        json!({"dims": dims, "threads": threads, "times": found, "score_64_cached_ms": scored})
+    );
     Ok(())
+}
+
+/// Milliseconds to score 64 states of a cache: look them up, gather their embeddings, run the head.
+fn score_cached(head: EnergyHead, cache: &str, seconds: f64) -> Result<f64, Box<dyn Error>> {
+    let cache = EmbeddingCache::open(Path::new(cache))?;
+    let states: Vec<String> = cache.iter().take(64).map(|(state, _)| state.to_owned()).collect();
+    let encoder = TestEncoder::new(head.dim(), head.identity().clone())?;
+    let options = CachedEncoderOptions::default();
+    let scorer = ValueScorer::new(CachedEncoder::new(encoder, Some(cache.into()), options)?, head)?;
+    let nodes: Vec<Node<'_>> = states.iter().map(|state| Node::Open(state)).collect();
+    let mut times = Vec::new();
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    while Instant::now() < end {
+        times.push(time(|| scorer.score(&nodes)));
+    }
+    let missed = scorer.encoder().statistics().encoder.encoded;
+    assert_eq!(missed, 0, "all states are in the cache");
+    Ok(median(times))
 }
 
 fn numbers(count: usize) -> Vec<f32> {
