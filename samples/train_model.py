@@ -7,7 +7,9 @@ about a state. Interrupt it any time; the same command resumes from the last che
 """
 
 import argparse
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,15 @@ def train(
 ) -> Path:
     """Trains the model; does nothing if the folder has one of the same texts and steps."""
     done = folder / "trained.json"
-    wanted = {"texts": len(texts), "steps": steps, "seed": seed}
+    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    wanted = {"texts": digest, "steps": steps, "seed": seed}
     if done.exists() and json.loads(done.read_text()) == wanted:
         return folder
     tokenizer = train_tokenizer(texts[:: max(1, len(texts) // 20_000)], VOCABULARY)
     tokenizer.pad_token = tokenizer.eos_token
     make_model(folder, tokenizer, seed=seed, std=0.02, **SHAPE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    work = folder.with_name(folder.name + ".training")
+    work = folder.with_name(f"{folder.name}.training") / f"{digest}-{steps}-{seed}"
     trainer = transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(
@@ -105,6 +108,7 @@ def train(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     done.write_text(json.dumps(wanted))
+    shutil.rmtree(work.parent)
     return folder
 
 

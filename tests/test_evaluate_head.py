@@ -1,23 +1,25 @@
 """What an evaluation says of a head: the sign, who is compared, what counts, and its keys."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from ebm_encode import EnergyHead, open_cache
+from ebm_encode.cli import main
 from ebm_encode.errors import IdentityMismatchError, InputError
 from ebm_encode.heads.evaluation import EvaluationOptions, evaluate_head
 from ebm_encode.heads.figures import draw_evaluation
 from ebm_encode.heads.head_file import write_head
 from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.trainer import train_head
-from recorded_searches import embeddings, searches, write_rows
+from recorded_searches import embeddings, row, searches, write_rows
 from support import write_plain_cache
 
 FEW = HeadOptions(epochs=6, batch_states=64, architecture="linear", learning_rate=0.03)
-ALONE = EvaluationOptions(comparisons=False)
+EASY = EvaluationOptions(comparisons=False)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def turned(head, path):
 def test_a_head_whose_sign_is_turned_is_worse_than_chance(trained, tmp_path):
     head, cache, files = trained
     wrong = turned(head, tmp_path / "turned.safetensors")
-    right, other = (evaluate_head(h, cache, files, ALONE) for h in (head, wrong))
+    right, other = (evaluate_head(h, cache, files, EASY) for h in (head, wrong))
     for report, better in ((right, True), (other, False)):
         siblings, trees = report["siblings"]["provable"], report["trees"]["head"]
         assert (siblings["head"]["rank1"] > siblings["chance"]["rank1"]) is better
@@ -130,8 +132,8 @@ def test_other_files_are_evaluated_whole_without_what_stands_in_train(trained, t
     made = np.concatenate([made, cache.gather(more)])
     held = open_cache(write_plain_cache(tmp_path / "c.parquet", states + more, made))
     path = write_rows(tmp_path / "held.parquet", rows)
-    report = evaluate_head(head, held, [str(path)], ALONE)
-    copied = "t0" in head.metadata["training"]["split"]["train"]
+    report = evaluate_head(head, held, [str(path)], EASY)
+    copied = "t0" not in head.metadata["training"]["split"]["test"]
     assert report["counts"]["theorems"] == 8 + (not copied)
     assert report["counts"]["theorems_in_train"] == copied
 
@@ -142,7 +144,7 @@ def test_evaluation_on_training_theorems_alone_is_refused(trained, tmp_path):
     rows = [one for one in searches(40) if one["theorem_name"] in train]
     path = write_rows(tmp_path / "train.parquet", rows)
     with pytest.raises(InputError, match="no theorem to evaluate on"):
-        evaluate_head(head, cache, [str(path)], ALONE)
+        evaluate_head(head, cache, [str(path)], EASY)
 
 
 def test_a_cache_of_a_different_encoder_is_refused(trained, tmp_path, write_cache):
@@ -150,7 +152,7 @@ def test_a_cache_of_a_different_encoder_is_refused(trained, tmp_path, write_cach
     rows = cache.gather(cache.states())
     path = write_cache(tmp_path / "other.parquet", cache.states(), rows, dtype="bfloat16")
     with pytest.raises(IdentityMismatchError, match="dtype"):
-        evaluate_head(head, open_cache(path), files, ALONE)
+        evaluate_head(head, open_cache(path), files, EASY)
 
 
 def test_states_that_the_cache_lacks_are_refused(trained, tmp_path, write_cache):
@@ -158,7 +160,7 @@ def test_states_that_the_cache_lacks_are_refused(trained, tmp_path, write_cache)
     states = cache.states()[: len(cache) // 2]
     path = write_cache(tmp_path / "half.parquet", states, cache.gather(states))
     with pytest.raises(InputError, match="lacks"):
-        evaluate_head(head, open_cache(path), files, ALONE)
+        evaluate_head(head, open_cache(path), files, EASY)
 
 
 def test_training_files_that_are_gone_are_told(trained, tmp_path):
@@ -224,5 +226,100 @@ def test_a_head_of_other_software_needs_no_mixture(trained, tmp_path):
         tmp_path / "plain.safetensors", layers, head.identity, head.score_scale, details
     )
     assert EnergyHead.open(plain.path).mixing is None
-    report = evaluate_head(plain, cache, files, ALONE)
+    report = evaluate_head(plain, cache, files, EASY)
     assert report["replay"]["mixture"]["mean_expansions"] >= 6
+
+
+def rewritten(head, path, details):
+    """The same linear head with other metadata."""
+    tensors = load_file(head.path)
+    layers = [[(tensors["member.0.layer.0.weight"], tensors["member.0.layer.0.bias"])]]
+    return write_head(path, layers, head.identity, head.score_scale, details)
+
+
+def test_theorems_of_the_training_are_known_in_other_files_too(trained, tmp_path):
+    """The file saved again has another digest; neither train nor validation theorems count."""
+    head, cache, _ = trained
+    again = str(write_rows(tmp_path / "again.parquet", [*searches(40), row("u", 0, "unknown")]))
+    assert evaluate_head(head, cache, [again], EASY)["counts"]["theorems"] == 6
+    details = {k: head.metadata[k] for k in ("mixing", "training", "versions")}
+    moved = rewritten(head, tmp_path / "moved.safetensors", details)
+    report = evaluate_head(moved, cache, [again], EASY)
+    assert report["counts"]["theorems"] == 6, "also where the training files are gone"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_the_files_makes_no_difference(order, trained, tmp_path):
+    head, cache, files = trained
+    fresh = [one for one in searches(40) if one["theorem_name"] in {"t0", "t1", "t2"}]
+    more = str(write_rows(tmp_path / "more.parquet", fresh))
+    report = evaluate_head(head, cache, [*files, more][::order], EASY)
+    assert report["counts"]["theorems"] == 6
+
+
+def test_chance_among_siblings_is_exact(trained):
+    head, cache, files = trained
+    reports = [evaluate_head(head, cache, files, replace(EASY, seed=seed)) for seed in (0, 1)]
+    siblings = [report["siblings"]["provable"] for report in reports]
+    ranks = {one["chance"]["rank1"] for one in siblings}
+    assert ranks == {siblings[0]["breadth_first"]["rank1"]}
+
+
+def test_without_log_probabilities_there_is_no_policy_to_compare_with(tmp_path):
+    rows = [one | {"llm_log_prob": None} for one in searches(40)]
+    states, made = embeddings(rows)
+    cache = open_cache(write_plain_cache(tmp_path / "c.parquet", states, made))
+    files = [str(write_rows(tmp_path / "t.parquet", rows))]
+    head = train_head(cache, files, tmp_path / "h.safetensors", FEW).head
+    assert head.mixing["weight"] == 1
+    report = evaluate_head(head, cache, files, EASY)
+    assert "not recorded" in report["unavailable"]["policy"]
+    assert "policy" not in report["replay"]
+
+
+@pytest.mark.parametrize("details", [{}, {"training": {}}, {"training": {"options": {}}}])
+def test_a_head_that_does_not_say_how_it_was_trained_is_evaluated(details, trained, tmp_path):
+    head, cache, files = trained
+    report = evaluate_head(rewritten(head, tmp_path / "b.safetensors", details), cache, files)
+    assert report["counts"]["theorems"] == 40
+    assert "does not say" in report["unavailable"]["zeroed"]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [{"training": [1]}, {"training": {"options": {"epochs": "x"}}}, {"training": {"split": 3}},
+     {"data": {"trajectories": [{}]}}],
+)  # fmt: skip
+def test_metadata_without_meaning_is_one_error(details, trained, tmp_path, run_cli):
+    head, cache, files = trained
+    bad = rewritten(head, tmp_path / "b.safetensors", details)
+    code, _, err = run_cli("evaluate-head", bad.path, cache.path, "--trajectories", *files)
+    assert code == 2
+    assert "b.safetensors" in err
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_first(trained, tmp_path, run_cli):
+    head, cache, files = trained
+    arguments = ("evaluate-head", head.path, cache.path, "--trajectories", *files, "--figure")
+    for figure in (tmp_path / "x.gif", tmp_path / "no" / "x.svg"):
+        code, out, err = run_cli(*arguments, figure)
+        assert (code, out) == (2, "")
+        assert "--figure" in err
+
+
+def test_the_random_encoder_of_another_seed_has_heads_of_its_own(tmp_path, llama):
+    path = str(write_rows(tmp_path / "t.parquet", searches(20)))
+    output = str(tmp_path / "c.parquet")
+    inputs = ["--model-path", str(llama), "--trajectories", path, "--output", output]
+    assert main(["encode", *inputs, "--device", "cpu", "--quiet"]) == 0
+    cache = open_cache(output)
+    head = train_head(cache, [path], tmp_path / "h.safetensors", replace(FEW, epochs=2)).head
+
+    def random_rank(seed, work):
+        options = EvaluationOptions(seeds=1, seed=seed, work=str(tmp_path / work))
+        report = evaluate_head(head, cache, [path], options)
+        return report["siblings"]["provable"]["random_encoder"]["rank1"]
+
+    kept = [random_rank(seed, "work") for seed in (0, 1, 0)]
+    assert kept[0] == kept[2]
+    assert kept[1] == random_rank(1, "fresh"), "heads of another seed's embeddings are not used"

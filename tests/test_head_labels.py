@@ -247,3 +247,91 @@ def test_a_corpus_numbers_its_states_through(tmp_path):
     assert corpus.first[-1] == len(corpus.texts)
     for theorem, graph in enumerate(corpus.graphs):
         assert corpus.texts[corpus.numbers(theorem)] == graph.states
+
+
+def expansions(path, **changes):
+    table = {"theorem_name": ["t", "t"], "state_id": [0, 1], "expanded": [True, False]} | changes
+    pq.write_table(pa.table(table), path)
+    return [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"theorem_name": ["u", "u"]}, "speaks of no state"),
+        ({"state_id": [1, 1]}, "speaks twice of state 1"),
+        ({"expanded": ["true", "false"]}, "is string, expected bool"),
+    ],
+)
+def test_expansions_that_are_not_of_these_searches_are_refused(changes, reason, tmp_path):
+    rows = [row("t", 0, "a"), row("t", 1, "b", 0), row("t", 2, "", 1, finished=True),
+            row("t", 3, "c", 0)]  # fmt: skip
+    files = [str(write_rows(tmp_path / "t.parquet", rows))]
+    with pytest.raises(InputError, match=reason):
+        read_corpus(files, "graph", expansions(tmp_path / "e.parquet", **changes))
+
+
+def test_expansions_of_one_file_are_not_taken_for_another(tmp_path):
+    one = [row("t", 0, "a"), row("t", 1, "", 0, finished=True), row("t", 2, "x", 0)]
+    other = [row("t", 0, "b"), row("t", 1, "", 0, finished=True)]
+    files = [
+        str(write_rows(tmp_path / f"{n}.parquet", rows)) for n, rows in (("1", one), ("2", other))
+    ]
+    with pytest.raises(InputError, match="stands for several states"):
+        read_corpus(files, "graph", expansions(tmp_path / "e.parquet", state_id=[0, 2]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"llm_log_prob": None}, "llm_log_prob is null in 1 of"),
+        ({"llm_log_prob": float("nan")}, "row 3: llm_log_prob is nan"),
+        ({"llm_log_prob": float("-inf")}, "row 3: llm_log_prob is -inf"),
+        ({"theorem_name": None}, "row 3: theorem_name is null"),
+        ({"state_id": None}, "row 3: state_id is null"),
+    ],
+)
+def test_a_row_that_says_nothing_clear_is_refused(changes, reason, tmp_path):
+    rows = searches(2)
+    rows[3] |= changes
+    with pytest.raises(InputError, match=reason):
+        read_trajectories([str(write_rows(tmp_path / "t.parquet", rows))])
+
+
+def test_searches_without_log_probabilities_have_no_policy(tmp_path):
+    rows = [one | {"llm_log_prob": None} for one in searches(4)]
+    corpus = read_corpus([str(write_rows(tmp_path / "t.parquet", rows))])
+    assert not corpus.has_policy
+
+
+@pytest.mark.parametrize("number", ["1.5", "true", str(2**70), str(2**64 - 1)])
+def test_a_number_that_is_no_state_is_reported(number, tmp_path):
+    path = tmp_path / "t.jsonl"
+    text = '{"theorem_name": "t", "state_id": NUMBER, "state_pp": "a", "parent_state_id": null}'
+    path.write_text(text.replace("NUMBER", number) + "\n")
+    with pytest.raises(InputError, match="line 1"):
+        read_trajectories([str(path)])
+
+
+def test_half_of_a_surrogate_pair_is_reported(tmp_path):
+    path = tmp_path / "t.jsonl"
+    text = r'{"theorem_name": "t", "state_id": 1, "state_pp": "\ud800", "parent_state_id": null}'
+    path.write_text(text + "\n")
+    with pytest.raises(InputError, match="line 1"):
+        read_trajectories([str(path)])
+
+
+def test_one_file_for_each_theorem_can_be_probed(tmp_path):
+    for number in range(6):
+        rows = [one for one in searches(6) if one["theorem_name"] == f"t{number}"]
+        write_rows(tmp_path / f"{number}.parquet", rows)
+    probes = probe_format(read_corpus([str(tmp_path)]), 0)
+    assert [probe.what for probe in probes] == ["proved and other states"]
+
+
+def test_a_search_starts_where_a_proof_was_found(tmp_path):
+    rows = [row("t", 0, "a"), row("t", 1, "b", 0), row("t", 5, "c"),
+            row("t", 6, "", 5, finished=True)]  # fmt: skip
+    corpus = read_corpus([str(write_rows(tmp_path / "t.parquet", rows))])
+    (graph,) = corpus.graphs
+    assert graph.states[graph.roots[0]] == "c"

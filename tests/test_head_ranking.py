@@ -160,9 +160,10 @@ def test_the_mixture_is_chosen_by_expansions(tmp_path):
     needed = {
         one["weight"]: one["mean_expansions"] for one in tried if one["depth_exponent"] == 0.5
     }
-    assert needed[mixing.weight] == 4 < needed[0.0], "the proofs have four steps"
-    turned, _ = choose_mixing(corpus, range(8), -values, scale_of(-values))
-    assert turned.weight < 0.5, "with the sign turned, the value leads away from the proof"
+    assert needed[mixing.weight] == 6 < needed[0.0], "the proofs have six steps"
+    _, tried = choose_mixing(corpus, range(8), -values, scale_of(-values))
+    turned = {t["weight"]: t["mean_expansions"] for t in tried if t["depth_exponent"] == 0.5}
+    assert turned[1.0] > needed[1.0], "with the sign turned, the value leads away from the proof"
 
 
 def test_intervals_are_over_theorems():

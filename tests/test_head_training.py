@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ebm_encode.errors import (
     BadRowsError,
     IdentityMismatchError,
     InputError,
+    TrainingError,
 )
 from ebm_encode.heads import losses
 from ebm_encode.heads.model import Head, energies, folded
@@ -343,3 +345,76 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(output, material, t
     code, _, err = run_cli(*arguments)
     assert code == 2
     assert "--output" in err
+
+
+def test_a_checkpoint_of_other_embeddings_is_not_resumed(material, tmp_path, write_cache):
+    """A cache that changed under the same identity, between the interruption and the rerun."""
+    cache, files = material
+    output = tmp_path / "h.safetensors"
+
+    def stop(_, epoch):
+        if epoch["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(cache, files, output, FEW, on_epoch=stop)
+    rows = cache.gather(cache.states())[:, ::-1].copy()
+    other = open_cache(write_cache(tmp_path / "other.parquet", cache.states(), rows))
+    resumed = train_head(other, files, output, FEW)
+    fresh = train_head(other, files, tmp_path / "fresh.safetensors", FEW)
+    assert resumed.best == fresh.best
+
+
+def test_a_positive_without_a_distance_is_no_wrong_answer(tmp_path, write_cache):
+    """Files may call a state positive and not say how far it is from the end."""
+    rows = searches(30)
+    for one in rows:
+        one["label"] = "negative" if "dead" in one["state_pp"] else "positive"
+    states, made = embeddings(rows)
+    cache = open_cache(write_cache(tmp_path / "c.parquet", states, made))
+    files = [str(write_rows(tmp_path / "t.parquet", rows))]
+    report = train_head(cache, files, tmp_path / "h.safetensors", replace(FEW, labels="file"))
+    assert report.best["linear-0"]["provable"] > 0.9
+
+
+def test_training_that_diverges_is_an_error_and_leaves_the_former_head(material, tmp_path):
+    cache, files = material
+    output = tmp_path / "h.safetensors"
+    train_head(cache, files, output, FEW)
+    before = output.read_bytes()
+    wild = replace(FEW, architecture="mlp", learning_rate=1e12, clip=1e12)
+    with pytest.raises(TrainingError, match="diverged"):
+        train_head(cache, files, output, wild)
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "places",
+    [{"output": "."}, {"figure": "no/x.svg"}, {"figure": "x.gif"}, {"log_file": "no/x.jsonl"}],
+)
+def test_places_that_cannot_be_written_are_refused_before_training(places, material, tmp_path):
+    cache, files = material
+    places = {"output": "h.safetensors"} | places
+    places = {name: tmp_path / place for name, place in places.items()}
+    epochs = []
+    with pytest.raises(ArgumentError, match="expected"):
+        train_head(cache, files, options=FEW, on_epoch=lambda *e: epochs.append(e), **places)
+    assert not epochs
+
+
+def test_an_unknown_device_is_refused(material, tmp_path):
+    cache, files = material
+    with pytest.raises(ArgumentError, match="`device` abacus"):
+        train_head(cache, files, tmp_path / "h.safetensors", FEW, device="abacus")
+
+
+def test_a_head_among_its_trajectories_can_be_trained_again(material, tmp_path, run_cli):
+    cache, (file,) = material
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "t.parquet").write_bytes(Path(file).read_bytes())
+    arguments = ("train-head", cache.path, "--trajectories", runs, "--output",
+                 runs / "h.safetensors", "--epochs", 1)  # fmt: skip
+    for _ in range(2):
+        code, _, err = run_cli(*arguments)
+        assert code == 0, err

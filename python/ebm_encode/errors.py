@@ -77,6 +77,10 @@ class OutputConflictError(OutputLockedError):
     """Another process changed the output after this one opened it; nothing was replaced."""
 
 
+class TrainingError(EbmEncodeError):
+    """Training a head came to nothing: the loss or the energies are no numbers."""
+
+
 class CheckFailedError(EbmEncodeError):
     """A check of embeddings failed: wrong numbers, not wrong use. A base class."""
 

@@ -70,8 +70,10 @@ def evaluate_head(
         EvaluationOptions,
     )
     from ebm_encode.heads.evaluation import evaluate_head as evaluate  # noqa: PLC0415
+    from ebm_encode.heads.trainer import require_places  # noqa: PLC0415
     from ebm_encode.opening import open_cache  # noqa: PLC0415
 
+    require_places(figure=figure)
     report = evaluate(
         EnergyHead.open(head),
         open_cache(cache, mode=mode),
@@ -89,14 +91,14 @@ def evaluate_head(
         ),
         on_step=lambda what: log.info("%s", what),
     )
-    if figure:
-        from ebm_encode.heads.figures import draw_evaluation  # noqa: PLC0415
-
-        draw_evaluation(figure, report)
     if json_output:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
     else:
         print_report(report)
+    if figure:
+        from ebm_encode.heads.figures import draw_evaluation  # noqa: PLC0415
+
+        draw_evaluation(figure, report)
     return 0
 
 
@@ -115,7 +117,14 @@ def print_report(report: dict[str, Any]) -> None:
     if counts["theorems_in_train"]:
         console.print(f"{counts['theorems_in_train']:,} theorems stand in train and do not count")
     if not counts["train_states_known"]:
-        console.print("the training files are not there: what stands in train is not known")
+        console.print(
+            "the training files are not there: theorems of the training are known by their roots,"
+            " single states are not"
+        )
+    if counts["replayed"] < counts["theorems"]:
+        console.print(
+            f"{counts['replayed']:,} of the theorems can be replayed: their root is proved"
+        )
     for question, rankers in report["siblings"].items():
         title = f"children of one parent, {question}: {counts[f'sets_{question}']:,} sets"
         console.print(_sibling_table(title, rankers))

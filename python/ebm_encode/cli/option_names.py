@@ -6,7 +6,11 @@ _OPTIONS = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("batch_size", "cache", "checkpoint_rows", "checkpoint_seconds", "column", "device"),
+            *("architecture", "batch_size", "batch_states", "cache", "checkpoint_rows"),
+            *("checkpoint_seconds", "clip", "column", "device", "distance_scale", "dropout"),
+            *("distance_weight", "epochs", "figure", "learning_rate", "log_file", "loss"),
+            *("labels", "max_missing", "members", "pair_weight", "patience", "random_cache"),
+            *("seed", "seeds", "test", "validation", "warmup", "weight_decay"),
             *("dtype", "engine", "invalid_rows", "layer", "max_batch_tokens", "max_length"),
             *("model_path", "output", "overlong", "overwrite", "pooling", "template"),
             *("code_revision", "revision", "trajectories", "trust_remote_code", "verify_sample"),

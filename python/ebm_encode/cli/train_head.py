@@ -211,7 +211,8 @@ class _Watch:
         )
         for name, what in (
             ("missing", "states are not in the cache and are skipped"),
-            ("without_parent", "rows name a parent that is not in the file"),
+            ("without_parent", "rows have a parent that is not in the file, or not clear"),
+            ("loops", "steps lead from a state to itself and do not count"),
             ("empty", "rows have no text and are no finished proof"),
             ("validation_states_in_train", "validation states stand in train too and do not count"),
             ("test_states_in_train", "test states stand in train too and do not count"),

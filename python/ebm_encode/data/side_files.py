@@ -1,6 +1,7 @@
 """The lists that a run leaves beside its output, as JSON lines.
 
-They hold quarantined states, overlong states, and input rows that hold no text.
+They hold quarantined states, overlong states, input rows that hold no text, and what the epochs of
+a head's training measured.
 """
 
 import json
@@ -12,7 +13,8 @@ from ebm_encode import _core
 QUARANTINE = ".quarantine.jsonl"
 OVERLONG = ".overlong.jsonl"
 INVALID = ".invalid.jsonl"
-SIDE_FILES = (QUARANTINE, OVERLONG, INVALID)
+EPOCHS = ".log.jsonl"
+SIDE_FILES = (QUARANTINE, OVERLONG, INVALID, EPOCHS)
 
 
 def side_file(output: str, ending: str) -> str:

@@ -26,7 +26,7 @@ class Batch:
         nearer: Places of states that are nearer to the end of a proof than their partner in
             `farther`, a state of the same tree, int64 `[P]`.
         farther: Those partners, int64 `[P]`.
-        distance: Steps to the end of a proof, int64 `[N]`; -1 where the state is not proved.
+        distance: Steps to the end of a proof, int64 `[N]`; -1 where that is not known.
     """
 
     states: NDArray[np.int64]
@@ -42,7 +42,8 @@ class _Tree:
     """A solved theorem: open children by parent, and each state's distance."""
 
     groups: list[NDArray[np.int64]]
-    distance: NDArray[np.int64]  # of all states by their own numbers; NO_DISTANCE
+    proved: NDArray[np.bool_]  # of all states by their own numbers
+    distance: NDArray[np.int64]  # the same; NO_DISTANCE where it is not known
     first: int
 
 
@@ -106,7 +107,7 @@ def _tree(
         children = children[usable[children]]
         if len(children):
             groups.append(children)
-    return _Tree(groups, labels.distance.astype(np.int64), first)
+    return _Tree(groups, labels.proved, labels.distance.astype(np.int64), first)
 
 
 def _chunks(
@@ -131,16 +132,16 @@ def _batch(
     # Two chunks of one tree may share states; each is one row of the batch.
     states = np.unique(np.concatenate(parts))
     distance = np.empty(len(states), np.int64)
+    proved = np.empty(len(states), bool)
     nearer, farther, groups = [], [], []
     for (tree, members), part in zip(chunks, parts, strict=True):
         places = np.searchsorted(states, part)
         steps = tree.distance[part - tree.first]
-        distance[places] = steps
-        near, far = _pairs(steps, random)
+        distance[places], proved[places] = steps, tree.proved[part - tree.first]
+        near, far = _pairs(steps, proved[places], random)
         nearer.append(places[near])
         farther.append(places[far])
         groups += [np.searchsorted(states, children) for children in members]
-    proved = distance != NO_DISTANCE
     mixed = [g for g in groups if proved[g].any() and not proved[g].all()]
     width = max(map(len, mixed), default=0)
     table = np.full((len(mixed), width), -1, np.int64)
@@ -153,18 +154,23 @@ def _batch(
         torch.from_numpy(targets),
         torch.from_numpy(np.concatenate(nearer)),
         torch.from_numpy(np.concatenate(farther)),
-        torch.from_numpy(np.where(proved, distance, -1)),
+        torch.from_numpy(np.where(distance == NO_DISTANCE, -1, distance)),
     )
 
 
 def _pairs(
-    steps: NDArray[np.int64], random: np.random.Generator
+    steps: NDArray[np.int64], proved: NDArray[np.bool_], random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Random pairs of one tree's states whose distances differ, the nearer one first."""
+    """Random pairs of one tree's states whose distances differ, the nearer one first.
+
+    A file's label may call a state proved without a distance: it is in no pair.
+    """
+    usable = ~proved | (steps != NO_DISTANCE)
     one = np.repeat(np.arange(len(steps)), _PARTNERS)
     other = random.integers(0, len(steps), len(one))
-    ordered = steps[one] < steps[other]
-    turned = steps[one] > steps[other]
+    clear = usable[one] & usable[other]
+    ordered = clear & (steps[one] < steps[other])
+    turned = clear & (steps[one] > steps[other])
     return (
         np.concatenate([one[ordered], other[turned]]),
         np.concatenate([other[ordered], one[turned]]),

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ebm_encode.heads.material import Material, make_lesson
 from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.rows import Rows, ZeroedRows
-from ebm_encode.heads.trainer import HeadTrainer, Material, make_lesson
+from ebm_encode.heads.trainer import HeadTrainer
 from ebm_encode.heads.training import Trained, predict
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.errors import InputError
+from ebm_encode.heads.expansions import with_expansions
 from ebm_encode.heads.graph import MergeCounts, TheoremGraph, merge
 from ebm_encode.heads.labels import TheoremLabels, file_labels, label_graph
 from ebm_encode.heads.options import Labels
@@ -26,6 +27,7 @@ class Corpus:
         first: The first number of each theorem, and the count of all, int64 `[T + 1]`.
         counts: What became of the rows.
         files: Name, digest and rows of each file.
+        has_policy: Whether all steps have log-probabilities.
     """
 
     graphs: list[TheoremGraph]
@@ -33,6 +35,7 @@ class Corpus:
     first: NDArray[np.int64]
     counts: MergeCounts
     files: list[dict[str, str | int]]
+    has_policy: bool = True
 
     @property
     def texts(self) -> list[str]:
@@ -66,7 +69,8 @@ def read_corpus(
     Raises:
         InputError: If a file cannot be read, or holds no search.
     """
-    return make_corpus(read_trajectories(paths, expansions), labels)
+    files = read_trajectories(paths)
+    return make_corpus(with_expansions(files, expansions) if expansions else files, labels)
 
 
 def make_corpus(files: list[TrajectoryFile], labels: Labels = "graph") -> Corpus:
@@ -95,8 +99,16 @@ def make_corpus(files: list[TrajectoryFile], labels: Labels = "graph") -> Corpus
             "all labels are equal: every state of the trajectories is proved\nhint: a head learns"
             " from searches with dead ends, not from finished proofs alone"
         )
+    for graph, label in zip(graphs, made, strict=True):
+        # A search starts where a proof was found, if a theorem was searched from several states.
+        proved = {n for n in graph.roots if label.proved[n]}
+        graph.roots[:] = [
+            *filter(proved.__contains__, graph.roots),
+            *(n for n in graph.roots if n not in proved),
+        ]
     first = np.cumsum([0, *(len(graph.states) for graph in graphs)]).astype(np.int64)
     described: list[dict[str, str | int]] = [
         {"name": file.name, "digest": file.digest, "rows": len(file.records)} for file in files
     ]
-    return Corpus(graphs, made, first, counts, described)
+    has_policy = all(file.has_policy for file in files)
+    return Corpus(graphs, made, first, counts, described, has_policy)

@@ -1,20 +1,19 @@
 """`evaluate_head`: what a head is worth, beside everything that needs no head."""
 
+import io
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode._core import EmbeddingCache, EnergyHead, MappedCache
-from ebm_encode.digests import digest_file
+from ebm_encode._core import EmbeddingCache, EnergyHead, MappedCache, read_file
+from ebm_encode.digests import digest_stream
 from ebm_encode.heads.comparisons import ZEROED
 from ebm_encode.heads.corpus import Corpus, read_corpus
 from ebm_encode.heads.intervals import mean_interval
-from ebm_encode.heads.judged import EvaluationOptions, Judged, judge, training_material
-from ebm_encode.heads.options import HeadOptions
+from ebm_encode.heads.judged import EvaluationOptions, Judged, judge, recipe_of, training_material
 from ebm_encode.heads.rankers import Told, all_rankers
 from ebm_encode.heads.ranking import (
     Ranker,
@@ -64,7 +63,7 @@ def evaluate_head(
     options = options or EvaluationOptions()
     tell = on_step or (lambda _: None)
     head.require_identity(cache.identity, f"the cache {cache.path}")
-    recipe = HeadOptions.from_dict(head.metadata["training"]["options"])
+    recipe = recipe_of(head)
     tell("reading the trajectories")
     corpus = read_corpus(trajectories, "graph", options.expansions)
     training, why_not = training_material(head, corpus, recipe, options)
@@ -90,7 +89,7 @@ def _measured(rankers: Sequence[Ranker], judged: Judged, seed: int) -> dict[str,
     }
     replayed = {ranker.name: replay_theorems(ranker, corpus, judged.theorems) for ranker in rankers}
     trees = {
-        ranker.name: tree_report(ranker, corpus, judged.theorems, seed)
+        ranker.name: tree_report(ranker, corpus, judged.theorems, judged.fresh, seed)
         for ranker in rankers
         if ranker.scores and not ranker.name.startswith(_NO_ENERGY)
     }
@@ -137,6 +136,8 @@ def _differences(
                 found.append(_difference(f"siblings.{question}.rank1", one, other, mean, interval))
     for one, others in (("mixture", _AGAINST_MIXTURE), ("head", ("policy", "shortest_text"))):
         for other in others:
+            if one not in replayed or other not in replayed:
+                continue
             a, b = replayed[one], replayed[other]
             mean, interval = mean_interval(a.expansions - b.expansions, a.theorems, seed)
             found.append(_difference("replay.mean_expansions", one, other, mean, interval))
@@ -153,7 +154,7 @@ def _described(head: EnergyHead) -> dict[str, Any]:
     metadata = head.metadata
     return {
         "path": os.fspath(head.path),
-        "digest": digest_file(Path(head.path)),
+        "digest": digest_stream(io.BytesIO(read_file(head.path) or b"")),
         "dims": head.dims,
         "members": head.members,
         "sign": metadata["sign"],

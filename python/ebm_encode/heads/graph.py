@@ -95,7 +95,8 @@ class MergeCounts:
     Attributes:
         rows: All rows.
         empty: Rows without text that are no finished proof; skipped.
-        without_parent: Rows whose parent is not in the file; their states have no step to them.
+        without_parent: Rows whose parent is not in the file, and finished proofs without one;
+            there is no step to them.
         ambiguous: Rows whose parent's number stands for several texts and none before the row.
         loops: Steps from a state to itself; skipped.
     """
@@ -149,6 +150,7 @@ def _add(graph: TheoremGraph, records: list[Record], file: int, counts: MergeCou
         if record.parent_id is None:
             if open_state and child not in graph.roots:
                 graph.roots.append(child)
+            counts.without_parent += not open_state
             continue
         parent = places.find(record.parent_id, row)
         if parent is None:

@@ -1,18 +1,26 @@
 """What is evaluated: theorems that the head was not trained on, and their embeddings."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode._core import EmbeddingCache, EnergyHead, MappedCache
-from ebm_encode.errors import ArgumentError, EbmEncodeError, InputError
+from ebm_encode.errors import (
+    ArgumentError,
+    EbmEncodeError,
+    HeadFormatError,
+    InputError,
+    one_line,
+)
 from ebm_encode.heads.corpus import Corpus, read_corpus
+from ebm_encode.heads.material import Material, cache_rows, in_cache, prepare
 from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.rows import Rows
 from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, sibling_sets
 from ebm_encode.heads.split import states_of
-from ebm_encode.heads.trainer import Material, cache_rows, in_cache, prepare
+from ebm_encode.heads.trainer import root_digest
 from ebm_encode.opening import open_cache
 
 Training = tuple[Material, EmbeddingCache | MappedCache]
@@ -71,16 +79,19 @@ def training_material(
     head: EnergyHead, corpus: Corpus, recipe: HeadOptions, options: EvaluationOptions
 ) -> tuple[Training | None, str]:
     """The head's training corpus and cache, and why they are not to be had."""
-    data = head.metadata["data"]
-    names = options.train_trajectories or [str(file["name"]) for file in data["trajectories"]]
-    wanted = {file["digest"] for file in data["trajectories"]}
+    files = data_of(head)
+    cached = options.train_cache or head.metadata.get("data", {}).get("cache")
+    names = options.train_trajectories or [file["name"] for file in files]
+    wanted = {file["digest"] for file in files}
+    if not files or not isinstance(cached, str):
+        return None, "the head does not say what it was trained on"
     try:
         same = {file["digest"] for file in corpus.files} == wanted
         found = corpus if same and recipe.labels == "graph" else read_corpus(names, recipe.labels)
         digests = {file["digest"] for file in found.files}
         if digests != wanted:
             raise InputError(f"{', '.join(names)}: are not the files that the head was trained on")
-        cache = open_cache(options.train_cache or data["cache"])
+        cache = open_cache(cached)
         head.require_identity(cache.identity, f"the cache {cache.path}")
         material = prepare(found, in_cache(found, cache), recipe)
     except EbmEncodeError as error:
@@ -111,12 +122,15 @@ def judge(
             "hint: encode the same trajectories first"
         )
     theorems, own = _theorems(head, corpus)
-    seen = (
-        states_of(training[0].corpus.graphs, training[0].split.train) if training else frozenset()
-    )
+    seen = _seen(training)
     fresh = np.array([text not in seen for text in corpus.texts], bool)
-    roots = {n: int(corpus.first[n]) + corpus.graphs[n].roots[0] for n in theorems}
-    kept = [n for n in theorems if fresh[roots[n]]]
+    known = {*training_of(head).get("seen_roots", ())}
+    kept = [
+        n
+        for n in theorems
+        if fresh[int(corpus.first[n]) + corpus.graphs[n].roots[0]]
+        and root_digest(corpus.graphs[n].states[corpus.graphs[n].roots[0]]) not in known
+    ]
     if not kept:
         raise InputError(
             "there is no theorem to evaluate on: all solved theorems of these trajectories stand in"
@@ -133,6 +147,10 @@ def judge(
         "unsolved": sum(not label.solved for label in corpus.labels),
         "states": len(numbers),
         "states_in_train": int((~fresh[numbers]).sum()),
+        "theorems_with_states_in_train": sum(
+            not fresh[corpus.numbers(theorem)].all() for theorem in kept
+        ),
+        "replayed": sum(bool(corpus.labels[n].proved[corpus.graphs[n].roots[0]]) for n in kept),
         "train_states_known": int(training is not None),
         "missing": missing,
         **{f"sets_{question}": len(found) for question, found in sets.items()},
@@ -140,18 +158,69 @@ def judge(
     return Judged(corpus, kept, usable, fresh, cache_rows(corpus, cache, usable), sets, counts)
 
 
+def _seen(training: Training | None) -> frozenset[str]:
+    """States of the theorems that a head was trained on or chosen by."""
+    if training is None:
+        return frozenset()
+    split = training[0].split
+    return states_of(training[0].corpus.graphs, (*split.train, *split.validation))
+
+
 def _theorems(head: EnergyHead, corpus: Corpus) -> tuple[list[int], int]:
     """Theorems to evaluate on: solved, with a root; and how many are of the training's files."""
-    trained = {file["digest"] for file in head.metadata["data"]["trajectories"]}
+    trained = {file["digest"] for file in data_of(head)}
     own = {n for n, file in enumerate(corpus.files) if file["digest"] in trained}
-    test = {*head.metadata["training"]["split"]["test"]}
+    test = {*training_of(head).get("split", {}).get("test", ())}
     found, of_training = [], 0
     for number, (graph, label) in enumerate(zip(corpus.graphs, corpus.labels, strict=True)):
         if not label.solved or not graph.roots:
             continue
-        inside = bool(graph.sources[graph.roots[0]] & own)
+        inside = any(files & own for files in graph.sources)
         if inside and graph.theorem not in test:
             continue
         found.append(number)
         of_training += inside
     return found, of_training
+
+
+def recipe_of(head: EnergyHead) -> HeadOptions:
+    """The options that a head was trained with; the defaults if it does not say.
+
+    Raises:
+        HeadFormatError: If they have no meaning.
+    """
+    try:
+        return HeadOptions.from_dict(training_of(head).get("options", {}))
+    except (ArgumentError, TypeError, AttributeError) as error:
+        raise HeadFormatError(f"{head.path}: training.options: {one_line(error)}") from error
+
+
+def training_of(head: EnergyHead) -> dict[str, Any]:
+    """What a head says of its training; empty if nothing, as a head of other software may.
+
+    Raises:
+        HeadFormatError: If it is not what `docs/heads.md` says.
+    """
+    training = head.metadata.get("training", {})
+    split = training.get("split", {}) if isinstance(training, dict) else None
+    if not isinstance(split, dict) or not isinstance(training.get("seen_roots", []), list):
+        raise HeadFormatError(f"{head.path}: its metadata 'training' is not what train-head writes")
+    if not all(isinstance(split.get(part, []), list) for part in ("train", "validation", "test")):
+        raise HeadFormatError(f"{head.path}: its metadata 'training.split' has no lists")
+    return dict(training)
+
+
+def data_of(head: EnergyHead) -> list[dict[str, Any]]:
+    """The trajectory files that a head was trained on, as far as it says.
+
+    Raises:
+        HeadFormatError: If that is no list of names and digests.
+    """
+    data = head.metadata.get("data", {})
+    files = data.get("trajectories", []) if isinstance(data, dict) else None
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and isinstance(file.get("name"), str) and "digest" in file
+        for file in files
+    ):
+        raise HeadFormatError(f"{head.path}: its metadata 'data' is not what train-head writes")
+    return files

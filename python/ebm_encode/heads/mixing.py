@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.heads.corpus import Corpus
-from ebm_encode.heads.options import DEPTH_EXPONENTS, MIXTURE_WEIGHTS
+from ebm_encode.heads.options import DEFAULT_EXPONENT, DEPTH_EXPONENTS, MIXTURE_WEIGHTS
 from ebm_encode.heads.replay import Ranking, policy_values, replay
 
 Scale = tuple[float, float]
@@ -70,6 +70,9 @@ def choose_mixing(
         values: Scores by the corpus's numbers, higher is better; NaN where there is none.
         value_scale: Their mean and deviation.
     """
+    if not corpus.has_policy:
+        # Nothing to mix with: only the value counts.
+        return Mixing(1.0, DEFAULT_EXPONENT, (0.0, 1.0)), []
     tried: list[tuple[float, Mixing]] = []
     for exponent in DEPTH_EXPONENTS:
         scale = policy_scale(corpus, theorems, exponent)

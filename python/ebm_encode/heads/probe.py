@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -78,13 +78,19 @@ def _probe(
     what: str, texts: Sequence[str], target: NDArray[np.bool_], theorem: NDArray[np.int64]
 ) -> Probe | None:
     """A probe; `None` where there are too few states of a kind, or theorems, to tell."""
-    folds = min(_FOLDS, len(np.unique(theorem)))
+    # Each fold needs states of both kinds, so each kind needs as many theorems as there are folds.
+    folds = min(_FOLDS, len(np.unique(theorem[target])), len(np.unique(theorem[~target])))
     if min(target.sum(), (~target).sum()) < _LEAST or folds < 2:  # noqa: PLR2004
         return None
     flags = format_flags(texts)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     scores = cross_val_predict(
-        model, flags, target, groups=theorem, cv=GroupKFold(folds), method="decision_function"
+        model,
+        flags,
+        target,
+        groups=theorem,
+        cv=StratifiedGroupKFold(folds),
+        method="decision_function",
     )
     weights = model.fit(flags, target)[-1].coef_[0]
     names = [*FORMAT_FLAGS]

@@ -14,8 +14,9 @@ from ebm_encode._core import EmbeddingCache, EnergyHead, MappedCache
 from ebm_encode.heads.comparisons import Comparison, ComparisonHeads, scores_of, zeroed_mask
 from ebm_encode.heads.judged import EvaluationOptions, Judged, Training
 from ebm_encode.heads.labels import NO_DISTANCE
+from ebm_encode.heads.material import cache_rows, in_cache
 from ebm_encode.heads.mixing import Mixing, policy_scale
-from ebm_encode.heads.options import DEFAULT_EXPONENT, MIXTURE_WEIGHTS, HeadOptions
+from ebm_encode.heads.options import DEFAULT_EXPONENT, HIDDEN, MIXTURE_WEIGHTS, HeadOptions
 from ebm_encode.heads.random_encoder import (
     encode_texts,
     is_small,
@@ -25,7 +26,6 @@ from ebm_encode.heads.random_encoder import (
 from ebm_encode.heads.ranking import Ranker, breadth_first
 from ebm_encode.heads.rows import MatrixRows, ZeroedRows
 from ebm_encode.heads.rules import RULES, format_flags, token_matrix
-from ebm_encode.heads.trainer import cache_rows, in_cache
 from ebm_encode.opening import open_cache
 
 Told = Callable[[str, dict[str, float]], None]
@@ -67,27 +67,28 @@ def all_rankers(  # noqa: PLR0917
         "score_scale": head.score_scale,
         "policy_scale": mixing.policy_scale,
     }
-    rankers += [
-        Ranker("head", [scores]),
-        Ranker("mixture", [scores], weight=mixing.weight, **scales),
-        *(
-            Ranker(f"mixture_{weight:g}", [scores], weight=weight, **scales)
-            for weight in MIXTURE_WEIGHTS
-            if 0 < weight < 1
-        ),
-    ]
+    rankers.append(Ranker("head", [scores]))
+    unavailable: dict[str, str] = {}
+    if judged.corpus.has_policy:
+        weights = {f"mixture_{weight:g}": weight for weight in MIXTURE_WEIGHTS if 0 < weight < 1}
+        for name, weight in {"mixture": mixing.weight, **weights}.items():
+            rankers.append(Ranker(name, [scores], weight=weight, **scales))
+    else:
+        unavailable = dict.fromkeys(("policy", "mixture"), "llm_log_prob is not recorded")
     names = ("format_flags", "linear", "token_counts", "zeroed", "random_encoder")
     if not options.comparisons:
-        return rankers, dict.fromkeys(names, "not asked for")
+        return rankers, unavailable | dict.fromkeys(names, "not asked for")
     if training is None:
-        return rankers, dict.fromkeys(names, why_not)
+        return rankers, unavailable | dict.fromkeys(names, why_not)
     beside = Beside(head, judged, training, recipe, options, on_epoch)
     rankers.append(beside.format_flags())
     tell("training comparison heads")
     rankers += beside.heads()
     tell("encoding with random weights")
     random, reason = beside.random_encoder(cache)
-    return [*rankers, *random], {} if random else {"random_encoder": reason}
+    if not random:
+        unavailable["random_encoder"] = reason
+    return [*rankers, *random], unavailable
 
 
 def _mixing(head: EnergyHead, judged: Judged) -> Mixing:
@@ -106,9 +107,10 @@ def _plain_rankers(judged: Judged, seed: int) -> list[Ranker]:
     random = np.random.default_rng([seed, 6])
     distance = np.concatenate([label.distance for label in corpus.labels]).astype(np.float64)
     oracle = np.where(distance == NO_DISTANCE, _NOT_PROVED, -distance)
-    policies = (("policy", 0.5), ("policy_cumulative", 0.0), ("policy_per_step", 1.0))
+    exponents = {"policy": 0.5, "policy_cumulative": 0.0, "policy_per_step": 1.0}
+    policies = exponents.items() if corpus.has_policy else ()
     return [
-        Ranker("chance", [random.random(len(texts)) for _ in range(_CHANCES)]),
+        Ranker("chance", [random.random(len(texts)) for _ in range(_CHANCES)], random=True),
         breadth_first(),
         *(
             Ranker(
@@ -133,6 +135,12 @@ def _head_scores(head: EnergyHead, judged: Judged) -> NDArray[np.float64]:
     return scores
 
 
+def _architecture(head: EnergyHead) -> str:
+    """The name of a head's layers."""
+    hidden = tuple(head.dims[1:-1])
+    return next((name for name, widths in HIDDEN.items() if widths == hidden), "mlp")
+
+
 class Beside:
     """Rankers that are trained on the head's own training theorems."""
 
@@ -148,7 +156,7 @@ class Beside:
         self._judged, self._options, self._identity = judged, options, head.identity
         self._material, cache = training
         self._rows = cache_rows(self._material.corpus, cache, self._material.usable)
-        self._architecture = head.metadata["training"]["architecture"]
+        self._architecture = _architecture(head)
         work = Path(options.work or f"{head.path}.comparisons")
         self._folder = work / head.identity.digest[:16]
         self._heads = ComparisonHeads(
@@ -210,8 +218,9 @@ class Beside:
                 return [], "the cache does not say which model made it; pass `model_path`"
             if self._options.model_path is None and not is_small(model):
                 return [], f"{model} is no small model on this machine; pass `model_path`"
-            made = make_random_model(model, self._folder / "random-model", self._options.seed)
-            path = str(self._folder / "random.parquet")
+            seed = self._options.seed
+            made = make_random_model(model, self._folder / f"random-model-{seed}", seed)
+            path = str(self._folder / f"random-{seed}.parquet")
             encode_texts(str(made), self._identity, texts, Path(path))
         random = open_cache(path)
         usable = in_cache(material.corpus, random) & material.usable

@@ -33,6 +33,7 @@ class Ranker:
         exponent: Of the depth in the policy's value.
         score_scale: Mean and deviation of the scores.
         policy_scale: Mean and deviation of the policy's value.
+        random: Whether the scores are random: among siblings that is a tie, which counts by share.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Ranker:
     exponent: float = 0.5
     score_scale: Scale = (0.0, 1.0)
     policy_scale: Scale = (0.0, 1.0)
+    random: bool = False
 
     def rankings(self, corpus: Corpus, theorem: int) -> list[Ranking]:
         """How each seed orders a theorem's states."""
@@ -55,6 +57,8 @@ class Ranker:
         """The children's priorities for each seed, float64 `[S, C]`."""
         mean, deviation = self.policy_scale
         policy = (sets.policy(self.exponent) - mean) / deviation
+        if self.random:
+            return [np.zeros(sets.members.shape)]
         if not self.scores:
             return [policy if self.weight < 1 else np.zeros(sets.members.shape)]
         mean, deviation = self.score_scale
@@ -154,9 +158,15 @@ def replay_report(
 
 
 def tree_report(
-    ranker: Ranker, corpus: Corpus, theorems: Sequence[int], seed: int
+    ranker: Ranker,
+    corpus: Corpus,
+    theorems: Sequence[int],
+    fresh: NDArray[np.bool_],
+    seed: int,
 ) -> dict[str, Any]:
     """AUC of proved against other states in a tree, rank correlation with distance, energy gap.
+
+    Only fresh states count, which stand in no training theorem.
 
     Means over solved theorems and seeds, with intervals. The correlation is Spearman's between
     energy and graph distance over the proved states of a theorem; the gap is the mean energy of
@@ -173,7 +183,8 @@ def tree_report(
         label, numbers = corpus.labels[theorem], corpus.numbers(theorem)
         seeds = []
         for scores in ranker.scores:
-            energy, there = -scores[numbers], np.isfinite(scores[numbers])
+            energy = -scores[numbers]
+            there = np.isfinite(energy) & fresh[numbers]
             proved, distance = label.proved[there], label.distance[there]
             energy = energy[there]
             two = bool(proved.any() and not proved.all())

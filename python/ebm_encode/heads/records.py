@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _OPTIONAL: dict[str, tuple[pa.DataType, Any]] = {
     "tactic_applied": (_TEXT, ""),
     "label": (_TEXT, "unknown"),
     "remaining_depth": (_WHOLE, -1),
-    "llm_log_prob": (_REAL, 0.0),
+    "llm_log_prob": (_REAL, None),
     "is_proof_complete": (_FLAG, False),
     "visits": (_WHOLE, 0),
 }
@@ -74,29 +75,23 @@ class TrajectoryFile:
         name: Absolute path, or URL.
         digest: BLAKE3 of its bytes, hex.
         records: Its rows, in order.
+        has_policy: Whether its steps have log-probabilities.
     """
 
     name: str
     digest: str
     records: list[Record]
+    has_policy: bool = True
 
 
-def read_trajectories(
-    paths: list[str], expansions: list[str] | None = None
-) -> list[TrajectoryFile]:
+def read_trajectories(paths: list[str]) -> list[TrajectoryFile]:
     """Reads searches from Parquet or JSON-lines files, folders of them, or glob patterns.
 
-    Args:
-        paths: The trajectories.
-        expansions: Parquet files that say which states were expanded: `theorem_name`, `state_id`,
-            `expanded` (bool) and, where it was decided, `provable` (`yes` or `no`). Without them a
-            state without a recorded child may be a dead end or never tried.
-
     Raises:
-        InputError: With file and column or line, if a file is missing, damaged, empty, or lacks
-            what a search needs: `theorem_name`, `state_id`, `state_pp` and `parent_state_id`.
+        InputError: With file and column, row or line, if a file is missing, damaged, empty, or
+            lacks what a search needs: `theorem_name`, `state_id`, `state_pp` and
+            `parent_state_id`; or if some steps have a log-probability and others have none.
     """
-    known = _read_expansions(expansions) if expansions else {}
     found = []
     for file in expand(paths).files:
         read = _read_parquet if file.suffix == ".parquet" else _read_json_lines
@@ -106,51 +101,21 @@ def read_trajectories(
         with open_stream(file) as source:
             digest = digest_stream(source)
         name = str(file.absolute() if isinstance(file, Path) else file)
-        found.append(TrajectoryFile(name, digest, [_with(r, known) for r in records]))
+        found.append(TrajectoryFile(name, digest, *_with_policy(file, records)))
     return found
 
 
-def _with(record: Record, known: dict[tuple[str, int], tuple[bool, bool | None]]) -> Record:
-    """A record with what a file of expansions says of its state."""
-    expanded, provable = known.get((record.theorem, record.state_id), (False, None))
-    if record.finished or not (expanded or provable is not None):
-        return record
-    return replace(record, expanded=record.expanded or expanded, provable=provable)
-
-
-def _read_expansions(paths: list[str]) -> dict[tuple[str, int], tuple[bool, bool | None]]:
-    known: dict[tuple[str, int], tuple[bool, bool | None]] = {}
-    for file in expand(paths).files:
-        try:
-            with open_random(file) as source:
-                table = pq.read_table(source)
-            names = ("theorem_name", "state_id", "expanded")
-            missing = [name for name in names if name not in table.column_names]
-            if missing:
-                raise InputError(
-                    f"{file}: has no column {', '.join(missing)}: it is no file of expansions"
-                )
-            theorems, numbers, expanded = (_values(table, name) for name in names)
-            decided = (
-                _values(table, "provable")
-                if "provable" in table.column_names
-                else [None] * len(table)
-            )
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file}: not a readable Parquet file: {error}") from error
-        for theorem, number, tried, answer in zip(
-            theorems, numbers, expanded, decided, strict=True
-        ):
-            known[theorem, number] = bool(tried), _DECIDED.get(str(answer))
-    return known
-
-
-def _values(table: pa.Table, name: str) -> list[Any]:
-    values: list[Any] = table[name].to_pylist()
-    return values
-
-
-_DECIDED: dict[str, bool] = {"yes": True, "no": False, "True": True, "False": False}
+def _with_policy(file: InputFile, records: list[Record]) -> tuple[list[Record], bool]:
+    """The records, and whether their steps have log-probabilities."""
+    steps = [record for record in records if record.parent_id is not None]
+    without = sum(isnan(record.log_prob) for record in steps)
+    if 0 < without < len(steps):
+        raise InputError(
+            f"{file}: llm_log_prob is null in {without:,} of {len(steps):,} steps\n"
+            "hint: give all steps one, or drop the column; a missing one is not probability 1"
+        )
+    told = [replace(r, log_prob=0.0) if isnan(r.log_prob) else r for r in records]
+    return told, bool(steps) and not without
 
 
 def _read_parquet(file: InputFile) -> Iterator[Record]:
@@ -159,8 +124,10 @@ def _read_parquet(file: InputFile) -> Iterator[Record]:
             names = parquet.schema_arrow.names
             _require(file, names)
             wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
+            first = 0
             for batch in parquet.iter_batches(columns=wanted):
-                yield from _records(file, batch)
+                yield from _records(file, batch, first)
+                first += len(batch)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{file}: not a readable Parquet file, or cut off: {reason}") from error
@@ -175,13 +142,15 @@ def _require(file: InputFile, names: list[str]) -> None:
         )
 
 
-def _records(file: InputFile, batch: pa.RecordBatch) -> Iterator[Record]:
+def _records(
+    file: InputFile, batch: pa.RecordBatch, first: int, place: str = "row"
+) -> Iterator[Record]:
     columns = [
         *(_column(file, batch, name, kind) for name, kind in _REQUIRED.items()),
         *(_column(file, batch, name, kind, missing) for name, (kind, missing) in _OPTIONAL.items()),
     ]
-    for row in zip(*columns, strict=True):
-        yield _record(*row)
+    for number, row in enumerate(zip(*columns, strict=True)):
+        yield _record(f"{file}: {place} {first + number}", *row)
 
 
 def _column(
@@ -200,6 +169,7 @@ def _column(
 
 
 def _record(  # noqa: PLR0917  (the order of the columns)
+    where: str,
     theorem: str | None,
     state_id: int | None,
     state: str | None,
@@ -207,22 +177,30 @@ def _record(  # noqa: PLR0917  (the order of the columns)
     tactic: str,
     label: str,
     remaining: int,
-    log_prob: float,
+    log_prob: float | None,
     finished: bool,  # noqa: FBT001
     visits: int,
 ) -> Record:
+    if theorem is None or state_id is None:
+        missing = "theorem_name" if theorem is None else "state_id"
+        raise InputError(f"{where}: {missing} is null")
+    if log_prob is not None and not isfinite(log_prob):
+        raise InputError(f"{where}: llm_log_prob is {log_prob}, expected a finite number")
     return Record(
-        theorem or "",
-        -1 if state_id is None else state_id,
+        theorem,
+        state_id,
         state or "",
         parent_id,
         tactic,
         label,
         remaining,
-        log_prob,
+        nan if log_prob is None else log_prob,
         finished,
         visits > 0,
     )
+
+
+_LINES = pa.schema([*_REQUIRED.items(), *((name, kind) for name, (kind, _) in _OPTIONAL.items())])
 
 
 def _read_json_lines(file: InputFile) -> Iterator[Record]:
@@ -238,21 +216,15 @@ def _read_json_lines(file: InputFile) -> Iterator[Record]:
                 raise InputError(
                     f"{file}: line {number}: not an object with {', '.join(_REQUIRED)}"
                 )
-            optional = {name: missing for name, (_, missing) in _OPTIONAL.items()}
+            for name in ("state_id", "parent_state_id"):
+                if not isinstance(row[name], int | None) or isinstance(row[name], bool):
+                    raise InputError(f"{file}: line {number}: {name} is no whole number")
             values = {
-                name: row.get(name, missing)
-                for name, missing in ({}.fromkeys(_REQUIRED) | optional).items()
+                **{name: row[name] for name in _REQUIRED},
+                **{name: row.get(name, missing) for name, (_, missing) in _OPTIONAL.items()},
             }
             try:
-                batch = pa.RecordBatch.from_pylist(
-                    [values],
-                    schema=pa.schema(
-                        [
-                            *_REQUIRED.items(),
-                            *((name, kind) for name, (kind, _) in _OPTIONAL.items()),
-                        ]
-                    ),
-                )
-            except pa.ArrowException as error:
+                batch = pa.RecordBatch.from_pylist([values], schema=_LINES)
+            except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
                 raise InputError(f"{file}: line {number}: {error}") from error
-            yield from _records(file, batch)
+            yield from _records(file, batch, number, "line")

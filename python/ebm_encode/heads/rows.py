@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import blake3
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,6 +66,14 @@ class ZeroedRows:
         rows = self._rows.take(numbers)
         rows[torch.from_numpy(self._zeroed[numbers])] = 0.0
         return rows
+
+
+def digest_rows(rows: Rows, numbers: NDArray[np.int64]) -> str:
+    """Digest of some rows and their numbers, hex."""
+    hasher = blake3.blake3(numbers.tobytes())
+    for start in range(0, len(numbers), _AT_ONCE):
+        hasher.update(rows.take(numbers[start : start + _AT_ONCE]).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def moments(rows: Rows, numbers: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,24 +18,29 @@ from numpy.typing import NDArray
 from ebm_encode._core import (
     EmbeddingCache,
     EnergyHead,
-    Identity,
     MappedCache,
     __version__,
     is_remote,
 )
-from ebm_encode.dataset import EmbeddingDataset
-from ebm_encode.errors import ArgumentError, IdentityMismatchError, InputError
+from ebm_encode.errors import ArgumentError
 from ebm_encode.heads.corpus import Corpus, read_corpus
 from ebm_encode.heads.curves import SUFFIXES, draw_curves
 from ebm_encode.heads.head_file import Layers, require_same, write_head
+from ebm_encode.heads.material import (
+    Material,
+    cache_rows,
+    in_cache,
+    make_lesson,
+    prepare,
+    require_encoder,
+)
 from ebm_encode.heads.mixing import Mixing, choose_mixing, scale_of
 from ebm_encode.heads.model import energies, folded
 from ebm_encode.heads.options import HIDDEN, HeadOptions
 from ebm_encode.heads.probe import Probe, probe_format
-from ebm_encode.heads.rows import CacheRows, Rows, moments
-from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, rank_siblings, sibling_sets
-from ebm_encode.heads.split import Split, split_theorems, states_of
-from ebm_encode.heads.training import Lesson, Trained, train
+from ebm_encode.heads.rows import Rows
+from ebm_encode.heads.siblings import rank_siblings
+from ebm_encode.heads.training import Lesson, Trained, device_of, train
 
 log = logging.getLogger(__name__)
 
@@ -72,110 +77,12 @@ class HeadReport:
     missing: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Material:
-    """A corpus with its split, and the rows of its states.
-
-    Attributes:
-        corpus: The theorems.
-        split: Which of them train, choose and test.
-        usable: Which numbers have a row, bool.
-        fresh: Which numbers have a text that stands in no training theorem, bool.
-        missing: Distinct texts without a row.
-    """
-
-    corpus: Corpus
-    split: Split
-    usable: NDArray[np.bool_]
-    fresh: NDArray[np.bool_]
-    missing: list[str]
-
-    def sets(self, theorems: Sequence[int]) -> dict[str, SiblingSets]:
-        """The sibling sets of some theorems whose states are fresh and have a row, by question."""
-        usable = self.usable & self.fresh
-        return {q: sibling_sets(self.corpus, theorems, q, usable) for q in QUESTIONS}
-
-
-def require_encoder(cache: EmbeddingCache | MappedCache) -> Identity:
-    """The encoder of a cache.
-
-    Raises:
-        IdentityMismatchError: If the cache does not say which encoder made it.
-    """
-    if cache.identity is None:
-        raise IdentityMismatchError(
-            f"{cache.path}: does not say which encoder made it, and a head belongs to one encoder\n"
-            "hint: encode the states again with `ebm-encode encode`"
-        )
-    return cache.identity
-
-
-def in_cache(corpus: Corpus, cache: EmbeddingCache | MappedCache) -> NDArray[np.bool_]:
-    """Which numbers of a corpus have an embedding, bool."""
-    return np.array([text in cache for text in corpus.texts], bool)
-
-
-def cache_rows(
-    corpus: Corpus, cache: EmbeddingCache | MappedCache, usable: NDArray[np.bool_]
-) -> Rows:
-    """The embeddings of a corpus by its numbers; only usable numbers may be asked for."""
-    texts = corpus.texts
-    # A number without an embedding stands for the first one that has one, and is never asked for.
-    filler = texts[int(np.flatnonzero(usable)[0])]
-    states = [text if there else filler for text, there in zip(texts, usable, strict=True)]
-    return CacheRows(EmbeddingDataset(cache, states), cache.dim)
-
-
-def prepare(corpus: Corpus, usable: NDArray[np.bool_], options: HeadOptions) -> Material:
-    """Splits a corpus, and finds the states that stand in training theorems too.
-
-    Raises:
-        InputError: If there is too little data, or the cache lacks too many states.
-    """
-    texts = corpus.texts
-    missing = [*dict.fromkeys(t for t, there in zip(texts, usable, strict=True) if not there)]
-    share = len(missing) / len({*texts})
-    if share > options.max_missing or not usable.any():
-        shown = "; ".join(repr(state[:60]) for state in missing[:_SHOWN])
-        raise InputError(
-            f"the cache lacks {len(missing):,} of {len({*texts}):,} states ({share:.1%}), and"
-            f" `max_missing` allows {options.max_missing:.1%}: {shown}"
-            f"{', ...' if len(missing) > _SHOWN else ''}\n"
-            "hint: encode the same trajectories first, or train on those that were encoded"
-        )
-    split = split_theorems(corpus.graphs, corpus.labels, options)
-    seen = states_of(corpus.graphs, split.train)
-    fresh = np.array([text not in seen for text in texts], bool)
-    return Material(corpus, split, usable, fresh, missing)
-
-
-def make_lesson(material: Material, rows: Rows) -> Lesson:
-    """What heads are trained on.
-
-    Raises:
-        InputError: If there are no siblings to learn from, or to choose by.
-    """
-    corpus, split = material.corpus, material.split
-    sets = material.sets(split.validation)
-    training = sibling_sets(corpus, split.train, "provable", material.usable)
-    if not len(training) or not any(map(len, sets.values())):
-        where = "validation" if len(training) else "training"
-        raise InputError(
-            f"the {where} theorems have no parent with proved and other children: all labels are"
-            " equal where it matters\nhint: record more searches, and go on after the first proof"
-        )
-    numbers = corpus.of(split.train)
-    numbers = numbers[material.usable[numbers]]
-    validation = corpus.of(split.validation)
-    validation = validation[material.usable[validation]]
-    return Lesson(
-        corpus, rows, material.usable, split.train, validation, sets, moments(rows, numbers)
-    )
-
-
-def fingerprint(corpus: Corpus, identity: str, options: HeadOptions, what: str) -> str:
-    """Of everything that a training depends on, hex."""
-    content = [corpus.files, identity, options.as_dict(), what, __version__, torch.__version__]
+def fingerprint(lesson: Lesson, identity: str, options: HeadOptions, what: str) -> str:
+    """Of everything that a training depends on, the embeddings included, hex."""
+    content = [
+        lesson.corpus.files, lesson.digest, identity, options.as_dict(), what, __version__,
+        torch.__version__,
+    ]  # fmt: skip
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -226,7 +133,7 @@ class HeadTrainer:
             seed=seed,
             device=self._device,
             kept_in=kept_in,
-            fingerprint=fingerprint(self._lesson.corpus, self._identity, self._options, name),
+            fingerprint=fingerprint(self._lesson, self._identity, self._options, name),
             on_epoch=self._on_epoch and (lambda epoch: self._tell(name, epoch)),
         )
         self.histories[name], self.best[name] = done.history, done.best
@@ -286,10 +193,8 @@ def train_head(
     """
     options = options or HeadOptions()
     output = Path(output)
-    if figure is not None and Path(figure).suffix not in SUFFIXES:
-        raise ArgumentError(
-            f"`figure` {figure}: expected a name that ends in {', '.join(SUFFIXES)}"
-        )
+    require_places(output=output, figure=figure, log_file=log_file)
+    device_of(device)
     identity = require_encoder(cache)
     corpus = read_corpus(trajectories, options.labels, expansions)
     material = prepare(corpus, in_cache(corpus, cache), options)
@@ -312,12 +217,14 @@ def train_head(
     values[lesson.validation] = -measured
     scale = scale_of(-measured)
     mixing, replayed = choose_mixing(corpus, material.split.validation, values, scale)
+    draft = output.with_name(f".{output.name}.{os.getpid()}.safetensors")
     details = {
         "mixing": mixing.as_dict(),
         "training": {
             "options": options.as_dict(),
             "architecture": architecture,
             "split": _named(material),
+            "seen_roots": root_digests(corpus, (*material.split.train, *material.split.validation)),
             "best": trainer.best,
             "validation": _ranks(lesson, values),
             "chance": chance,
@@ -327,9 +234,14 @@ def train_head(
         "data": {"cache": _absolute(cache.path), "trajectories": corpus.files, "counts": counts},
         "versions": versions(),
     }
-    head = write_head(output, layers, identity, scale, details)
     checked = lesson.validation[:512]
-    require_same(head, rows.take(checked), measured[:512])
+    try:
+        written = write_head(draft, layers, identity, scale, details)
+        require_same(written, rows.take(checked), measured[:512])
+        draft.replace(output)
+    finally:
+        draft.unlink(missing_ok=True)
+    head = EnergyHead.open(output)
     if figure is not None:
         draw_curves(figure, trainer.histories, chance)
     shutil.rmtree(folder, ignore_errors=True)
@@ -344,6 +256,37 @@ def train_head(
         replayed,
         material.missing,
     )
+
+
+def require_places(**places: str | os.PathLike[str] | None) -> None:
+    """Refuses outputs that could not be written, before any work.
+
+    Raises:
+        ArgumentError: With the argument.
+    """
+    for argument, place in places.items():
+        if place is None:
+            continue
+        path = Path(place)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise ArgumentError(
+                f"`{argument}` {path}: expected the name of a file, in a folder that exists"
+            )
+        if argument == "figure" and path.suffix not in SUFFIXES:
+            raise ArgumentError(
+                f"`figure` {path}: expected a name that ends in {', '.join(SUFFIXES)}"
+            )
+
+
+def root_digests(corpus: Corpus, theorems: Sequence[int]) -> list[str]:
+    """Short digests of the texts that searches start from, by which a theorem is known again."""
+    texts = {corpus.graphs[n].states[root] for n in theorems for root in corpus.graphs[n].roots}
+    return sorted(root_digest(text) for text in texts)
+
+
+def root_digest(text: str) -> str:
+    """16 hex digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _absolute(path: str) -> str:

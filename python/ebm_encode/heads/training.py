@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ebm_encode.errors import ArgumentError, TrainingError, one_line
 from ebm_encode.heads import checkpoint, losses
 from ebm_encode.heads.batches import Batch, SiblingBatches
 from ebm_encode.heads.corpus import Corpus
@@ -40,6 +41,7 @@ class Lesson:
         validation: Numbers of the states whose energies choose the epoch, int64 `[v]`.
         sets: The sibling sets of the validation theorems, by question.
         moments: Mean and deviation of the training rows.
+        digest: Of the training and validation rows, hex.
     """
 
     corpus: Corpus
@@ -49,6 +51,7 @@ class Lesson:
     validation: NDArray[np.int64]
     sets: dict[str, SiblingSets]
     moments: tuple[torch.Tensor, torch.Tensor]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def train(
         fingerprint: Of data, options and versions: what a checkpoint must have to be resumed.
         on_epoch: Told of each epoch, and of those of a checkpoint.
     """
-    with _reproducible(device):
+    with _reproducible(device_of(device)):
         training = _Training(lesson, hidden, options, seed=seed, device=device)
         known = checkpoint.load(kept_in, fingerprint) if kept_in else None
         if known is not None:
@@ -195,6 +198,11 @@ class _Training:
             self._optimizer.step()
             self._schedule.step()
             sums += float(loss.detach()), 1
+            if not np.isfinite(sums[0]):
+                raise TrainingError(
+                    f"training diverged in epoch {number}: the loss is no number\n"
+                    "hint: lower the learning rate with `learning_rate`"
+                )
         measured = {"epoch": number, "loss": float(sums[0] / max(sums[1], 1)), **self._measure()}
         self.history.append(measured)
         if self._best_epoch is measured:
@@ -227,6 +235,11 @@ class _Training:
         lesson = self._lesson
         scores = np.full(len(lesson.usable), np.nan)
         found = predict(self._head, lesson.rows, lesson.validation, self._device)
+        if not np.isfinite(found).all():
+            raise TrainingError(
+                "training diverged: energies of validation states are no numbers\n"
+                "hint: lower the learning rate with `learning_rate`"
+            )
         scores[lesson.validation] = -found
         measured = {
             question: float(rank_siblings(sets, sets.look_up(scores))["rank1"].mean())
@@ -264,7 +277,7 @@ class _Training:
     def result(self) -> Trained:
         """The head of the best epoch."""
         self._head.load_state_dict(self._best)
-        return Trained(self._head.eval(), self.history, self._best_epoch)
+        return Trained(self._head.cpu().eval(), self.history, self._best_epoch)
 
 
 def _ahead(batches: Iterator[Any], rows: Rows) -> Iterator[tuple[Any, torch.Tensor]]:
@@ -280,11 +293,25 @@ def _ahead(batches: Iterator[Any], rows: Rows) -> Iterator[tuple[Any, torch.Tens
             following = coming
 
 
+def device_of(device: str) -> torch.device:
+    """A torch device by name.
+
+    Raises:
+        ArgumentError: If there is none of this name.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"`device` {device}: {one_line(error)}") from error
+    return found
+
+
 @contextmanager
-def _reproducible(device: str) -> Iterator[None]:
+def _reproducible(device: torch.device) -> Iterator[None]:
     """Has torch use its deterministic kernels, and leaves the host's random numbers alone."""
     before = torch.are_deterministic_algorithms_enabled()
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     torch.use_deterministic_algorithms(mode=True)
     try:
         with torch.random.fork_rng(devices=cast("Any", devices)):
