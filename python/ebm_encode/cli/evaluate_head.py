@@ -10,7 +10,7 @@ from ebm_encode.options import OpenMode
 
 log = logging.getLogger(__name__)
 
-_WIDTH = 150
+_WIDTH = 200
 _METRICS = ("rank1", "mrr", "pairwise")
 
 
