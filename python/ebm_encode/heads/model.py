@@ -48,7 +48,8 @@ class Head(nn.Module):  # type: ignore[misc]  # torch is not typed here
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Energies, lower is better, `[n]`."""
-        values = (embeddings - self.mean) / self.deviation
+        # In place where it can be: a batch of embeddings is larger than all that follows.
+        values = (embeddings - self.mean).mul_(self.deviation.reciprocal())
         for layer in self.layers[:-1]:
             values = self.dropout(nn.functional.silu(layer(values)))
         return self.layers[-1](values).squeeze(-1)

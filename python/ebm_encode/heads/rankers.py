@@ -24,7 +24,7 @@ from ebm_encode.heads.random_encoder import (
     model_path_of,
 )
 from ebm_encode.heads.ranking import Ranker, breadth_first
-from ebm_encode.heads.rows import MatrixRows, ZeroedRows
+from ebm_encode.heads.rows import MatrixRows, ZeroedRows, chunks
 from ebm_encode.heads.rules import RULES, format_flags, token_matrix
 from ebm_encode.opening import open_cache
 
@@ -32,7 +32,6 @@ Told = Callable[[str, dict[str, float]], None]
 
 _CHANCES = 10  # random orders whose replays are averaged
 _NOT_PROVED = -1e9  # the oracle's score; any number below all distances
-_AT_ONCE = 8192
 
 
 def all_rankers(  # noqa: PLR0917
@@ -129,8 +128,7 @@ def _plain_rankers(judged: Judged, seed: int) -> list[Ranker]:
 def _head_scores(head: EnergyHead, judged: Judged) -> NDArray[np.float64]:
     numbers = np.flatnonzero(judged.usable)
     scores = np.full(len(judged.usable), np.nan)
-    for start in range(0, len(numbers), _AT_ONCE):
-        some = numbers[start : start + _AT_ONCE]
+    for some in chunks(numbers, judged.rows.dim):
         scores[some] = head.scores(judged.rows.take(some).numpy())
     return scores
 

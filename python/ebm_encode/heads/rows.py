@@ -1,5 +1,6 @@
 """Where a head's inputs come from: a cache, a cache with zeroed rows, or a matrix."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import blake3
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ebm_encode.dataset import EmbeddingDataset
 
-_AT_ONCE = 8192
+_AT_ONCE = 1 << 22  # values that are copied at a time: 16 MiB
 
 
 class Rows(Protocol):
@@ -68,29 +69,34 @@ class ZeroedRows:
         return rows
 
 
+def chunks(numbers: NDArray[np.int64], dim: int) -> Iterator[NDArray[np.int64]]:
+    """Numbers of rows, as many at a time as are 16 MiB."""
+    at_once = max(1, _AT_ONCE // dim)
+    return (numbers[start : start + at_once] for start in range(0, len(numbers), at_once))
+
+
 def digest_rows(rows: Rows, numbers: NDArray[np.int64]) -> str:
     """Digest of some rows and their numbers, hex."""
     hasher = blake3.blake3(numbers.tobytes())
-    for start in range(0, len(numbers), _AT_ONCE):
-        hasher.update(rows.take(numbers[start : start + _AT_ONCE]).numpy().tobytes())
+    for some in chunks(numbers, rows.dim):
+        hasher.update(rows.take(some).numpy().view(np.uint8).reshape(-1))
     return hasher.hexdigest()
 
 
 def moments(rows: Rows, numbers: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of some rows, float32 `[dim]` each, in one pass of float64.
+    """Mean and deviation of some rows, float32 `[dim]` each, in one pass.
 
     A value that hardly varies is not scaled up to noise: no deviation is below a thousandth of the
     median one, or of 1 where that is zero.
     """
     count, mean = 0, torch.zeros(rows.dim, dtype=torch.float64)
     squares = torch.zeros(rows.dim, dtype=torch.float64)
-    for start in range(0, len(numbers), _AT_ONCE):
-        some = rows.take(numbers[start : start + _AT_ONCE]).double()
+    for some in chunks(numbers, rows.dim):
+        variance, part = torch.var_mean(rows.take(some), dim=0, correction=0)
         # Chan, Golub and LeVeque (1983): moments of parts combined without cancellation.
-        part = some.mean(dim=0)
-        step = part - mean
+        step = part.double() - mean
         total = count + len(some)
-        squares += ((some - part) ** 2).sum(dim=0) + step**2 * (count * len(some) / total)
+        squares += variance.double() * len(some) + step**2 * (count * len(some) / total)
         mean += step * (len(some) / total)
         count = total
     deviation = (squares / max(count, 1)).sqrt()

@@ -38,7 +38,7 @@ from ebm_encode.heads.mixing import Mixing, choose_mixing, scale_of
 from ebm_encode.heads.model import energies, folded
 from ebm_encode.heads.options import HIDDEN, HeadOptions
 from ebm_encode.heads.probe import Probe, probe_format
-from ebm_encode.heads.rows import Rows
+from ebm_encode.heads.rows import Rows, chunks
 from ebm_encode.heads.siblings import rank_siblings
 from ebm_encode.heads.training import Lesson, Trained, device_of, train
 
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 OnEpoch = Callable[[str, dict[str, float]], None]
 
 _SHOWN = 5
-_AT_ONCE = 8192
 
 
 @dataclass
@@ -149,9 +148,9 @@ def mean_energies(
 ) -> NDArray[np.float64]:
     """The energies of an ensemble of folded heads, computed in float64, `[n]`."""
     found = [np.empty(0)]
-    for start in range(0, len(numbers), _AT_ONCE):
-        some = rows.take(numbers[start : start + _AT_ONCE]).double()
-        found.append(np.mean([energies(layers, some).numpy() for layers in members], axis=0))
+    for some in chunks(numbers, rows.dim):
+        taken = rows.take(some).double()
+        found.append(np.mean([energies(layers, taken).numpy() for layers in members], axis=0))
     return np.concatenate(found)
 
 

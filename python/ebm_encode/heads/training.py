@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from math import cos, pi
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +19,11 @@ from ebm_encode.heads.corpus import Corpus
 from ebm_encode.heads.model import Head
 from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.origin_batches import ContrastiveBatch, ContrastiveBatches
-from ebm_encode.heads.rows import Rows
+from ebm_encode.heads.rows import Rows, chunks
 from ebm_encode.heads.siblings import SiblingSets, rank_siblings
 
 History = list[dict[str, float]]
 OnEpoch = Callable[[dict[str, float]], None]
-
-_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,10 @@ def predict(
     head.eval()
     found = [np.empty(0)]
     with torch.inference_mode():
-        for start in range(0, len(numbers), _AT_ONCE):
-            some = rows.take(numbers[start : start + _AT_ONCE]).to(device)
-            found.append(head(some).double().cpu().numpy())
+        found += [
+            head(rows.take(some).to(device)).double().cpu().numpy()
+            for some in chunks(numbers, rows.dim)
+        ]
     head.train(before)
     return np.concatenate(found)
 
@@ -281,16 +279,17 @@ class _Training:
 
 
 def _ahead(batches: Iterator[Any], rows: Rows) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Batches with their rows; the next ones are copied while one is worked on."""
+    """Batches with their rows; the next one is drawn and copied while one is worked on."""
+
+    def following() -> tuple[Any, torch.Tensor] | None:
+        batch = next(batches, None)
+        return None if batch is None else (batch, rows.take(batch.states.reshape(-1)))
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = None
-        for batch in chain(batches, [None]):
-            coming = None
-            if batch is not None:
-                coming = batch, pool.submit(rows.take, batch.states.reshape(-1))
-            if following is not None:
-                yield following[0], following[1].result()
-            following = coming
+        coming = pool.submit(following)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(following)
+            yield batch
 
 
 def device_of(device: str) -> torch.device:
