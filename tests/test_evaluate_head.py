@@ -51,6 +51,7 @@ def test_the_report_has_the_keys_that_are_promised(report):
         for metric in ("rank1", "mrr", "pairwise"):
             low, high = found[f"{metric}_interval"]
             assert low <= found[metric] <= high
+        assert {*found["rank1_by_depth"]} == {*found["rank1_by_depth_interval"]}
     for name in rankers:
         found = report["replay"][name]
         for key in ("mean_expansions", "within_8", "within_16", "within_32", "within_64"):

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from ebm_encode.heads.corpus import Corpus
-from ebm_encode.heads.intervals import mean_interval, mean_of_seeds
+from ebm_encode.heads.intervals import Interval, mean_interval, mean_of_seeds
 from ebm_encode.heads.mixing import Scale, scale_of
 from ebm_encode.heads.replay import Ranking, replay
 from ebm_encode.heads.siblings import METRICS, SiblingSets, rank_siblings
@@ -80,12 +80,24 @@ def sibling_report(ranker: Ranker, sets: SiblingSets, seed: int) -> dict[str, An
     for metric in METRICS:
         mean, interval = mean_interval(measured[metric], sets.theorem, seed)
         report[metric], report[f"{metric}_interval"] = mean, interval
-    report["rank1_by_depth"] = {
-        name: float(measured["rank1"][there].mean())
-        for name, least, most in DEPTHS
-        if (there := (sets.depth >= least) & (sets.depth <= most)).any()
-    }
-    return report
+    return report | _by_depth("rank1_by_depth", measured["rank1"], sets.theorem, sets.depth, seed)
+
+
+def _by_depth(
+    key: str,
+    values: NDArray[np.float64],
+    theorems: NDArray[np.int64],
+    depth: NDArray[np.int64],
+    seed: int,
+) -> dict[str, Any]:
+    """Means of values by ranges of depth, and their intervals under `KEY_interval`."""
+    means: dict[str, float | None] = {}
+    intervals: dict[str, Interval] = {}
+    for name, least, most in DEPTHS:
+        there = (depth >= least) & (depth <= most)
+        if there.any():
+            means[name], intervals[name] = mean_interval(values[there], theorems[there], seed)
+    return {key: means, f"{key}_interval": intervals}
 
 
 def sibling_values(ranker: Ranker, sets: SiblingSets) -> dict[str, NDArray[np.float64]]:
@@ -149,12 +161,9 @@ def replay_report(
         mean, interval = mean_interval(share, done.theorems, seed)
         report[f"within_{limit}"], report[f"within_{limit}_interval"] = mean, interval
     report["never_expanded"] = float(done.never_expanded.mean()) if len(done.theorems) else None
-    report["mean_expansions_by_proof_length"] = {
-        name: float(done.expansions[there].mean())
-        for name, least, most in DEPTHS
-        if (there := (root_distance >= least) & (root_distance <= most)).any()
-    }
-    return report
+    return report | _by_depth(
+        "mean_expansions_by_proof_length", done.expansions, done.theorems, root_distance, seed
+    )
 
 
 def tree_report(
