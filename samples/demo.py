@@ -27,7 +27,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +34,7 @@ from rich.text import Text
 # Before anything imports torch: the package sets how torch's idle threads wait.
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.cli import main as ebm_encode
+from promises import Broken, console, require, step
 
 SAMPLES = Path(os.path.relpath(Path(__file__).parent))
 BATCH = 32  # of the padded loop
@@ -44,21 +44,6 @@ DEVICE = ("--device", "cpu")  # where the padded loop runs too, and as `plan` co
 ROUNDING = 1e-5  # largest relative difference of float32 embeddings of one state
 # A state whose neighbours resemble it even in a random model: they have most tokens in common.
 QUERY = "⊢ coeff f ((revAt (natDegree f)) 1) = nextCoeff f"
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-class Broken(Exception):  # noqa: N818  (a promise, not an error)
-    """A promise of this project does not hold here."""
-
-
-def require(kept: bool, promise: str) -> None:  # noqa: FBT001
-    if not kept:
-        raise Broken(promise)
-
-
-def step(title: str) -> None:
-    console.print(f"\n[bold]{title}[/bold]")
 
 
 def tell(text: str) -> None:

@@ -20,33 +20,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 # Before anything imports torch: the package sets how torch's idle threads wait.
 from ebm_encode import EnergyHead, open_cache
 from ebm_encode.cli import main as ebm_encode
+from promises import Broken, console, require, step
 
 SAMPLES = Path(os.path.relpath(Path(__file__).parent))
 ZEROED = 0.146
 MOSTLY = 0.5
+WIDTH = 130  # of the table, also on a narrower terminal
 DEVICE = ("--device", "cpu")
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-class Broken(Exception):  # noqa: N818  (a promise, not an error)
-    """A promise of this project does not hold here."""
-
-
-def require(kept: bool, promise: str) -> None:  # noqa: FBT001
-    if not kept:
-        raise Broken(promise)
-
-
-def step(title: str) -> None:
-    console.print(f"\n[bold]{title}[/bold]")
 
 
 def run_cli(*arguments: str, shown: bool = True) -> tuple[int, str]:
@@ -140,7 +126,7 @@ def tell(report: dict[str, Any]) -> None:
             _with_interval(replayed, "mean_expansions", 1),
             _with_interval(replayed, "within_8"),
         )
-    console.print(table)
+    console.print(table, width=max(console.width, WIDTH))
     for one in report["differences"]:
         if (one["of"], one["minus"]) in {
             ("head", "shortest_text"), ("head", "random_encoder"), ("retrained", "zeroed"),
