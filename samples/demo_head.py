@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -126,7 +127,7 @@ def tell(report: dict[str, Any]) -> None:
             _with_interval(replayed, "mean_expansions", 1),
             _with_interval(replayed, "within_8"),
         )
-    console.print(table, width=max(console.width, WIDTH))
+    Console(soft_wrap=True, width=max(console.width, WIDTH)).print(table)
     for one in report["differences"]:
         if (one["of"], one["minus"]) in {
             ("head", "shortest_text"), ("head", "random_encoder"), ("retrained", "zeroed"),
