@@ -29,7 +29,7 @@ from ebm_encode import EnergyHead, open_cache
 from ebm_encode.cli import main as ebm_encode
 from promises import Broken, console, require, step
 
-SAMPLES = Path(os.path.relpath(Path(__file__).parent))
+SEARCHES = Path(os.path.relpath(Path(__file__).parents[1] / "searches"))
 ZEROED = 0.146
 MOSTLY = 0.5
 WIDTH = 130  # of the table, also on a narrower terminal
@@ -169,10 +169,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-head-out"))
     parser.add_argument(
-        "--trajectories", nargs="+", default=[str(SAMPLES / "searches" / "lean_core.parquet")]
+        "--trajectories", nargs="+", default=[str(SEARCHES / "lean_core.parquet")]
     )
     parser.add_argument(
-        "--expansions", nargs="*", default=[str(SAMPLES / "expansions" / "lean_core.parquet")]
+        "--expansions", nargs="*", default=[str(SEARCHES / "_expansions" / "lean_core.parquet")]
     )
     parser.add_argument("--steps", type=int, default=500, help="steps of the encoder's training")
     arguments = parser.parse_args()

@@ -25,9 +25,9 @@ from ebm_encode.heads.labels import (
 from ebm_encode.heads.probe import probe_format
 from ebm_encode.heads.records import read_trajectories
 from recorded_searches import row, searches, write_rows
-from support import SAMPLES
+from support import ROOT
 
-SEARCHES = SAMPLES / "searches" / "lean_core.parquet"
+SEARCHES = ROOT / "searches" / "lean_core.parquet"
 
 
 def graph_of(rows, tmp_path, name="t"):

@@ -16,9 +16,9 @@ from ebm_encode.heads.replay import Ranking, replay
 from ebm_encode.heads.rules import fewest_goals, shortest_text
 from ebm_encode.heads.siblings import SiblingSets, rank_siblings, sibling_sets
 from recorded_searches import row, searches, write_rows
-from support import SAMPLES
+from support import ROOT
 
-SEARCHES = SAMPLES / "searches" / "lean_core.parquet"
+SEARCHES = ROOT / "searches" / "lean_core.parquet"
 
 
 @pytest.fixture(scope="module")
