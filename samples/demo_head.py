@@ -168,9 +168,7 @@ def check_sign(head: EnergyHead, cache: Path, files: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-head-out"))
-    parser.add_argument(
-        "--trajectories", nargs="+", default=[str(SEARCHES / "lean_core.parquet")]
-    )
+    parser.add_argument("--trajectories", nargs="+", default=[str(SEARCHES / "lean_core.parquet")])
     parser.add_argument(
         "--expansions", nargs="*", default=[str(SEARCHES / "_expansions" / "lean_core.parquet")]
     )
