@@ -46,7 +46,7 @@ test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
 test-python: build ## Test the package, and the two languages together
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 lint: build ## Check formatting, lints, types and stubs
 	cargo fmt --all --check
