@@ -33,6 +33,17 @@ from recorded_searches import embeddings, row, searches, write_rows
 FEW = HeadOptions(epochs=8, patience=8, batch_states=64, architecture="linear", learning_rate=0.03)
 
 
+def interrupt(cache, files, output, *, after):
+    """Starts a training that is interrupted after some epochs."""
+
+    def stop(_, epoch):
+        if epoch["epoch"] == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(cache, files, output, FEW, on_epoch=stop)
+
+
 @pytest.fixture
 def material(tmp_path, write_cache):
     """Trajectories and a cache of their states."""
@@ -155,12 +166,7 @@ def test_a_checkpoint_of_other_options_is_not_resumed(material, tmp_path):
     cache, files = material
     output = tmp_path / "h.safetensors"
 
-    def stop(_, epoch):
-        if epoch["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_head(cache, files, output, FEW, on_epoch=stop)
+    interrupt(cache, files, output, after=2)
     other = replace(FEW, learning_rate=0.01)
     resumed = train_head(cache, files, output, other)
     fresh = train_head(cache, files, tmp_path / "fresh.safetensors", other)
@@ -352,12 +358,7 @@ def test_a_checkpoint_of_other_embeddings_is_not_resumed(material, tmp_path, wri
     cache, files = material
     output = tmp_path / "h.safetensors"
 
-    def stop(_, epoch):
-        if epoch["epoch"] == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_head(cache, files, output, FEW, on_epoch=stop)
+    interrupt(cache, files, output, after=4)
     rows = cache.gather(cache.states())[:, ::-1].copy()
     other = open_cache(write_cache(tmp_path / "other.parquet", cache.states(), rows))
     resumed = train_head(other, files, output, FEW)

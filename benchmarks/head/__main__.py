@@ -5,7 +5,7 @@
 Heads of seeded random weights: linear, the default (4096-256-64-1), an ensemble of three, and the
 origin's (4096-2048-1024-512-1). Medians in milliseconds for 1, 8, 64 and 1,024 rows. `ratio` is the
 head over its matrix products as plain calls of `gemm`, measured in turns with it by the example
-`head_speed` of `ebm-search`; torch is measured in a process of its own, with the same threads.
+`head_speed` of `ebm-search`; torch is measured in a separate process, with the same threads.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/head/training.py FOLDER [--states 200000] [--dim 4096]
 
-Writes a cache of random rows and made-up searches (once), and trains one epoch of each architecture
-from the mapped cache. Prints epochs a minute, rows/s in training and in gathering alone (the same
+Writes a cache of random rows and synthetic searches (once), and trains one epoch of each
+architecture from the mapped cache. Prints epochs a minute, rows/s in training and in gathering alone (the same
 rows in the same order), and the peak of anonymous memory above that of the corpus.
 """
 
@@ -121,9 +121,7 @@ def main() -> None:
     start = time.perf_counter()
     lesson = make_lesson(material, rows)
     print(f"moments of all training rows: {time.perf_counter() - start:.1f} s")
-    batches = SiblingBatches(
-        corpus.graphs, corpus.labels, material.split.train, usable, batch_states=512, seed=0
-    )
+    batches = SiblingBatches(corpus, material.split.train, usable, batch_states=512, seed=0)
     for round_ in range(2):
         start, count = time.perf_counter(), 0
         for batch in batches.epoch(1):

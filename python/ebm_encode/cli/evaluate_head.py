@@ -112,7 +112,7 @@ def print_report(report: dict[str, Any]) -> None:
     counts = report["counts"]
     console.print(
         f"{counts['theorems']:,} solved theorems, {counts['states']:,} states"
-        f" ({counts['states_in_train']:,} stand in train and are left out of the sibling sets)"
+        f" ({counts['states_in_train']:,} stand in train and are excluded from the sibling sets)"
     )
     if counts["theorems_in_train"]:
         console.print(f"{counts['theorems_in_train']:,} theorems stand in train and do not count")

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ebm_encode.heads.graph import FINISHED, TheoremGraph
-from ebm_encode.heads.labels import NO_DISTANCE, TheoremLabels
+from ebm_encode.heads.corpus import Corpus
+from ebm_encode.heads.graph import FINISHED
+from ebm_encode.heads.labels import NO_DISTANCE
 
-_CHUNK = 64  # states of a tree that stand in one batch together, about
+_CHUNK_STATES = 64  # states of a tree that stand in one batch together, about
 _PARTNERS = 8  # pairs that are tried for a state
 
 
@@ -47,12 +48,15 @@ class _Tree:
     first: int
 
 
+_Chunk = tuple[_Tree, list[NDArray[np.int64]]]
+"""Some groups of a tree."""
+
+
 class SiblingBatches:
     """The batches of the sibling loss, in an order that seed and epoch fix.
 
     Args:
-        graphs: All theorems. States are numbered through, as in `siblings.sibling_sets`.
-        labels: Their labels.
+        corpus: All theorems.
         chosen: The theorems to learn from.
         usable: States with an input row, bool over all numbers.
         batch_states: States of a batch, about.
@@ -61,46 +65,43 @@ class SiblingBatches:
 
     def __init__(
         self,
-        graphs: Sequence[TheoremGraph],
-        labels: Sequence[TheoremLabels],
+        corpus: Corpus,
         chosen: Sequence[int],
         usable: NDArray[np.bool_],
         *,
         batch_states: int,
         seed: int,
     ) -> None:
-        first = np.cumsum([0, *(len(graph.states) for graph in graphs)])
-        self._trees = [
-            _tree(graphs[number], labels[number], int(first[number]), usable) for number in chosen
-        ]
+        self._trees = [_tree(corpus, number, usable) for number in chosen]
         self._batch_states, self._seed = batch_states, seed
-        self.states = np.unique(
-            np.concatenate([np.empty(0, np.int64), *(g for t in self._trees for g in t.groups)])
-        )
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one pass; each parent's children once."""
         random = np.random.default_rng([self._seed, 2, number])
+        for chunks in self._drawn(random):
+            yield _batch(chunks, random)
+
+    def count(self) -> int:
+        """Batches of a pass before the first; those of others differ by a few."""
+        return sum(1 for _ in self._drawn(np.random.default_rng([self._seed, 2, 0])))
+
+    def _drawn(self, random: np.random.Generator) -> Iterator[list[_Chunk]]:
+        """The chunks of each batch. All is drawn before the first, whatever a batch draws."""
         chunks = [(tree, chunk) for tree in self._trees for chunk in _chunks(tree.groups, random)]
-        waiting: list[tuple[_Tree, list[NDArray[np.int64]]]] = []
+        waiting: list[_Chunk] = []
         size = 0
         for place in random.permutation(len(chunks)):
             waiting.append(chunks[place])
             size += sum(map(len, chunks[place][1]))
             if size >= self._batch_states:
-                yield _batch(waiting, random)
+                yield waiting
                 waiting, size = [], 0
         if waiting:
-            yield _batch(waiting, random)
-
-    def count(self) -> int:
-        """Batches of the first pass; those of others differ by a few."""
-        return sum(1 for _ in self.epoch(0))
+            yield waiting
 
 
-def _tree(
-    graph: TheoremGraph, labels: TheoremLabels, first: int, usable: NDArray[np.bool_]
-) -> _Tree:
+def _tree(corpus: Corpus, number: int, usable: NDArray[np.bool_]) -> _Tree:
+    graph, labels, first = corpus.graphs[number], corpus.labels[number], int(corpus.first[number])
     groups = []
     for edges in graph.children:
         children = np.array([e.child + first for e in edges if e.child != FINISHED], np.int64)
@@ -118,16 +119,14 @@ def _chunks(
     for place in random.permutation(len(groups)):
         some.append(groups[place])
         size += len(groups[place])
-        if size >= _CHUNK:
+        if size >= _CHUNK_STATES:
             yield some
             some, size = [], 0
     if some:
         yield some
 
 
-def _batch(
-    chunks: list[tuple[_Tree, list[NDArray[np.int64]]]], random: np.random.Generator
-) -> Batch:
+def _batch(chunks: list[_Chunk], random: np.random.Generator) -> Batch:
     parts = [np.unique(np.concatenate(groups)) for _, groups in chunks]
     # Two chunks of one tree may share states; each is one row of the batch.
     states = np.unique(np.concatenate(parts))

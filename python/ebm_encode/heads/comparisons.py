@@ -4,7 +4,6 @@ Each is trained with the options that the head file records, on the same theorem
 seeds. They are kept beside the head, so that a second evaluation does not train them again.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +17,6 @@ from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.rows import Rows, ZeroedRows
 from ebm_encode.heads.trainer import HeadTrainer
 from ebm_encode.heads.training import Trained, predict
-
-log = logging.getLogger(__name__)
 
 ZEROED = 0.146
 """Share of zero vectors in the origin's cache."""
@@ -78,16 +75,18 @@ class ComparisonHeads:
 
         Args:
             comparison: Which kind.
-            zeroed: Whether each seed's rows are zeroed in places of its own, in training and in
+            zeroed: Whether each seed's rows are zeroed in different places, in training and in
                 the choice of the epoch.
         """
         heads = []
+        lesson = None
         for seed in self._seeds:
-            rows = comparison.rows
             if zeroed:
-                rows = ZeroedRows(rows, zeroed_mask(len(self._material.usable), seed))
+                mask = zeroed_mask(len(self._material.usable), seed)
+                lesson = make_lesson(self._material, ZeroedRows(comparison.rows, mask))
+            elif lesson is None:  # it reads all rows, which are the same for each seed
+                lesson = make_lesson(self._material, comparison.rows)
             what = f"{comparison.name}-{seed}"
-            lesson = make_lesson(self._material, rows)
             trainer = HeadTrainer(
                 lesson,
                 self._options,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,11 @@ class Corpus:
     def texts(self) -> list[str]:
         """The text of each number."""
         return [state for graph in self.graphs for state in graph.states]
+
+    @cached_property
+    def proved(self) -> NDArray[np.bool_]:
+        """Which numbers' states are proved, bool."""
+        return np.concatenate([label.proved for label in self.labels])
 
     def numbers(self, theorem: int) -> slice:
         """The numbers of a theorem's states."""

@@ -43,7 +43,7 @@ def evaluate_head(
     """Evaluates a head on recorded searches.
 
     Of files that the head was trained on, only its test theorems count; of others all solved ones.
-    States that stand in a training theorem are left out of the sibling sets, and counted.
+    States that stand in a training theorem are excluded from the sibling sets, and counted.
 
     Args:
         head: The head.

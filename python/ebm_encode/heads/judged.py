@@ -78,7 +78,7 @@ class Judged:
 def training_material(
     head: EnergyHead, corpus: Corpus, recipe: HeadOptions, options: EvaluationOptions
 ) -> tuple[Training | None, str]:
-    """The head's training corpus and cache, and why they are not to be had."""
+    """The head's training corpus and cache; or none, and why they are unavailable."""
     files = data_of(head)
     cached = options.train_cache or head.metadata.get("data", {}).get("cache")
     names = options.train_trajectories or [file["name"] for file in files]

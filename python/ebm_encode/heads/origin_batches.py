@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode.errors import InputError
-from ebm_encode.heads.graph import FINISHED, TheoremGraph
-from ebm_encode.heads.labels import EXHAUSTED, NO_DISTANCE, PROVED, UNKNOWN, TheoremLabels
+from ebm_encode.heads.corpus import Corpus
+from ebm_encode.heads.graph import FINISHED
+from ebm_encode.heads.labels import EXHAUSTED, NO_DISTANCE, PROVED, UNKNOWN
 
 NEGATIVES = 7
 _TIERS = (0.3, 0.4, 0.3)  # hard, medium, easy
@@ -46,8 +47,7 @@ class ContrastiveBatches:
     the origin has no other.
 
     Args:
-        graphs: All theorems, whose states are numbered through.
-        labels: Their labels.
+        corpus: All theorems.
         chosen: The theorems to learn from.
         usable: States with an input row, bool over all numbers.
         batch_states: States of a batch, about.
@@ -59,25 +59,20 @@ class ContrastiveBatches:
 
     def __init__(
         self,
-        graphs: Sequence[TheoremGraph],
-        labels: Sequence[TheoremLabels],
+        corpus: Corpus,
         chosen: Sequence[int],
         usable: NDArray[np.bool_],
         *,
         batch_states: int,
         seed: int,
     ) -> None:
-        first = np.cumsum([0, *(len(graph.states) for graph in graphs)])
-        pools = [_pool(graphs[n], labels[n], int(first[n]), usable) for n in chosen]
+        pools = [_pool(corpus, number, usable) for number in chosen]
         self._pools = [pool for pool in pools if len(pool.positive)]
         self._negatives = np.concatenate(
             [np.empty(0, np.int64), *(np.concatenate([p.hard, p.medium]) for p in pools)]
         )
         if not self._pools or not len(self._negatives):
             raise InputError("all labels are equal: there is nothing to tell apart")
-        self.states = np.unique(
-            np.concatenate([self._negatives, *(pool.positive for pool in self._pools)])
-        )
         self._size = max(1, batch_states // (1 + NEGATIVES))
         self._seed = seed
 
@@ -112,9 +107,8 @@ class ContrastiveBatches:
         return [int(state) for state in np.concatenate(drawn)]
 
 
-def _pool(
-    graph: TheoremGraph, labels: TheoremLabels, first: int, usable: NDArray[np.bool_]
-) -> _Pool:
+def _pool(corpus: Corpus, number: int, usable: NDArray[np.bool_]) -> _Pool:
+    graph, labels, first = corpus.graphs[number], corpus.labels[number], int(corpus.first[number])
     there = usable[first : first + len(graph.states)]
     positive = (labels.status == PROVED) & there
     negative = np.isin(labels.status, (EXHAUSTED, UNKNOWN)) & there

@@ -56,9 +56,8 @@ def probe_format(corpus: Corpus, seed: int) -> list[Probe]:
     """
     texts = corpus.texts
     theorem = np.repeat(np.arange(len(corpus.graphs)), np.diff(corpus.first))
-    proved = np.concatenate([label.proved for label in corpus.labels])
     solved = np.concatenate([np.full(len(la.status), la.solved) for la in corpus.labels])
-    questions = [("proved and other states", np.flatnonzero(solved), proved)]
+    questions = [("proved and other states", np.flatnonzero(solved), corpus.proved)]
     if len(corpus.files) > 1:
         everything = np.arange(len(texts))
         for number, file in enumerate(corpus.files):

@@ -1,7 +1,6 @@
 """The model of a cache with random weights: what an untrained encoder already gives a head."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from ebm_encode.encoder import Encoder
 from ebm_encode.errors import ModelError
 from ebm_encode.loading.model import silence_transformers
 from ebm_encode.opening import open_cache
-
-log = logging.getLogger(__name__)
 
 _SMALL = 2**30
 

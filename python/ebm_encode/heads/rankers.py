@@ -45,14 +45,14 @@ def all_rankers(  # noqa: PLR0917
     tell: Callable[[str], None],
     on_epoch: Told | None,
 ) -> tuple[list[Ranker], dict[str, str]]:
-    """All rankers, and the names of those that are not to be had with the reason.
+    """All rankers, and the names of the unavailable ones with the reason.
 
     Args:
         head: The evaluated head.
         cache: The embeddings that it is evaluated on.
         judged: What it is evaluated on.
         training: What it was trained on.
-        why_not: Why that is not to be had.
+        why_not: Why that is unavailable.
         recipe: The options of its training.
         options: What to compare with.
         tell: Told what begins.
@@ -171,7 +171,7 @@ class Beside:
         corpus = self._material.corpus
         numbers = corpus.of(self._material.split.train)
         texts = corpus.texts
-        proved = np.concatenate([label.proved for label in corpus.labels])[numbers]
+        proved = corpus.proved[numbers]
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         model.fit(format_flags([texts[n] for n in numbers]), proved)
         scores = model.decision_function(format_flags(self._judged.corpus.texts))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -42,11 +41,7 @@ from ebm_encode.heads.rows import Rows, chunks
 from ebm_encode.heads.siblings import rank_siblings
 from ebm_encode.heads.training import Lesson, Trained, device_of, train
 
-log = logging.getLogger(__name__)
-
 OnEpoch = Callable[[str, dict[str, float]], None]
-
-_SHOWN = 5
 
 
 @dataclass

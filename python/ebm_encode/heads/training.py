@@ -142,8 +142,7 @@ class _Training:
         self._lesson, self._options, self._seed, self._device = lesson, options, seed, device
         make = SiblingBatches if options.loss == "sibling" else ContrastiveBatches
         self._batches = make(
-            lesson.corpus.graphs,
-            lesson.corpus.labels,
+            lesson.corpus,
             lesson.train,
             lesson.usable,
             batch_states=options.batch_states,
@@ -244,8 +243,7 @@ class _Training:
             for question, sets in lesson.sets.items()
             if len(sets)
         }
-        proved = np.concatenate([label.proved for label in lesson.corpus.labels])
-        right = proved[lesson.validation]
+        right = lesson.corpus.proved[lesson.validation]
         gap = found[~right].mean() - found[right].mean() if right.any() and not right.all() else 0.0
         return {
             **measured,
