@@ -3,8 +3,8 @@
     python benchmarks/head/training.py FOLDER [--states 200000] [--dim 4096]
 
 Writes a cache of random rows and synthetic searches (once), and trains one epoch of each
-architecture from the mapped cache. Prints epochs a minute, rows/s in training and in gathering alone (the same
-rows in the same order), and the peak of anonymous memory above that of the corpus.
+architecture from the mapped cache. Prints epochs a minute, rows/s in training and in gathering
+alone (the same rows in the same order), and the peak of anonymous memory above that of the corpus.
 """
 
 import argparse
