@@ -76,10 +76,13 @@
 //! ```
 
 mod columns;
+pub mod environments;
 mod finite;
 mod head;
+pub mod policies;
 mod recorded;
 mod scorer;
+pub mod search;
 
 pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};
 pub use recorded::{RecordedSearch, TrajectoryError, read_searches, read_texts};
