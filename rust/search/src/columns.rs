@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use arrow_schema::DataType;
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema_by_columns};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::{ByteArrayType, DataType as ParquetType, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArrayType, DataType as ParquetType, DoubleType, FloatType, Int32Type, Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
@@ -83,6 +85,63 @@ impl Columns {
         };
         let values = self.values::<Int64Type>(&column, open)?;
         Ok(values.into_iter().map(|value| value.and_then(number)).collect())
+    }
+
+    /// Whether there is a column of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names().any(|other| other == name)
+    }
+
+    /// The floating-point numbers of a column; `None` where it is null.
+    pub(crate) fn reals(&self, name: &str) -> CacheResult<Vec<Option<f64>>> {
+        let column = self.column(name)?;
+        match column.kind {
+            DataType::Float64 => self.values::<DoubleType>(&column, |reader| match reader {
+                ColumnReader::DoubleColumnReader(reader) => Some(reader),
+                _ => None,
+            }),
+            DataType::Float32 => {
+                let values = self.values::<FloatType>(&column, |reader| match reader {
+                    ColumnReader::FloatColumnReader(reader) => Some(reader),
+                    _ => None,
+                })?;
+                Ok(values.into_iter().map(|value| value.map(f64::from)).collect())
+            }
+            _ => Err(self.other_type(&column, "float64")),
+        }
+    }
+
+    /// The truth values of a column; `None` where it is null.
+    pub(crate) fn flags(&self, name: &str) -> CacheResult<Vec<Option<bool>>> {
+        let column = self.column(name)?;
+        if column.kind != DataType::Boolean {
+            return Err(self.other_type(&column, "boolean"));
+        }
+        self.values::<BoolType>(&column, |reader| match reader {
+            ColumnReader::BoolColumnReader(reader) => Some(reader),
+            _ => None,
+        })
+    }
+
+    /// The small whole numbers of a column; `None` where it is null.
+    pub(crate) fn counts(&self, name: &str) -> CacheResult<Vec<Option<i64>>> {
+        let column = self.column(name)?;
+        match column.kind {
+            DataType::Int64 | DataType::UInt64 => self.values::<Int64Type>(&column, |reader| {
+                match reader {
+                    ColumnReader::Int64ColumnReader(reader) => Some(reader),
+                    _ => None,
+                }
+            }),
+            DataType::Int32 | DataType::UInt32 => {
+                let values = self.values::<Int32Type>(&column, |reader| match reader {
+                    ColumnReader::Int32ColumnReader(reader) => Some(reader),
+                    _ => None,
+                })?;
+                Ok(values.into_iter().map(|value| value.map(i64::from)).collect())
+            }
+            _ => Err(self.other_type(&column, "a whole number")),
+        }
     }
 
     fn column(&self, name: &str) -> CacheResult<Column> {

@@ -80,10 +80,13 @@ pub mod environments;
 mod finite;
 mod head;
 pub mod policies;
+pub mod record;
 mod recorded;
+mod recording;
 mod scorer;
 pub mod search;
 
 pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};
 pub use recorded::{RecordedSearch, TrajectoryError, read_searches, read_texts};
+pub use recording::{Recording, RecordingCounts};
 pub use scorer::{NoScore, Node, Score, Scored, ValueScorer};

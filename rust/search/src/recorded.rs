@@ -29,6 +29,27 @@ pub enum TrajectoryError {
         /// What is wrong.
         reason: String,
     },
+    /// The output of a search is there already.
+    #[error(
+        "{}: exists\nhint: resume it, overwrite it, or write to another output",
+        path.display()
+    )]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output holds searches that were done in another way.
+    #[error(
+        "{}: holds searches with other settings: {}\nhint: search with the same settings, overwrite \
+         it, or write to another output",
+        path.display(), differences.join("; ")
+    )]
+    OtherSettings {
+        /// The output.
+        path: PathBuf,
+        /// What differs.
+        differences: Vec<String>,
+    },
 }
 
 /// What a search for one theorem asked its encoder, in its order.

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebm_cache::BadRow;
 use ebm_encoder::{CachedAnswer, CachedEncoder, EncoderResult, NoEmbedding};
@@ -44,6 +44,14 @@ pub struct Scored {
     pub score: f32,
     /// The score in deviations from the mean of the validation states; higher is better.
     pub z: f32,
+}
+
+impl Scored {
+    /// A score of a rule, which is its own z-score. It must be finite.
+    #[must_use]
+    pub fn by_rule(score: f32) -> Self {
+        Self { energy: -score, score, z: score }
+    }
 }
 
 /// Why an open state has no score.
@@ -132,6 +140,23 @@ impl ValueScorer {
     /// As for [`CachedEncoder::encode_within`].
     pub fn score_within(&self, nodes: &[Node<'_>], time: Duration) -> EncoderResult<Vec<Score>> {
         Ok(self.scores(nodes, self.encoder.encode_within(&texts(nodes), time)?))
+    }
+
+    /// The same with a time limit, if there is one, also ended as soon as `stop` returns true; and how
+    /// long the embeddings took.
+    ///
+    /// # Errors
+    /// As for [`CachedEncoder::encode_unless`].
+    pub fn score_unless(
+        &self,
+        nodes: &[Node<'_>],
+        time: Option<Duration>,
+        stop: &mut (dyn FnMut() -> bool + Send),
+    ) -> EncoderResult<(Vec<Score>, Duration)> {
+        let start = Instant::now();
+        let answers = self.encoder.encode_unless(&texts(nodes), time, stop)?;
+        let encoding = start.elapsed();
+        Ok((self.scores(nodes, answers), encoding))
     }
 
     /// The same for a task. Only the encoder is waited for; the forward pass runs on this thread.

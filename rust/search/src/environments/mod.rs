@@ -1,1 +1,5 @@
 //! Environments: what applies tactics.
+
+mod replay;
+
+pub use replay::ReplayEnvironment;

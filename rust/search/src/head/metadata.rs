@@ -19,6 +19,16 @@ pub struct Scale {
 }
 
 impl Scale {
+    /// Leaves values as they are.
+    pub const UNIT: Self = Self { mean: 0.0, deviation: 1.0 };
+
+    /// A scale; `None` unless both are finite and the deviation is above zero.
+    #[must_use]
+    pub fn new(mean: f64, deviation: f64) -> Option<Self> {
+        let usable = mean.is_finite() && deviation.is_finite() && deviation > 0.0;
+        usable.then_some(Self { mean, deviation })
+    }
+
     /// A value in deviations from the mean.
     #[must_use]
     pub fn z(self, value: f64) -> f64 {
@@ -124,7 +134,7 @@ fn check_architecture(architecture: &Architecture) -> Result<(), String> {
 
 fn check_scale(name: &str, scale: Scale) -> Result<(), String> {
     let Scale { mean, deviation } = scale;
-    if mean.is_finite() && deviation.is_finite() && deviation > 0.0 {
+    if Scale::new(mean, deviation).is_some() {
         return Ok(());
     }
     Err(format!(

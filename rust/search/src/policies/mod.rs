@@ -1,1 +1,7 @@
 //! Policies: what proposes tactics.
+
+mod recorded;
+mod uniform;
+
+pub use recorded::RecordedPolicy;
+pub use uniform::UniformPolicy;

@@ -72,11 +72,16 @@ impl Control {
         }
     }
 
+    /// The time until the deadline, if there is one.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// The time to wait before the next [`Control::check`]: at most [`Control::TICK`], `most`, and what
     /// is left until the deadline.
     #[must_use]
     pub fn wait(&self, most: Duration) -> Duration {
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        most.min(Self::TICK).min(left.unwrap_or(Duration::MAX))
+        most.min(Self::TICK).min(self.left().unwrap_or(Duration::MAX))
     }
 }
