@@ -1,10 +1,14 @@
-//! Ctrl-C ends the process at once, also in the middle of a batch, and saves what is done.
+//! Ctrl-C ends the process at once, also in the middle of a batch, and saves what is done. A search is
+//! told to stop first, and given some seconds to write what it finished.
 
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use ebm_encoder::CachedEncoder;
+use ebm_search::search::Cancel;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -13,18 +17,49 @@ use crate::end;
 /// The code of a process that a signal ends is this and the signal's number.
 const SIGNALLED: u8 = 128;
 
+/// How long a search may take to stop and write what it finished.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What is to be saved when the process is interrupted.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Saved(Arc<Mutex<Weak<CachedEncoder>>>);
+pub(crate) struct Saved(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    encoder: Mutex<Weak<CachedEncoder>>,
+    search: Mutex<Option<Cancel>>,
+    /// The signal that came, or 0.
+    signal: AtomicI32,
+}
 
 impl Saved {
     /// Saves this encoder's embeddings.
     pub(crate) fn watch(&self, encoder: &Arc<CachedEncoder>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(encoder);
+        *self.0.encoder.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(encoder);
     }
 
-    fn save(&self) {
-        let encoder = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    /// Stops these searches; whoever runs them then ends the process.
+    pub(crate) fn stop(&self, searches: &Cancel) {
+        let known = &mut *self.0.search.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(searches.clone());
+    }
+
+    /// The exit code of the signal that came, if one did.
+    pub(crate) fn interrupted(&self) -> Option<u8> {
+        match self.0.signal.load(Ordering::Acquire) {
+            0 => None,
+            signal => Some(code(signal)),
+        }
+    }
+
+    fn save(&self, signal: i32) {
+        self.0.signal.store(signal, Ordering::Release);
+        let search = self.0.search.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(search) = search {
+            search.cancel();
+            thread::sleep(PATIENCE); // the process ends before, unless something hangs
+        }
+        let encoder = self.0.encoder.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         let Some(encoder) = encoder else { return };
         if let Err(error) = encoder.checkpoint() {
             report(&format!("rows encoded since the last checkpoint are lost: {error}"));
@@ -41,7 +76,7 @@ pub(crate) fn handle(saved: Saved) -> anyhow::Result<()> {
         let mut signals = signals.forever();
         let Some(first) = signals.next() else { return };
         let saving = thread::Builder::new().name("saving".to_owned()).spawn(move || {
-            saved.save();
+            saved.save(first);
             report("interrupted");
             end::at_once(code(first));
         });

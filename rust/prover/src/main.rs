@@ -1,5 +1,6 @@
 //! `ebm-prover`: what a prover does with ebm-encode, from the command line.
 
+mod compare;
 mod doctor;
 mod encode;
 mod end;
@@ -10,6 +11,7 @@ mod node_lines;
 mod outcome;
 mod replay;
 mod score;
+mod search;
 mod states;
 mod text;
 
@@ -23,8 +25,8 @@ use tracing_subscriber::EnvFilter;
 use crate::interrupt::Saved;
 use crate::outcome::{CLOSED_PIPE, Outcome, exit_code, is_closed_pipe};
 
-/// Work with embeddings of proof states: read caches, encode in this process, replay searches,
-/// score states with an energy head.
+/// Work with embeddings of proof states: read caches, encode in this process, replay requests, score states
+/// with an energy head, search for proofs.
 #[derive(Debug, Parser)]
 #[command(
     name = "ebm-prover",
@@ -44,6 +46,8 @@ enum Command {
     Doctor(doctor::Doctor),
     Replay(replay::Replay),
     Score(score::Score),
+    Search(Box<search::Search>),
+    Compare(compare::Compare),
 }
 
 fn main() -> ExitCode {
@@ -85,6 +89,8 @@ fn carry_out(command: Command) -> anyhow::Result<Outcome> {
         Command::Doctor(doctor) => doctor.run(out),
         Command::Replay(replay) => replay.run(out, &saved),
         Command::Score(score) => score.run(out),
+        Command::Search(search) => search.run(out, &saved),
+        Command::Compare(compare) => compare.run(out),
     }
 }
 

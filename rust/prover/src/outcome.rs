@@ -10,6 +10,8 @@ pub(crate) enum Outcome {
     Good,
     /// States or checks failed; they have been reported.
     CheckFailed,
+    /// Interrupted; what was finished is saved. The code of a process that the signal ends.
+    Interrupted(u8),
 }
 
 impl Outcome {
@@ -17,6 +19,7 @@ impl Outcome {
         match self {
             Self::Good => 0,
             Self::CheckFailed => 1,
+            Self::Interrupted(code) => code,
         }
     }
 }

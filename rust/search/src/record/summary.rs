@@ -50,7 +50,9 @@ pub struct TheoremSummary {
 }
 
 impl TheoremSummary {
-    pub(super) fn of(search: &SearchResult, rows: usize) -> Self {
+    /// What a search did; `rows` is the number of its rows in the file, 0 if it is in none.
+    #[must_use]
+    pub fn of(search: &SearchResult, rows: usize) -> Self {
         let proof = search.proof.as_ref();
         Self {
             theorem: search.theorem.clone(),

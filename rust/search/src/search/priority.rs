@@ -57,7 +57,8 @@ impl Ranking {
     /// The mixture that a head's file recommends, with its scales.
     #[must_use]
     pub fn mixture(mixing: Mixing, value: Scale) -> Self {
-        Self { value, ..Self::policy(mixing.depth_exponent) }
+        Self::policy(mixing.depth_exponent)
+            .with_value_scale(value)
             .with_policy_scale(mixing.policy)
             .with_weight(mixing.weight)
     }
@@ -73,6 +74,13 @@ impl Ranking {
     #[must_use]
     pub const fn with_policy_scale(mut self, policy: Scale) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// The same with another scale of the value.
+    #[must_use]
+    pub const fn with_value_scale(mut self, value: Scale) -> Self {
+        self.value = value;
         self
     }
 

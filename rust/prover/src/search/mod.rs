@@ -1,0 +1,353 @@
+//! `ebm-prover search`.
+
+mod environments;
+mod policies;
+mod ranking;
+mod report;
+mod scorers;
+mod theorems;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, value_parser};
+use ebm_search::Recording;
+use ebm_search::record::{Existing, TheoremSummary, TrajectoryWriter};
+use ebm_search::search::{
+    Cancel, Ended, Limits, Search as Searcher, SearchOptions, SearchResult, Theorem,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use self::environments::EnvironmentArguments;
+use self::policies::PolicyArguments;
+use self::ranking::RankingArguments;
+use self::report::Report;
+use self::scorers::ScorerArguments;
+use crate::interrupt::Saved;
+use crate::model::{ModelArguments, PythonArguments};
+use crate::outcome::Outcome;
+use crate::text::{one_line, warn};
+
+/// Searches that failed, and states with a fault, that are shown.
+const SHOWN: usize = 5;
+
+/// Search for proofs, best first, with a policy and perhaps an energy head.
+///
+/// Each search ends at its first verified proof (unless --record-after-proof) or at a limit. The trees go to
+/// --output, in the trajectory schema, as theorems are finished; interrupt it any time, and --resume.
+/// Exit code 1 if a search failed or states have no score.
+#[derive(Debug, Args)]
+pub(crate) struct Search {
+    /// Theorems: JSON lines with `theorem_name` and `statement`, or a .lean file with lines `theorem ...`.
+    #[arg(long, value_name = "FILE", required_unless_present = "trajectories")]
+    theorems: Option<PathBuf>,
+    /// Recorded searches (Parquet): the environment of a replay, the recorded policy's candidates, and,
+    /// without --theorems, the theorems.
+    #[arg(long, value_name = "T.parquet", num_args = 1..)]
+    trajectories: Vec<PathBuf>,
+    #[command(flatten)]
+    environment: EnvironmentArguments,
+    #[command(flatten)]
+    policy: PolicyArguments,
+    #[command(flatten)]
+    ranking: RankingArguments,
+    #[command(flatten)]
+    scorer: ScorerArguments,
+    /// Most expansions per theorem.
+    #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Limits")]
+    max_expansions: u64,
+    /// Most distinct states per theorem.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, help_heading = "Limits")]
+    max_states: u64,
+    /// Most tactics that are applied per theorem.
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    max_tactics: Option<u64>,
+    /// States at this depth are not expanded.
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    max_depth: Option<u32>,
+    /// Most seconds per theorem.
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    timeout: Option<f64>,
+    /// Search only this many theorems.
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    first: Option<usize>,
+    /// States of a theorem that are expanded together. More than 1 changes the order of expansions.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
+    batch: u16,
+    /// Expansions after the first proof, for the record.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    record_after_proof: u64,
+    /// Theorems at the same time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u16).range(1..=1024))]
+    threads: u16,
+    /// Seed of whatever draws at random: a sampled policy, the random ranking.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Trajectory file (Parquet) to write the searches to.
+    #[arg(long, value_name = "T.parquet")]
+    output: Option<PathBuf>,
+    /// Add to the output; theorems that are in it are not searched again.
+    #[arg(long, requires = "output", conflicts_with = "overwrite")]
+    resume: bool,
+    /// Replace the output.
+    #[arg(long, requires = "output")]
+    overwrite: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    python: PythonArguments,
+    #[command(flatten)]
+    model: ModelArguments,
+}
+
+/// What the searches did, as they come in.
+#[derive(Default)]
+struct Tally {
+    searched: usize,
+    failed: usize,
+    cancelled: bool,
+    expansions: u64,
+    unscored: u64,
+    without_candidates: u64,
+    false_proofs: u64,
+    shown: usize,
+    solved: usize,
+    finished: Vec<TheoremSummary>,
+}
+
+impl Search {
+    pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
+        let options = self.options()?;
+        let recording = self.recording()?.map(Arc::new);
+        let mut theorems = self.theorems(recording.as_deref())?;
+        theorems.truncate(self.first.unwrap_or(usize::MAX));
+        let names: Vec<String> = theorems.iter().map(|theorem| theorem.name.clone()).collect();
+        // What fails at once comes before what takes minutes.
+        let source = self.scorer.open(self, recording.as_ref())?;
+        let options = options.with_ranking(self.ranking.ranking(source.head(), source.by_rule())?);
+        if options.ranking.needs_scores() && source.is_none() {
+            bail!("--ranking: needs scores\nhint: give --head and --cache, or --model-path");
+        }
+        let (environment, described) = self.environment.open(self, recording.as_ref())?;
+        let (policy, proposed) = self.policy.open(self, recording.as_ref())?;
+        let settings = self.settings(&options, &described, &proposed, &source.describe());
+        let mut writer = self.writer(&settings)?;
+        let finished = |name: &str| {
+            writer.as_ref().is_some_and(|writer| writer.finished().contains_key(name))
+        };
+        theorems.retain(|theorem| !finished(&theorem.name));
+        let resumed = names.len() - theorems.len();
+        let scorer = source.start(self, saved)?;
+        let mut searcher = Searcher::new(&*environment, &*policy, &options);
+        if let Some(scorer) = scorer.scorer() {
+            searcher = searcher.with_scorer(scorer);
+        }
+        let cancel = Cancel::default();
+        saved.stop(&cancel);
+        let bar = bar(theorems.len());
+        let mut tally = Tally::default();
+        let start = Instant::now();
+        let threads = usize::from(self.threads);
+        let ended = searcher.run_all(&theorems, threads, &cancel, |search| {
+            self.take(&search, &mut tally, writer.as_mut(), &bar)
+        });
+        let wall = start.elapsed();
+        bar.finish_and_clear();
+        let finished = if let Some(writer) = &writer {
+            writer.finished().clone()
+        } else {
+            let of = |summary: TheoremSummary| (summary.theorem.clone(), summary);
+            std::mem::take(&mut tally.finished).into_iter().map(of).collect()
+        };
+        // Also after an error: what is finished is kept.
+        let written = writer.map(|writer| {
+            let path = writer.output().to_owned();
+            writer.finish(&names).map(|rows| (path, rows))
+        });
+        scorer.finish()?;
+        let timings = ended?;
+        let asked: std::collections::HashSet<&String> = names.iter().collect();
+        let report = Report {
+            finished: finished.into_iter().filter(|(name, _)| asked.contains(name)).collect(),
+            asked: names.len(),
+            resumed,
+            searched: tally.searched,
+            failed: tally.failed,
+            unscored: tally.unscored,
+            without_candidates: tally.without_candidates,
+            false_proofs: tally.false_proofs,
+            expansions: tally.expansions,
+            wall,
+            timings,
+            output: written.transpose()?,
+            settings,
+        };
+        if self.json {
+            writeln!(out, "{}", report.to_json())?;
+        } else {
+            report.print(out)?;
+        }
+        if let Some(code) = saved.interrupted() {
+            warn("interrupted; --resume goes on with the theorems that are left");
+            return Ok(Outcome::Interrupted(code));
+        }
+        let faults = tally.failed > 0 || tally.unscored > 0;
+        let silent = tally.without_candidates > 0 && policy.name() != "recorded";
+        Ok(if faults || silent { Outcome::CheckFailed } else { Outcome::Good })
+    }
+
+    fn recording(&self) -> anyhow::Result<Option<Recording>> {
+        if self.trajectories.is_empty() {
+            return Ok(None);
+        }
+        let recording = Recording::read(&self.trajectories)?;
+        let counts = recording.counts();
+        for (count, what) in [
+            (counts.without_parent, "rows without a step to them"),
+            (counts.ambiguous_tactics, "steps whose tactic leads to two states; the first is used"),
+        ] {
+            if count > 0 {
+                warn(&format!("--trajectories: {count} {what}"));
+            }
+        }
+        Ok(Some(recording))
+    }
+
+    fn theorems(&self, recording: Option<&Recording>) -> anyhow::Result<Vec<Theorem>> {
+        if let Some(path) = &self.theorems {
+            return theorems::read_theorems(path);
+        }
+        let recording = recording.context("--theorems, or --trajectories, is needed")?;
+        Ok(self.environment.theorems_of(recording))
+    }
+
+    fn options(&self) -> anyhow::Result<SearchOptions> {
+        let time = match self.timeout {
+            None => None,
+            Some(seconds) => Some(
+                Duration::try_from_secs_f64(seconds)
+                    .ok()
+                    .filter(|time| !time.is_zero())
+                    .with_context(|| format!("--timeout: is {seconds}, expected seconds above 0"))?,
+            ),
+        };
+        let limits = Limits::default()
+            .with_expansions(self.max_expansions)
+            .with_states(self.max_states)
+            .with_tactics(self.max_tactics.unwrap_or(u64::MAX))
+            .with_depth(self.max_depth.unwrap_or(u32::MAX))
+            .with_time(time);
+        Ok(SearchOptions::default()
+            .with_limits(limits)
+            .with_batch(usize::from(self.batch))
+            .with_record_after_proof(self.record_after_proof))
+    }
+
+    /// What the results depend on.
+    fn settings(
+        &self,
+        options: &SearchOptions,
+        environment: &Value,
+        policy: &Value,
+        scorer: &Value,
+    ) -> Value {
+        let ranking = options.ranking;
+        json!({
+            "environment": environment,
+            "policy": policy,
+            "scorer": scorer,
+            "ranking": {
+                "breadth_first": ranking.breadth_first,
+                "weight": ranking.weight,
+                "depth_exponent": ranking.depth_exponent,
+                "value": [ranking.value.mean, ranking.value.deviation],
+                "policy": [ranking.policy.mean, ranking.policy.deviation],
+                "exploration": ranking.exploration,
+            },
+            "limits": {
+                "expansions": self.max_expansions,
+                "states": self.max_states,
+                "tactics": self.max_tactics,
+                "depth": self.max_depth,
+                "seconds": self.timeout,
+            },
+            "batch": self.batch,
+            "record_after_proof": self.record_after_proof,
+            "seed": self.seed,
+        })
+    }
+
+    fn writer(&self, settings: &Value) -> anyhow::Result<Option<TrajectoryWriter>> {
+        let Some(output) = &self.output else { return Ok(None) };
+        let existing = match (self.resume, self.overwrite) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Overwrite,
+            _ => Existing::Refuse,
+        };
+        Ok(Some(TrajectoryWriter::open(output, settings.clone(), existing)?))
+    }
+
+    /// Takes a result as it comes in.
+    fn take(
+        &self,
+        search: &SearchResult,
+        tally: &mut Tally,
+        writer: Option<&mut TrajectoryWriter>,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<()> {
+        tally.searched += 1;
+        tally.expansions += search.expansions();
+        tally.unscored += search.unscored;
+        tally.without_candidates += search.without_candidates;
+        tally.false_proofs += search.false_proofs.len() as u64;
+        tally.solved += usize::from(search.proof.is_some());
+        let mut show = |line: String| {
+            if tally.shown < SHOWN {
+                bar.suspend(|| warn(&line));
+                tally.shown += 1;
+            }
+        };
+        if self.policy.is_live() || search.unscored > 0 {
+            for complaint in &search.complaints {
+                show(format!("{}: {complaint}", search.theorem));
+            }
+        }
+        for proof in &search.false_proofs {
+            let tactics = one_line(&proof.tactics.join("\n"));
+            show(format!("{}: no proof: {}: {tactics}", search.theorem, proof.reason));
+        }
+        if let Ended::Failed(error) = &search.ended {
+            if error.concerns_all() {
+                bail!("{error}");
+            }
+            tally.failed += 1;
+            show(format!("{}: failed: {error}", search.theorem));
+        }
+        tally.cancelled |= matches!(search.ended, Ended::Cancelled);
+        match writer {
+            Some(writer) => writer.add(search)?,
+            None if search.ended.is_complete() => {
+                tally.finished.push(TheoremSummary::of(search, 0));
+            }
+            None => {}
+        }
+        bar.set_message(format!("{} solved", tally.solved));
+        bar.inc(1);
+        Ok(())
+    }
+}
+
+fn bar(theorems: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = "{bar:30} {human_pos}/{human_len} theorems, {msg}, {per_sec}, {eta} left";
+    let style =
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(theorems as u64).with_style(style)
+}
