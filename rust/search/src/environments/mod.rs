@@ -1,1 +1,4 @@
 //! Environments: what applies tactics.
+
+#[cfg(unix)] // its child processes are ended by their process group
+pub mod pantograph;
