@@ -78,21 +78,24 @@ fn what_only_a_file_shows_is_refused() {
 
 #[test]
 fn sorry_in_a_file_is_refused() {
-    let mut careless = Lean::new(&[]).careless();
+    let lean = Lean::new(&[]);
+    let mut careless = lean.careless();
     let file =
         format!("theorem t : {FALSE_THEOREM} := by\n  intro p q\n  sorry\n#print axioms t\n");
     let answer = careless.ask("frontend.process", &json!({"file": file}));
     let messages = answer["units"].to_string();
     // A warning, not an error: whoever looks for errors takes it.
     assert!(messages.contains("declaration uses 'sorry'") && !messages.contains("\"error\""));
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     refused(&verdict(&environment, &theorem(FALSE_THEOREM), &["intro p q", "sorry"]), "sorry");
 }
 
 #[test]
 fn a_tactic_that_holds_a_command_is_refused() {
     let tactic = "exact smuggled\nmacro \"#print\" \"axioms\" ident : command => `(#eval \"none\")";
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     assert_eq!(judge(&environment, &["intro p q"], tactic), Applied::Finished);
     let verdict = verdict(&environment, &theorem(FALSE_THEOREM), &["intro p q", tactic]);
     refused(&verdict, "starts another command");
@@ -100,14 +103,16 @@ fn a_tactic_that_holds_a_command_is_refused() {
 
 #[test]
 fn silence_about_the_axioms_is_refused() {
-    let environment = Lean::new(&["--silent-file"]).environment();
+    let lean = Lean::new(&["--silent-file"]);
+    let environment = lean.environment();
     let verdict = verdict(&environment, &theorem(SWAP), &SWAP_PROOF);
     refused(&verdict, "Lean did not say on which axioms it depends");
 }
 
 #[test]
 fn the_three_axioms_of_lean_are_allowed() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let theorem = theorem("(p : Prop) : p ∨ ¬p");
     let proof = ["intro p", "exact Classical.em p"];
     assert_eq!(verdict(&environment, &theorem, &proof), Verdict::Proof);
@@ -115,7 +120,8 @@ fn the_three_axioms_of_lean_are_allowed() {
 
 #[test]
 fn a_theorem_of_the_library_must_not_prove_itself() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let theorem = Theorem::named("excluded_middle");
     let circular = ["intro p", "exact excluded_middle p"];
     let (mut session, _) = environment.start(&theorem, &control()).unwrap();

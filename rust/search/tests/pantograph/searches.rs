@@ -67,7 +67,8 @@ fn recorded_searches_come_back_as_they_were() {
 
 #[test]
 fn a_state_is_printed_as_pypantograph_prints_it() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let swap = theorem(SWAP);
     let (mut session, root) = environment.start(&swap, &control()).unwrap();
     assert_eq!(&*root, "⊢ ∀ (p q : Prop), p ∨ q → q ∨ p");
@@ -88,7 +89,8 @@ fn a_state_is_printed_as_pypantograph_prints_it() {
 
 #[test]
 fn answers_come_in_the_order_of_the_tactics() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let theorem = theorem(SWAP);
     let (mut session, _) = environment.start(&theorem, &control()).unwrap();
     let state = walk(&mut *session, &["intro p q h", "cases h"]);
@@ -107,7 +109,8 @@ fn answers_come_in_the_order_of_the_tactics() {
 
 #[test]
 fn statements_are_types_or_binders_with_a_type() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let cases = [
         (SWAP, SWAP),
         ("(p q : Prop) : p ∨ q → q ∨ p", SWAP),
@@ -130,7 +133,8 @@ fn statements_are_types_or_binders_with_a_type() {
 
 #[test]
 fn a_theorem_that_cannot_start_says_why() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let cases = [
         (theorem("∀ (p : Prop, p"), "cannot read"),
         (theorem("(p ∧ q) → p"), "cannot read (p ∧ q) → p"),
@@ -182,7 +186,8 @@ fn states_are_deleted_in_batches() {
 
 #[test]
 fn a_deleted_state_is_an_index_error_in_the_stand_in() {
-    let mut careless = Lean::new(&[]).careless();
+    let lean = Lean::new(&[]);
+    let mut careless = lean.careless();
     careless.walk(&["intro p q"]);
     careless.ask("goal.delete", &json!({"stateIds": [1]}));
     let answer = careless.ask("goal.tactic", &json!({"stateId": 1, "tactic": "constructor"}));
@@ -198,7 +203,8 @@ fn a_deleted_state_is_an_index_error_in_the_stand_in() {
 
 #[test]
 fn a_disposed_or_unknown_state_is_an_error() {
-    let environment = Lean::new(&[]).environment();
+    let lean = Lean::new(&[]);
+    let environment = lean.environment();
     let theorem = theorem(SWAP);
     let (mut session, _) = environment.start(&theorem, &control()).unwrap();
     let state = walk(&mut *session, &["intro p q h"]);

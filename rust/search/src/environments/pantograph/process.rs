@@ -17,7 +17,7 @@ use crate::search::Control;
 /// Bytes of stderr that are kept for messages.
 const KEPT_ERRORS: usize = 4096;
 
-/// How long a process that closed its output may take to end by itself, so that its status is known.
+/// How long a process that closed its output may take to end by itself, and its last words to arrive.
 const LAST_MOMENTS: Duration = Duration::from_millis(200);
 
 enum Output {
@@ -113,21 +113,16 @@ impl Process {
     }
 
     fn died(&mut self, torn: bool) -> Fault {
-        let end = Instant::now() + LAST_MOMENTS;
         // It must stay a zombie until its group was ended, or the group's number could be another's.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let running = |pid| matches!(waitid(WaitId::Pid(pid), options), Ok(None));
-        let mut ended = false;
-        while !ended && Instant::now() < end {
-            ended = !self.group.is_some_and(running);
-            if !ended {
-                thread::sleep(Duration::from_millis(2));
-            }
-        }
+        let ended = soon(|| !self.group.is_some_and(running));
         let how = match self.end() {
             Some(status) if ended => format!("ended ({status})"),
             _ => "closed its output".to_owned(),
         };
+        // The thread that reads stderr holds the other one.
+        soon(|| Arc::strong_count(&self.errors) == 1);
         let how = if torn { format!("{how} in the middle of a line") } else { how };
         Fault::Died { how, errors: self.errors() }
     }
@@ -146,6 +141,18 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Whether something happens within moments.
+fn soon(happened: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + LAST_MOMENTS;
+    while !happened() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    true
 }
 
 /// Why there is no line.
