@@ -25,6 +25,9 @@ pub(super) enum Fault {
     /// It has forgotten a state that it made.
     #[error("it lost a state: {0}")]
     LostState(String),
+    /// Its answer gives a number that another state has: it is that to another request.
+    #[error("an answer to an earlier request: it gives state {0} again")]
+    OldState(u64),
     /// Its answer is JSON, but not that of a Pantograph that we know.
     #[error(
         "{command}: {reason}\nhint: this version of Pantograph speaks another protocol; known are 0.3.4 and later"

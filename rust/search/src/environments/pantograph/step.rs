@@ -30,6 +30,7 @@ pub(super) fn start(
         Err(refusal) => return Ok(Err(format!("{} ({})", refusal.text, refusal.kind))),
     };
     let id = started.state_id;
+    worker.made(id)?;
     let printed = print(worker, id, control)?;
     let goals = printed.goals.unwrap_or_default();
     if goals.is_empty() {
@@ -81,6 +82,9 @@ pub(super) fn step(
                 return Ok(Step::Refused(format!("{} ({})", refusal.text, refusal.kind)));
             }
         };
+    if let Some(id) = done.next_state_id {
+        worker.made(id)?;
+    }
     if let Some(reason) = refusal(&done) {
         leftovers.extend(done.next_state_id);
         return Ok(Step::Refused(reason));

@@ -31,6 +31,8 @@ pub(super) struct Worker {
     patience: Duration,
     /// Until when the answer to a request is waited for that nobody wants any more.
     owed: Option<Instant>,
+    /// The highest number of a state.
+    newest: Option<u64>,
     sound: bool,
 }
 
@@ -43,7 +45,8 @@ impl Worker {
     ) -> Result<Self, StartError> {
         let process = Process::spawn(options).map_err(|error| not_spawned(options, &error))?;
         let (framing, patience) = (options.framing, time.saturating_add(options.grace));
-        let mut worker = Self { process, framing, time, patience, owed: None, sound: true };
+        let (owed, newest) = (None, None);
+        let mut worker = Self { process, framing, time, patience, owed, newest, sound: true };
         worker.wait_until_ready(options, control)?;
         match worker.configure(control, false) {
             Ok(()) => Ok(worker),
@@ -90,6 +93,16 @@ impl Worker {
     /// Forgets all states, those included that a stopped search left.
     pub(super) fn reset(&mut self, control: &Control) -> Result<(), CallError> {
         let _: Empty = self.must("reset", &Nothing {}, control)?;
+        self.newest = None;
+        Ok(())
+    }
+
+    /// Takes note of a new state. Numbers only go up, so that a stray answer shows.
+    pub(super) fn made(&mut self, id: u64) -> Result<(), Fault> {
+        if self.newest.is_some_and(|newest| id <= newest) {
+            return Err(self.broken(Fault::OldState(id)));
+        }
+        self.newest = Some(id);
         Ok(())
     }
 
