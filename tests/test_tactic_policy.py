@@ -171,13 +171,16 @@ def test_16_bits(make_model, states):
 
 
 def test_states_without_tactics_say_why(llama, policy, states):
-    long = "n : ℕ ".repeat(3000)
+    long = "n : ℕ " * 3000
     found = policy.propose([states[0], long, None, "⊢ True"], stop=STOP)
-    assert found[0].reason is None and found[3].reason is None
-    assert "more than" in found[1].reason and not found[1].tactics
+    assert [p.reason is None for p in found] == [True, False, False, True]
+    assert "more than" in found[1].reason
+    assert not found[1].tactics
     assert "None" in found[2].reason
     (cut,) = policy.propose(["⊢ True"], n=2, stop=["no such text"], max_new_tokens=2)
-    assert cut.unfinished == 2 and "`max_new_tokens` 2" in cut.reason and not cut.tactics
+    assert cut.unfinished == 2
+    assert not cut.tactics
+    assert "`max_new_tokens` 2" in cut.reason
     small = TacticPolicy.load(llama, max_length=40)
     (full,) = small.propose(["⊢ True"], max_new_tokens=39)
     assert "`max_new_tokens` 39" in full.reason
@@ -202,7 +205,7 @@ def test_settings_of_the_folder_for_chats_change_nothing(llama, policy, states, 
     assert found == policy.propose(states[:4], **options)
 
 
-def test_a_stop_of_several_tokens_ends_a_tactic(llama, policy, plain):
+def test_a_stop_of_several_tokens_ends_a_tactic(policy, plain):
     _, tokenizer = plain
     options = {"n": 32, "max_new_tokens": 40, "stop": ["ro", "∀ x"]}
     (found,) = policy.propose(["⊢ True"], **options)
@@ -218,33 +221,34 @@ def test_an_encoder_and_a_policy_share_weights_and_run_at_once(llama, policy, st
     rows = Encoder.load(llama).encode(states[:60])
     options = {"n": 4, "stop": STOP, "max_new_tokens": 16}
     tactics = policy.propose(states[:20], **options)
-    wrong, counts, over = [], {"rows": 0, "tactics": 0}, threading.Event()
+    right = {"rows": [], "tactics": []}
 
     def encode():
-        while not over.is_set():
-            if np.abs(encoder.encode(states[:60]) - rows).max() > 1e-4 * np.abs(rows).max():
-                wrong.append("rows")
-            counts["rows"] += 1
+        off = np.abs(encoder.encode(states[:60]) - rows).max()
+        right["rows"].append(bool(off <= 1e-4 * np.abs(rows).max()))
 
     def propose():
-        while not over.is_set():
-            for a, b in zip(beside.propose(states[:20], **options), tactics, strict=True):
-                if dict(a.tactics) != pytest.approx(dict(b.tactics), abs=1e-3):
-                    wrong.append("tactics")
-            counts["tactics"] += 1
+        found = zip(beside.propose(states[:20], **options), tactics, strict=True)
+        same = [dict(a.tactics) == pytest.approx(dict(b.tactics), abs=1e-3) for a, b in found]
+        right["tactics"].append(all(same))
 
-    threads = [threading.Thread(target=run) for run in (encode, propose)]
+    over = threading.Event()
+    threads = [threading.Thread(target=repeat, args=(run, over)) for run in (encode, propose)]
     for thread in threads:
         thread.start()
-    for _ in range(600):
-        if min(counts.values()) >= 5 or not all(t.is_alive() for t in threads):
-            break
+    end = time.monotonic() + 120
+    while time.monotonic() < end and min(map(len, right.values())) < 5:
         time.sleep(0.1)
     over.set()
     for thread in threads:
         thread.join()
-    assert wrong == []
-    assert min(counts.values()) >= 5, counts
+    assert all(right["rows"] + right["tactics"])
+    assert min(map(len, right.values())) >= 5, "one of them waited for the other"
+
+
+def repeat(run, over):
+    while not over.is_set():
+        run()
 
 
 def test_nobody_waits(policy, states):
@@ -272,11 +276,20 @@ def test_options_without_meaning_are_refused(policy, wrong):
         policy.propose(["⊢ True"], **wrong)
 
 
-def test_models_without_a_head_are_refused(llama, make_model, tmp_path):
+def encoder_decoder(llama, folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    shape = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(vocab_size=len(tokenizer), **shape)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_models_without_a_head_are_refused(llama, tmp_path):
     with pytest.raises(ArgumentError, match="keep_head"):
         TacticPolicy.beside(Encoder.load(llama))
     with pytest.raises(ModelError, match="encoder-decoder"):
-        TacticPolicy.load(make_model("t5", d_model=64, d_ff=128, d_kv=16, num_heads=4))
+        TacticPolicy.load(encoder_decoder(llama, tmp_path / "t5"))
     folder = tmp_path / "model"
     shutil.copytree(llama, folder)
     weights = load_file(folder / "model.safetensors")

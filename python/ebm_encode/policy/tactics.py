@@ -214,7 +214,14 @@ class TacticPolicy:
             ModelError: If the model does not run, or gives no finite log-probability.
             AbandonedError: If `abandoned` said yes.
         """
-        _check(n, mode, temperature, top_p, max_new_tokens, stop)
+        _check(
+            n=n,
+            mode=mode,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+        )
         given = Texts.of(states)
         tokens = self._tokenize(given.texts)
         answers = self._refused(given, tokens, max_new_tokens)
@@ -311,6 +318,7 @@ def _proposal(sequences: list[Generated], wanted: Sequences) -> Proposal:
 
 
 def _check(
+    *,
     n: int,
     mode: str,
     temperature: float,
