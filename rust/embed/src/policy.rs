@@ -277,7 +277,9 @@ impl Worker {
                     |request: &Request| Ok(proposals.by_ref().take(request.states.len()).collect());
                 batch.iter().map(own).collect()
             }
-            Err(error) if states.len() == 1 => vec![Err(error)],
+            Err(error) if states.len() == 1 || matches!(error, EmbedError::Closed) => {
+                batch.iter().map(|_| Err(error.clone())).collect()
+            }
             Err(error) => {
                 tracing::warn!(%error, states = states.len(), "the policy is asked state by state");
                 self.one_by_one(batch, &replies)

@@ -47,7 +47,7 @@ fn cause(error: PolicyError) -> HttpPolicyError {
 fn serving(choices: Value) -> Server {
     Server::start(move |request| match request.path.as_str() {
         "/v1/models" => models(&["prover"]),
-        _ => completion(choices.clone()),
+        _ => completion(&choices),
     })
 }
 
@@ -60,7 +60,7 @@ fn answering(answer: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static) 
 }
 
 fn right() -> Reply {
-    completion(json!([
+    completion(&json!([
         choice("simp", &[("simp", -0.5), ("\n", -0.25)]),
         choice("", &[("\n", -1.0)])
     ]))
@@ -70,7 +70,7 @@ fn right() -> Reply {
 fn a_log_probability_is_the_sum_over_the_tokens() {
     let server = Server::start(|request| match request.path.as_str() {
         "/v1/models" => models(&["prover"]),
-        "/v1/completions" => completion(json!([
+        "/v1/completions" => completion(&json!([
             choice(" exact h", &[(" exact", -1.5), (" h", -0.5), ("\n", -0.25)]),
             choice("simp ", &[("simp", -0.125), (" ", -1.0), ("\n", -1.0)]),
             choice("simp", &[("simp", -0.125), ("\n", -0.125)]),
@@ -151,7 +151,9 @@ fn samples_that_had_not_ended_are_no_candidates() {
 #[test]
 fn uniform_candidates_need_no_log_probabilities() {
     let mut plain = [choice("b", &[]), choice("a", &[]), choice("b", &[])];
-    plain.iter_mut().for_each(|choice| choice["logprobs"] = Value::Null);
+    for choice in &mut plain {
+        choice["logprobs"] = Value::Null;
+    }
     let server = serving(json!(plain));
     let policy = connect(options(&server).with_samples(3).with_uniform(true)).unwrap();
     let half = -(2.0_f64.ln());
@@ -406,7 +408,7 @@ fn requests_run_at_once_and_no_more_than_allowed() {
     let server = answering(|_, request| {
         let state = request.json()["prompt"].as_str().unwrap().to_owned();
         let tactic = choice(&state, &[(&state, -1.0)]);
-        completion(json!([tactic, tactic])).after(Duration::from_millis(50))
+        completion(&json!([tactic, tactic])).after(Duration::from_millis(50))
     });
     let policy = connect(options(&server).with_max_concurrent(3)).unwrap();
     thread::scope(|scope| {

@@ -105,7 +105,7 @@ pub fn choice(text: &str, tokens: &[(&str, f64)]) -> Value {
     })
 }
 
-pub fn completion(choices: Value) -> Reply {
+pub fn completion(choices: &Value) -> Reply {
     let body = json!({
         "id": "cmpl-1", "object": "text_completion", "created": 1_790_000_000, "model": "prover",
         "choices": choices,
