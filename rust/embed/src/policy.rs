@@ -107,7 +107,7 @@ impl PythonPolicy {
         load: impl FnOnce(Python<'_>) -> PyResult<Bound<'_, PyAny>> + Send + 'static,
     ) -> Result<Self, EmbedError> {
         let (requests, incoming) = flume::unbounded();
-        let (loaded, ready) = flume::bounded(1);
+        let (loaded, ready) = flume::bounded::<Result<(), EmbedError>>(1);
         let closed = Arc::new(AtomicBool::new(false));
         let time = PythonTime::default();
         let (over, clock) = (Arc::clone(&closed), time.clone());
@@ -115,7 +115,10 @@ impl PythonPolicy {
             let made = attach(|py| Ok(load(py)?.unbind()));
             let policy = match made {
                 Ok(policy) => policy,
-                Err(exception) => return drop(loaded.send(Err(exception.into()))),
+                Err(exception) => {
+                    let _ = loaded.send(Err(exception.into()));
+                    return;
+                }
             };
             let _ = loaded.send(Ok(()));
             let mut worker = Worker { policy, options, incoming, closed: over, time: clock };

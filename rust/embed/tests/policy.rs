@@ -235,7 +235,7 @@ fn an_encoder_and_a_policy_run_at_once_and_neither_waits_for_the_other() {
     let tactics: Vec<_> = propose(&policy, &STATES).unwrap().iter().map(plain).collect();
     let encoder = Coalescer::start(encoder, CoalescerOptions::default()).unwrap();
     let over = AtomicBool::new(false);
-    let (encoded, proposed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (embedded, proposed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let wanted = 20;
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -246,7 +246,7 @@ fn an_encoder_and_a_policy_run_at_once_and_neither_waits_for_the_other() {
                     for (row, expected) in found.into_iter().zip(rows.chunks(dim)) {
                         assert!(difference(&row.unwrap(), expected) <= 1e-5);
                     }
-                    encoded.fetch_add(1, Ordering::AcqRel);
+                    embedded.fetch_add(1, Ordering::AcqRel);
                 }
             });
             scope.spawn(|| {
@@ -261,12 +261,12 @@ fn an_encoder_and_a_policy_run_at_once_and_neither_waits_for_the_other() {
         }
         let end = Instant::now() + Duration::from_secs(120);
         while Instant::now() < end
-            && encoded.load(Ordering::Acquire).min(proposed.load(Ordering::Acquire)) < wanted
+            && embedded.load(Ordering::Acquire).min(proposed.load(Ordering::Acquire)) < wanted
         {
             thread::sleep(Duration::from_millis(20));
         }
         over.store(true, Ordering::Release);
     });
-    let (encoded, proposed) = (encoded.into_inner(), proposed.into_inner());
-    assert!(encoded.min(proposed) >= wanted, "{encoded} requests and {proposed} proposals");
+    let (embedded, proposed) = (embedded.into_inner(), proposed.into_inner());
+    assert!(embedded.min(proposed) >= wanted, "{embedded} requests and {proposed} proposals");
 }
