@@ -15,7 +15,7 @@ CRATES = {
     "ebm-cache": {"ebm-threads"},
     "ebm-encoder": {"ebm-cache", "ebm-threads"},
     "ebm-search": {"ebm-cache", "ebm-encoder", "ebm-threads"},
-    "ebm-embed": {"ebm-cache", "ebm-encoder"},
+    "ebm-embed": {"ebm-cache", "ebm-encoder", "ebm-search"},
     "ebm-encode-python": {
         *("ebm-cache", "ebm-embed", "ebm-encoder", "ebm-features", "ebm-kernels"),
         *("ebm-search", "ebm-threads"),

@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from ebm_encode.description import describe_encoder
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError
+from ebm_encode.policy.decoding import AbandonedError
+from ebm_encode.policy.tactics import TacticPolicy
 
 Prompt = tuple[int, int | None]
 """Length of a state's prompt in tokens, and a 64-bit digest of its token ids, if there is one."""
 
 Outcome = tuple[int, str, bool, str]
 """Index of a state, its status, whether it was cut, and why there is no embedding."""
+
+Tactics = tuple[list[tuple[str, float]], str | None]
+"""A state's tactics with their log-probabilities, or why there are none."""
 
 LogTo = Callable[[int, str, str], None]
 """Takes a level (as of `logging`), a logger's name and a message."""
@@ -31,12 +36,43 @@ def load(log_to: LogTo, threads: int | None, options: dict[str, Any]) -> Encoder
         threads: How many threads torch may use within an operation; as it likes, if not given.
         options: Arguments of `Encoder.load`.
     """
-    package = logging.getLogger("ebm_encode")
-    package.handlers, package.propagate = [_Handler(log_to)], False
-    package.setLevel(logging.INFO)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    _prepare(log_to, threads)
     return Encoder.load(**options)
+
+
+def load_policy(log_to: LogTo, threads: int | None, options: dict[str, Any]) -> TacticPolicy:
+    """As `load`, for a policy; `options` are arguments of `TacticPolicy.load`."""
+    _prepare(log_to, threads)
+    return TacticPolicy.load(**options)
+
+
+def policy_beside(encoder: Encoder, options: dict[str, Any]) -> TacticPolicy:
+    """A policy that shares an encoder's weights; `options` are those of `TacticPolicy.beside`."""
+    return TacticPolicy.beside(encoder, **options)
+
+
+def propose(
+    policy: Any,
+    states: Sequence[str],
+    abandoned: Callable[[], bool],
+    options: dict[str, Any],
+) -> list[Tactics] | None:
+    """Tactics for a host's states.
+
+    Args:
+        policy: A `TacticPolicy`.
+        states: The states.
+        abandoned: Whether nobody waits any more.
+        options: Arguments of `TacticPolicy.propose`.
+
+    Returns:
+        One entry per state; `None` if nobody waits any more.
+    """
+    try:
+        found = policy.propose(states, abandoned=abandoned, **options)
+    except AbandonedError:
+        return None
+    return [(proposal.tactics, proposal.reason) for proposal in found]
 
 
 def describe(encoder: Encoder) -> str:
@@ -71,6 +107,14 @@ def encode(
         if report.truncated or report.status != "ok"
     ]
     return prompts, special
+
+
+def _prepare(log_to: LogTo, threads: int | None) -> None:
+    package = logging.getLogger("ebm_encode")
+    package.handlers, package.propagate = [_Handler(log_to)], False
+    package.setLevel(logging.INFO)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 class _Handler(logging.Handler):

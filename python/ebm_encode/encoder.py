@@ -129,6 +129,7 @@ class Encoder:
         revision: str | None = None,
         trust_remote_code: bool = False,
         code_revision: str | None = None,
+        keep_head: bool = False,
         engines: EngineFactory | None = None,
     ) -> "Encoder":
         """An encoder with a model from a folder or the Hugging Face Hub.
@@ -155,6 +156,8 @@ class Encoder:
             revision: Branch, tag or commit of a hub id.
             trust_remote_code: Whether code that comes with the model may run.
             code_revision: Commit of that code, where it is in another repository than the model.
+            keep_head: Whether the language-model head stays in memory, so that a `TacticPolicy` can
+                share the weights. Embeddings are the same.
             engines: Makes the engines to choose from, best first; this package's if not given.
                 They must pass the self-test too.
 
@@ -176,6 +179,7 @@ class Encoder:
             revision=revision,
             trust_remote_code=trust_remote_code,
             code_revision=code_revision,
+            keep_head=keep_head,
         )
         return cls(
             model,

@@ -20,6 +20,9 @@ Compile = Literal["auto", "on", "off"]
 Pooling = Literal["mean", "last"]
 """How the hidden states of a prompt's tokens become one embedding."""
 
+Decoding = Literal["sample", "beam"]
+"""How a policy finds tactics: independent samples, or a beam search."""
+
 Overlong = Literal["error", "skip", "truncate", "truncate-state"]
 """What is done about prompts longer than the longest length."""
 

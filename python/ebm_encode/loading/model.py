@@ -1,4 +1,4 @@
-"""A Hugging Face causal model, without its language-model head, and its tokenizer.
+"""A Hugging Face causal model, its language-model head only if asked for, and its tokenizer.
 
 Knows nothing of templates, pooling or caches.
 """
@@ -57,6 +57,7 @@ class Model:
             dtypes in memory; `None` if they are not quantised.
         files: How its files were before they were loaded.
         rotary: Its rotary tables; every pass resets them.
+        whole: The model with its head, whose base is `base`, if it was loaded to generate text.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model:
     quantization: dict[str, Any] | None = None
     files: FileStates = field(default_factory=lambda: FileStates(()), repr=False)
     rotary: RotaryState = field(default_factory=RotaryState, repr=False)
+    whole: Any = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +115,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     code_revision: str | None = None,
+    keep_head: bool = False,
 ) -> Model:
     """Loads a model and its tokenizer from a folder or by hub id.
 
@@ -124,6 +127,7 @@ def load_model(
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Whether code that comes with the model may run.
         code_revision: Commit of that code where `auto_map` takes it from another repository.
+        keep_head: Whether its language-model head stays in memory, so that it can generate text.
 
     Raises:
         ModelError: If anything about it keeps it from being used; also if its files lack weights or
@@ -139,13 +143,21 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(folder, **options)
     tokenizer = _tokenizer(name, folder, options)
     encodes = getattr(config, "is_encoder_decoder", False)
-    base, quantization = _base(name, folder, dtype, options, weights, encodes=encodes)
+    whole, base = _loaded(
+        name, folder, dtype, options, weights, encodes=encodes, keep_head=keep_head
+    )
+    with _naming(name):
+        quantization = _quantization(whole, base)
+    kept = whole if keep_head else None
+    del whole  # without its head where none is wanted
     _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
     if target.type == "cpu":
-        _take_into_memory(base)
+        _take_into_memory(base if kept is None else kept)
     try:
         base = base.to(target)
+        if kept is not None:
+            kept.to(target)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"`device` {device}: {one_line(error)}") from error
     stretches = stretches_after(text_config)
@@ -162,6 +174,7 @@ def load_model(
         quantization=quantization,
         files=files,
         rotary=RotaryState(base if stretches is not None else None),
+        whole=kept,
     )
 
 
@@ -175,7 +188,7 @@ def text_config_of(config: Any) -> Any:
     return whole.get_text_config()
 
 
-def _base(
+def _loaded(
     name: str,
     folder: Path,
     dtype: Dtype,
@@ -183,8 +196,9 @@ def _base(
     weights: list[Path],
     *,
     encodes: bool,
-) -> tuple[Any, dict[str, Any] | None]:
-    """The model without its head, or its encoder, with all weights; and how it is quantized."""
+    keep_head: bool,
+) -> tuple[Any, Any]:
+    """The model with its head, and without it or its encoder; all weights are of its files."""
     kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
     with _naming(name):
         whole, info = kind.from_pretrained(
@@ -196,11 +210,20 @@ def _base(
             **options,
         )
         base = whole.get_encoder() if encodes else _base_of(whole)
+    if keep_head and (encodes or base is whole):
+        kind_of = "an encoder-decoder" if encodes else "a model without a language-model head"
+        raise ModelError(
+            f"{name}: is {kind_of}, and cannot propose tactics here\n"
+            "hint: use a causal language model, or a server with the http policy"
+        )
     base = base.eval().requires_grad_(requires_grad=False)
     require_same_shapes(name, info)
     with _naming(name):
         require_weights(name, whole, base, info, weights)
-        return base, _quantization(whole, base)
+        if keep_head:
+            whole = whole.eval().requires_grad_(requires_grad=False)
+            require_weights(name, whole, whole, info, weights)
+    return whole, base
 
 
 def _base_of(causal: Any) -> Any:

@@ -131,6 +131,11 @@ class Prompts:
         return "left" if getattr(self.tokenizer, "truncation_side", "right") == "left" else "right"
 
     @property
+    def added_at_end(self) -> int:
+        """How many special tokens the tokenizer adds after a prompt; text cannot go on there."""
+        return 0 if self._spells_after else len(self._after)
+
+    @property
     def keeps_end(self) -> bool:
         """Whether special tokens stay at the end that is cut."""
         return bool(self._before if self.side == "left" else self._after)

@@ -25,7 +25,7 @@ use crate::options::PythonEncoderOptions;
 const SPIN: Duration = Duration::from_micros(100);
 
 /// As much as a program's first thread has, for C code that recurses; Rust's threads have 2 MiB.
-const STACK: usize = 8 << 20;
+pub(crate) const STACK: usize = 8 << 20;
 
 /// A model in the Python package `ebm_encode`, behind one thread that does all Python work.
 ///
@@ -117,7 +117,7 @@ impl PythonTime {
         Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }
 
-    fn add(&self, time: Duration) {
+    pub(crate) fn add(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.0.fetch_add(nanos, Ordering::Relaxed);
     }
@@ -159,6 +159,11 @@ impl PythonEncoder {
         let described = self.thread.run(|| attach(|py| self.encoder.describe(py)));
         let described = described.map_err(|error| no_thread(&error))??;
         serde_json::from_str(&described).map_err(|error| EmbedError::Unexpected(error.to_string()))
+    }
+
+    /// The encoder in Python, for a policy that shares its weights.
+    pub(crate) fn object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.encoder.object(py)
     }
 
     /// A clock of the time that is spent in Python.

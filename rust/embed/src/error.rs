@@ -105,6 +105,12 @@ pub enum EmbedError {
     /// The package does not behave as this crate expects.
     #[error("the Python package ebm_encode: {0}")]
     Unexpected(String),
+    /// The thread of Python has ended.
+    #[error("the thread of Python has ended")]
+    Closed,
+    /// It was loaded in another process, before a fork.
+    #[error("it was loaded before this process was forked\nhint: load it after the fork")]
+    Forked,
     /// The system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(String),

@@ -2,6 +2,7 @@
 //!
 //! [`PythonEncoder`] is an [`Encoder`](ebm_encoder::Encoder) that runs a Hugging Face model
 //! through the Python package `ebm_encode`, in this process: no server, and no serialisation.
+//! [`PythonPolicy`] is a [`Policy`](ebm_search::search::Policy) that has such a model propose tactics.
 //!
 #![cfg_attr(feature = "interpreter", doc = "```no_run")]
 #![cfg_attr(not(feature = "interpreter"), doc = "```text")]
@@ -37,6 +38,10 @@ mod object;
 #[cfg(feature = "interpreter")]
 mod options;
 #[cfg(feature = "interpreter")]
+mod policy;
+#[cfg(feature = "interpreter")]
+mod policy_options;
+#[cfg(feature = "interpreter")]
 mod signals;
 
 #[cfg(feature = "interpreter")]
@@ -51,6 +56,10 @@ pub use interpreter::Interpreter;
 pub use object::ObjectEncoder;
 #[cfg(feature = "interpreter")]
 pub use options::PythonEncoderOptions;
+#[cfg(feature = "interpreter")]
+pub use policy::PythonPolicy;
+#[cfg(feature = "interpreter")]
+pub use policy_options::{Decoding, PythonPolicyOptions};
 
 /// The Python version this crate is built for, as `3.11`. Another one is refused.
 #[cfg(feature = "interpreter")]

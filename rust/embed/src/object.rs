@@ -60,6 +60,13 @@ impl ObjectEncoder {
         py.import("ebm_encode.bridge")?.call_method1("describe", (object,))?.extract()
     }
 
+    /// The object in Python.
+    #[cfg(feature = "interpreter")]
+    pub(crate) fn object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let (object, _) = self.python.as_ref().ok_or_else(|| PyRuntimeError::new_err("closed"))?;
+        Ok(object.clone_ref(py))
+    }
+
     /// Lets go of the model while attached; otherwise it would stay until the next call of Python.
     pub(crate) fn release(&mut self) {
         if let Some(python) = self.python.take() {

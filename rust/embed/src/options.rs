@@ -5,8 +5,8 @@ use pyo3::types::PyDict;
 
 /// Options of an encoder, as those of `ebm-encode encode`; what is not given is the same as there.
 ///
-/// All but `device`, `max_batch_tokens`, `batch_size`, `engine` and `threads` are part of the
-/// encoder's identity.
+/// All but `device`, `max_batch_tokens`, `batch_size`, `engine`, `threads` and `keep_head` are part of
+/// the encoder's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PythonEncoderOptions {
@@ -42,6 +42,9 @@ pub struct PythonEncoderOptions {
     pub code_revision: Option<String>,
     /// Threads of torch within one operation; fewer leave cores to the host's own threads.
     pub threads: Option<usize>,
+    /// Whether the language-model head stays in memory, so that a
+    /// [`PythonPolicy`](crate::PythonPolicy) can share the weights.
+    pub keep_head: bool,
 }
 
 /// Methods that set one field each, where `None` leaves what the package takes by default.
@@ -87,6 +90,7 @@ impl PythonEncoderOptions {
             trust_remote_code: false,
             code_revision: None,
             threads: None,
+            keep_head: false,
         }
     }
 
@@ -126,11 +130,19 @@ impl PythonEncoderOptions {
         self
     }
 
+    /// Sets whether the language-model head stays in memory.
+    #[must_use]
+    pub fn with_keep_head(mut self, keep: bool) -> Self {
+        self.keep_head = keep;
+        self
+    }
+
     /// Arguments of `Encoder.load`.
     pub(crate) fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
         arguments.set_item("model_path", &self.model_path)?;
         arguments.set_item("trust_remote_code", self.trust_remote_code)?;
+        arguments.set_item("keep_head", self.keep_head)?;
         let texts = [
             ("template", &self.template),
             ("dtype", &self.dtype),
