@@ -23,6 +23,12 @@ Pooling = Literal["mean", "last"]
 Overlong = Literal["error", "skip", "truncate", "truncate-state"]
 """What is done about prompts longer than the longest length."""
 
+StateFormat = Literal["as-given", "lean", "pantograph", "burnqed"]
+"""The printed form of the states that are encoded; `as-given`: texts are taken as they are."""
+
+PrintedFormat = Literal["lean", "pantograph", "burnqed"]
+"""The printed form that states are in, where it is known."""
+
 InvalidRows = Literal["error", "skip"]
 """What is done about input rows that hold no text."""
 

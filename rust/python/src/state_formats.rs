@@ -77,7 +77,7 @@ pub(crate) fn state_overlap<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let source = source.map(format).transpose()?;
     let name = cache.display().to_string();
-    let remote = storage::is_remote(&cache);
+    let remote = storage::is_remote(&cache).map_err(cache_error)?;
     // A mapped cache reads texts alone, which is all that is asked for.
     let mode = if remote { OpenMode::InMemory } else { OpenMode::Mapped };
     let cache = interruptible(py, move || Cache::open(cache, mode))?.map_err(cache_error)?;
