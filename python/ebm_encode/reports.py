@@ -11,7 +11,13 @@ from ebm_encode.prompts.tokens import Tokens
 log = logging.getLogger(__name__)
 
 Status = Literal[
-    *("ok", "bad", "overlong", "empty", "out_of_memory", "unknown_token", "not_text"),
+    "ok",
+    "bad",
+    "overlong",
+    "empty",
+    "out_of_memory",
+    "unknown_token",
+    "not_text",
     "other_format",
 ]
 

@@ -96,7 +96,7 @@ def convert(states: Sequence[str], target: str, source: str | None = None) -> Co
     """Converts states, and counts what became of them.
 
     Args:
-        states: The states.
+        states: The states, distinct.
         target: The format to convert to.
         source: The format that they are in; by default what the texts show, where it makes no
             difference what they do not show.
@@ -105,18 +105,24 @@ def convert(states: Sequence[str], target: str, source: str | None = None) -> Co
         ArgumentError: If there is no such format.
         StateFormatError: If the format that they are in must be said.
     """
+    return convert_each(states, target, source)[1]
+
+
+def convert_each(
+    states: Sequence[str], target: str, source: str | None = None
+) -> tuple[dict[str, str], Conversion]:
+    """Converts states as `convert` does; also gives the converted text of each that has one."""
     source = _core.source_format_of(states, source, target)
     texts, failures = _core.convert_states(states, source, target)
-    converted = [text for text in texts if text is not None]
-    pairs = zip(states, texts, strict=True)
-    distinct = [*dict.fromkeys(converted)]
-    return Conversion(
+    found = {state: text for state, text in zip(states, texts, strict=True) if text is not None}
+    distinct = [*dict.fromkeys(found.values())]
+    return found, Conversion(
         source=source,
         target=format_name(target),
         texts=distinct,
         states=len(states),
-        changed=sum(text is not None and text != state for state, text in pairs),
-        equal=len(converted) - len(distinct),
+        changed=sum(text != state for state, text in found.items()),
+        equal=len(found) - len(distinct),
         broken=sum("\n " in text for text in distinct),
         refused=[{"state": states[index], "reason": reason} for index, reason in failures],
     )

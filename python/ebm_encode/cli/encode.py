@@ -81,9 +81,7 @@ def encode(
     return 1 if outcome.quarantined and not run.allow_quarantine else 0
 
 
-def _read(
-    trajectories: list[str], output: str, run: RunOptions, state_format: str
-) -> "States":
+def _read(trajectories: list[str], output: str, run: RunOptions, state_format: str) -> "States":
     """The states of the input files, none of which is the output, in the encoder's format."""
     # Here, so that help does not need pyarrow.
     from ebm_encode.data.trajectories import convert_input, read_states  # noqa: PLC0415

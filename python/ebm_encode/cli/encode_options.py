@@ -79,8 +79,8 @@ class RunOptions:
         cache: Earlier caches of the same encoder to reuse embeddings from.
         column: Column or JSON field that holds the state.
         invalid_rows: Input rows that hold no text (a line that is not JSON, text that is not
-            UTF-8, half of a surrogate pair), and states that cannot be converted: stop, or skip them and list them in
-            OUTPUT.invalid.jsonl.
+            UTF-8, half of a surrogate pair), and states that cannot be converted: stop, or skip
+            them and list them in OUTPUT.invalid.jsonl.
         states_in: Printed form that the input's states are in, for --state-format (default: what
             the texts show, if it makes no difference what they do not show).
         verify_sample: Embeddings to re-encode at batch size 1 and compare, each with its

@@ -88,7 +88,9 @@ def print_summary(
         lines["state format"] = str(states.conversion)
         if states.conversion.refused:
             where = side_file(output, INVALID)
-            lines["not converted"] = f"{len(states.conversion.refused):,} skipped, listed in {where}"
+            lines["not converted"] = (
+                f"{len(states.conversion.refused):,} skipped, listed in {where}"
+            )
     if states.counts.invalid:
         where = side_file(output, INVALID)
         lines["invalid rows"] = f"{states.counts.invalid:,} skipped, listed in {where}"

@@ -132,9 +132,7 @@ def convert_input(
         hint = '\nhint: have such states skipped and listed: `invalid_rows="skip"`'
         raise refusal(failures, len(states.texts), state_format, hint)
     if not done.texts:
-        raise InputError(
-            f"no state can be converted to {done.target}: {done.refused[0]['reason']}"
-        )
+        raise InputError(f"no state can be converted to {done.target}: {done.refused[0]['reason']}")
     states.texts, states.conversion = done.texts, done
     states.invalid.extend(done.refused)
 

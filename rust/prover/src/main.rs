@@ -3,6 +3,7 @@
 mod doctor;
 mod encode;
 mod end;
+mod formats;
 mod inspect;
 mod interrupt;
 mod model;

@@ -191,9 +191,9 @@ fn long_states_take_linear_time() {
     let lines =
         |count: usize| (0..count).fold(String::new(), |all, i| all + &format!("x{i} : ℕ\n"));
     let names = (0..20_000).map(|i| format!("x{i}")).collect::<Vec<_>>().join(" ");
-    let many_lines = lines(15_000) + "⊢ True";
+    let many_lines = lines(12_000) + "⊢ True";
     let merged = format!("{names} : ℕ\n⊢ True");
-    let deep = format!("x : {}ℕ{} := 1\n⊢ True", "(".repeat(45_000), ")".repeat(45_000));
+    let deep = format!("x : {}ℕ{} := 1\n⊢ True", "(".repeat(60_000), ")".repeat(60_000));
     let wrapped = format!("h :\n{}⊢ True", "  p ∧\n".repeat(20_000));
     let lets = format!("h : {}True\n⊢ True", "let x := 1; ".repeat(10_000));
     let apart = "⊢ True\n\n".repeat(15_000);
