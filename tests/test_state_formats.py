@@ -21,12 +21,13 @@ from ebm_encode.errors import (
     InputError,
     StateFormatError,
 )
+from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.trainer import train_head
 from recorded_searches import embeddings, searches, write_rows
 from support import FILES, PROVER, SAMPLES, make_identity
-from test_head_training import FEW
 
 SEARCHES = SAMPLES / "reprover_search_log.parquet"
+FEW = HeadOptions(epochs=2, patience=2, batch_states=64, architecture="linear")
 MERGED = "a b : ℕ\nh : a = b\n⊢ b = a"
 SPLIT = "a : ℕ\nb : ℕ\nh : a = b\n⊢ b = a"
 
@@ -38,7 +39,7 @@ def split(state):
         return "\n".join(f"{name} :{match[2]}" for name in match[1].split(" "))
 
     state = re.sub(r"^(case .*)\n\n", r"\1\n", state, flags=re.MULTILINE)
-    variable = re.compile(r"^((?!⊢|case ).*?) :(.*(?:\n .*)*)", re.MULTILINE)
+    variable = re.compile(r"^((?!⊢|case | ).*?) :(.*(?:\n .*)*)", re.MULTILINE)
     return variable.sub(lines, state)
 
 
@@ -228,7 +229,8 @@ def test_plan_tells_what_converting_would_find(run_cli, llama, states, tmp_path,
     arguments = ("plan", "--model-path", llama, "--trajectories", SEARCHES)
     code, out, _ = run_cli(*arguments, "--cache", pantograph_cache)
     printed = _core.state_overlap(pantograph_cache, converted(states, "lean", "pantograph"))
-    assert (code, "in the cache as printed; 180 would be, converted to pantograph form" in out)
+    assert code == 0
+    assert "in the cache as printed; 180 would be, converted to pantograph form" in out
     assert "hint: --state-format pantograph" in out
     assert printed["found"] == 180
     code, out, _ = run_cli(*arguments, "--state-format", "pantograph", "--json")

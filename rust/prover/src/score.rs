@@ -111,10 +111,7 @@ fn score_batch(
 }
 
 /// A line with its score, or with why its state was refused.
-fn with_score(
-    mut fields: Map<String, Value>,
-    score: Result<NodeScore, Option<String>>,
-) -> Value {
+fn with_score(mut fields: Map<String, Value>, score: Result<NodeScore, Option<String>>) -> Value {
     for name in ADDED {
         fields.remove(name);
     }
