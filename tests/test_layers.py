@@ -14,7 +14,7 @@ PACKAGE = ROOT / "python" / "ebm_encode"
 
 # From the bottom up: each may import what stands before it.
 LAYERS = (
-    "_core", "errors", "options", "texts", "digests",
+    "_core", "errors", "options", "texts", "digests", "state_formats",
     "data", "prompts", "loading", "identity", "engines",
     "reports", "equal_embeddings", "screening", "row_checks", "encoder", "policy", "description",
     "opening", "dataset", "bulk",

@@ -32,8 +32,10 @@ __all__ = [
     "audit",
     "check_rows",
     "compact",
+    "convert_states",
     "count_nodes",
     "describe",
+    "detect_state_formats",
     "is_remote",
     "list_files",
     "path_kind",
@@ -42,6 +44,9 @@ __all__ = [
     "prefers_mapped",
     "read_file",
     "remove_file",
+    "source_format_of",
+    "state_format_name",
+    "state_overlap",
     "write_file",
 ]
 
@@ -614,3 +619,39 @@ def write_file(path: str | PathLike[str], content: bytes) -> None:
 
 def remove_file(path: str | PathLike[str]) -> None:
     """Removes a file if there is one."""
+
+def state_format_name(name: str) -> str:
+    """The name of a printed form of states with its version: `lean` is `lean-1`.
+
+    Raises `ArgumentError` for other names than `as-given`, `lean`, `pantograph` and `burnqed`.
+    """
+
+def detect_state_formats(state: str) -> list[str]:
+    """The formats that a state can be in, by name with version; none if it is no proof state."""
+
+def source_format_of(states: Any, source: str | None, target: str) -> str:
+    """The format from which to convert states to `target`: `source`, or what the texts show.
+
+    Raises `StateFormatError` if that is not given, and the texts would be converted differently
+    from formats that they can be in.
+    """
+
+def convert_states(
+    states: Any, source: str, target: str
+) -> tuple[list[str | None], list[tuple[int, str]]]:
+    """The states in another format, `None` for those that cannot be converted.
+
+    Returns also the index of each of these, and why.
+    """
+
+def state_overlap(
+    cache: str | PathLike[str], states: Any, source: str | None = None
+) -> dict[str, Any]:
+    """How many of some states a cache holds, as they are and converted.
+
+    Of the cache only texts are read, unless it is in an object store.
+
+    Returns `states` (distinct ones), `found`, `format` (which the cache's identity says), and, if
+    converting finds more, `converted_to`, `found_converted` and `hint`, else `None` there; and the
+    `message`.
+    """

@@ -17,6 +17,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     return {
         "model": model.name,
         "template": encoder.prompts.template.name,
+        "state_format": encoder.state_format,
         "engine": encoder.choice.to_json(),
         "batches": _batches(encoder),
         "attention": getattr(model.base.config, "_attn_implementation", None),

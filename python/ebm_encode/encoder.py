@@ -30,6 +30,8 @@ from ebm_encode.options import (
     EngineName,
     Overlong,
     Pooling,
+    PrintedFormat,
+    StateFormat,
     engine_name,
     require,
 )
@@ -39,6 +41,7 @@ from ebm_encode.prompts.tokens import Prompts, Tokens
 from ebm_encode.reports import RowReport, note_same, without_embedding
 from ebm_encode.row_checks import RowChecks
 from ebm_encode.screening import Screening
+from ebm_encode.state_formats import convert_all, format_name, not_in
 from ebm_encode.texts import Texts, preview, texts_of
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class Encoder:
     Attributes:
         model: The loaded model.
         identity: Everything that changes the embeddings beyond rounding.
+        state_format: The printed form of the states that it takes, with its version, as `lean-1`.
         prompts: States to token sequences.
         overlong: What is done about prompts longer than `max_length`.
         budget: The most that one forward pass may hold.
@@ -74,6 +78,7 @@ class Encoder:
         batch_size: int | None,
         engine: EngineName = "auto",
         compile_layers: Compile = "auto",
+        state_format: StateFormat = "as-given",
         engines: EngineFactory | None = None,
     ) -> None:
         longest = longest_prompt(model.max_positions, max_length)
@@ -81,7 +86,10 @@ class Encoder:
         self.overlong: Overlong = overlong
         self.budget = Budget.of(max_batch_tokens, batch_size)
         self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
-        self.identity = identify(model, self.prompts, pooling=pooling, layer=layer)
+        self.state_format = format_name(state_format)
+        self.identity = identify(
+            model, self.prompts, pooling=pooling, layer=layer, state_format=self.state_format
+        )
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -126,6 +134,7 @@ class Encoder:
         batch_size: int | None = None,
         engine: str = "auto",
         compile_layers: Compile = "auto",
+        state_format: StateFormat = "as-given",
         revision: str | None = None,
         trust_remote_code: bool = False,
         code_revision: str | None = None,
@@ -153,6 +162,9 @@ class Encoder:
             engine: Execution strategy; `auto` is the fastest one that is exact for the model.
             compile_layers: Whether torch compiles the model's layers: `on`, `off`, or `auto`, which
                 leaves it to `calibrate`.
+            state_format: The printed form of the states that are encoded: `lean` (Lean's own
+                printer), `pantograph`, `burnqed`, or `as-given`, which takes any text. It is part
+                of the identity. Texts in another form are refused; `convert` converts them.
             revision: Branch, tag or commit of a hub id.
             trust_remote_code: Whether code that comes with the model may run.
             code_revision: Commit of that code, where it is in another repository than the model.
@@ -172,6 +184,7 @@ class Encoder:
         require("overlong", overlong, Overlong)
         require("dtype", dtype, Dtype)
         require("compile_layers", compile_layers, Compile)
+        require("state_format", state_format, StateFormat)
         model = load_model(
             model_path,
             dtype=dtype,
@@ -192,6 +205,7 @@ class Encoder:
             batch_size=batch_size,
             engine=chosen_engine,
             compile_layers=compile_layers,
+            state_format=state_format,
             engines=engines,
         )
 
@@ -274,6 +288,23 @@ class Encoder:
         log.info("%d tokens per pass%s (%s)", found.tokens, layers, found)
         return True
 
+    def convert(self, states: Any, *, states_in: PrintedFormat | None = None) -> list[str]:
+        """The texts of some states in the encoder's format, in their order.
+
+        Args:
+            states: Texts in any ordered collection, as for `encode`.
+            states_in: The form that they are in; by default what the texts show, where it makes no
+                difference what they do not show.
+
+        Raises:
+            ArgumentError: If states are not text, or `states` is no such collection.
+            StateFormatError: If a state is in another form than that, or holds less than the
+                encoder's format prints, or the form must be said.
+        """
+        if states_in is not None:
+            require("states_in", states_in, PrintedFormat)
+        return convert_all(texts_of(states), self.state_format, states_in)
+
     def encode(self, states: Any) -> NDArray[np.float32]:
         """The embeddings of some states, float32 `[len(states), dim]`, in their order.
 
@@ -305,6 +336,8 @@ class Encoder:
                 message += (
                     '\nhint: cut them with `overlong="truncate"` or `overlong="truncate-state"`'
                 )
+            if "other_format" in kinds:
+                message += "\nhint: convert them with `Encoder.convert`"
             raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
         return out
 
@@ -335,6 +368,10 @@ class Encoder:
         reports = self.screen(tokens)
         for i, reason in given.wrong.items():
             reports[i] = RowReport("not_text", 0, reason=reason)
+        for i, reason in not_in(texts, self.state_format).items():
+            if i not in given.wrong:
+                why = f"not in the format {self.state_format}: {reason}"
+                reports[i] = RowReport("other_format", 0, reason=why)
         note_same(texts, tokens, reports)
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)

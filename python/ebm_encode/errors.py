@@ -29,6 +29,10 @@ class ModelError(EbmEncodeError):
     """A model cannot be loaded, does not run, or is not one that this package can use."""
 
 
+class StateFormatError(EbmEncodeError):
+    """States are not in the printed form that they are said to be in, or cannot be converted."""
+
+
 class EncodingError(EbmEncodeError):
     """A state cannot be encoded: too long, without tokens, or too large for the memory."""
 

@@ -26,6 +26,12 @@ Decoding = Literal["sample", "beam"]
 Overlong = Literal["error", "skip", "truncate", "truncate-state"]
 """What is done about prompts longer than the longest length."""
 
+StateFormat = Literal["as-given", "lean", "pantograph", "burnqed"]
+"""The printed form of the states that are encoded; `as-given`: texts are taken as they are."""
+
+PrintedFormat = Literal["lean", "pantograph", "burnqed"]
+"""The printed form that states are in, where it is known."""
+
 InvalidRows = Literal["error", "skip"]
 """What is done about input rows that hold no text."""
 

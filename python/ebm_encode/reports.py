@@ -10,7 +10,16 @@ from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
-Status = Literal["ok", "bad", "overlong", "empty", "out_of_memory", "unknown_token", "not_text"]
+Status = Literal[
+    "ok",
+    "bad",
+    "overlong",
+    "empty",
+    "out_of_memory",
+    "unknown_token",
+    "not_text",
+    "other_format",
+]
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class RowReport:
             the model has no embedding for.
             `out_of_memory`: the state does not fit the memory even at batch size 1.
             `not_text`: it is no `str`, or has half of a surrogate pair.
+            `other_format`: it is not in the printed form that the encoder takes.
         tokens: Length of its prompt before any cut.
         truncated: Whether the prompt was cut.
         reason: Why, where the status is not `ok`.

@@ -21,6 +21,8 @@ def describe_run(encoder: Encoder, states: States, started: datetime) -> dict[st
         "sources": [{"path": str(file), "digest": digest} for file, digest in states.files.items()],
         "input": vars(states.counts),
     }
+    if states.conversion:
+        described["conversion"] = states.conversion.to_json()
     return cast("dict[str, Any]", _printable(described))
 
 

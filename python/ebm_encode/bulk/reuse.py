@@ -6,7 +6,7 @@ from ebm_encode._core import CacheWriter
 from ebm_encode.bulk.reference_embeddings import ReferenceEmbeddings
 from ebm_encode.data.side_files import OVERLONG, Journal, read_list, side_file
 from ebm_encode.encoder import Encoder
-from ebm_encode.identity.former import former_identity, with_the_same_tokens
+from ebm_encode.identity.former import as_given_identity, former_identity, with_the_same_tokens
 from ebm_encode.prompts.tokens import CHUNK_STATES, in_chunks
 
 
@@ -57,6 +57,10 @@ class Reuse:
 
     def _take(self, cache: str, states: list[str]) -> None:
         self._reference.require_same(cache)
+        plain = as_given_identity(cache, self._encoder.identity)
+        if plain is not None:  # the states are converted, so what it holds of them is in the format
+            self._writer.adopt(cache, states, made_by=plain)
+            return
         former = former_identity(cache, self._encoder.identity)
         if former is None:
             self._writer.adopt(cache, states)

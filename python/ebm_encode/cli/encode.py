@@ -66,7 +66,7 @@ def encode(
     require_names(model_path=model_path, output=output, template=encoding.template, cache=run.cache)
     output = _usable(output)
     Template.load(encoding.template)  # before anything that takes long
-    states = _read(trajectories, output, run)
+    states = _read(trajectories, output, run, encoding.state_format)
     with _writer(output) as writer:
         encoder = _load(model_path, encoding, hub, quiet=quiet)
         _open(writer, output, encoder, run)
@@ -81,14 +81,15 @@ def encode(
     return 1 if outcome.quarantined and not run.allow_quarantine else 0
 
 
-def _read(trajectories: list[str], output: str, run: RunOptions) -> "States":
-    """The states of the input files, none of which is the output."""
+def _read(trajectories: list[str], output: str, run: RunOptions, state_format: str) -> "States":
+    """The states of the input files, none of which is the output, in the encoder's format."""
     # Here, so that help does not need pyarrow.
-    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
+    from ebm_encode.data.trajectories import convert_input, read_states  # noqa: PLC0415
 
     states = read_states(trajectories, run.column, invalid_rows=run.invalid_rows)
     if any(_same(output, file) for file in states.files):
         raise ArgumentError(f"`output` {output}: is one of the `trajectories`")
+    convert_input(states, state_format, run.states_in, invalid_rows=run.invalid_rows)
     log_input(states)
     return states
 

@@ -17,6 +17,8 @@ from ebm_encode.options import (
     InvalidRows,
     Overlong,
     Pooling,
+    PrintedFormat,
+    StateFormat,
 )
 
 AtLeastOne = whole(at_least=1)
@@ -46,6 +48,8 @@ class EncoderOptions:
             {state} in it.
         pooling: Mean over all tokens of the prompt, or the last token only.
         layer: Index into Hugging Face's hidden_states; -1 is the last, after the final norm.
+        state_format: Printed form of the states, part of the encoder's identity: lean (Lean's own
+            printer), pantograph, burnqed. States are converted to it. as-given: texts as they are.
     """
 
     batch_size: Annotated[int | None, AtLeastOne] = None
@@ -59,6 +63,7 @@ class EncoderOptions:
     template: str = "raw"
     pooling: Pooling = "mean"
     layer: int = -1
+    state_format: StateFormat = "as-given"
 
     def arguments(self) -> dict[str, Any]:
         """The values by name, as `Encoder.load` takes them."""
@@ -74,8 +79,10 @@ class RunOptions:
         cache: Earlier caches of the same encoder to reuse embeddings from.
         column: Column or JSON field that holds the state.
         invalid_rows: Input rows that hold no text (a line that is not JSON, text that is not
-            UTF-8, half of a surrogate pair): stop, or skip them and list them in
-            OUTPUT.invalid.jsonl.
+            UTF-8, half of a surrogate pair), and states that cannot be converted: stop, or skip
+            them and list them in OUTPUT.invalid.jsonl.
+        states_in: Printed form that the input's states are in, for --state-format (default: what
+            the texts show, if it makes no difference what they do not show).
         verify_sample: Embeddings to re-encode at batch size 1 and compare, each with its
             neighbour (default: one in 1,000, at least 32).
         checkpoint_rows: Save after this many new embeddings.
@@ -88,6 +95,7 @@ class RunOptions:
     cache: Annotated[list[str] | None, MANY] = None
     column: str = DEFAULT_COLUMN
     invalid_rows: InvalidRows = "error"
+    states_in: PrintedFormat | None = None
     verify_sample: Annotated[int | None, whole(at_least=0)] = None
     checkpoint_rows: Annotated[int, AtLeastOne] = 2000
     checkpoint_seconds: Annotated[float, SECONDS] = 60.0

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from ebm_encode.cli.parameters import FLAG, JSON, MANY, require_names, whole
 from ebm_encode.errors import require_model_libraries
-from ebm_encode.options import OpenMode
+from ebm_encode.options import OpenMode, PrintedFormat
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def evaluate_head(
     random_cache: str | None = None,
     work: str | None = None,
     seed: Annotated[int, whole(at_least=0)] = 0,
+    states_in: PrintedFormat | None = None,
     mode: OpenMode = "auto",
     figure: str | None = None,
     quiet: Annotated[bool, FLAG] = False,
@@ -56,6 +57,8 @@ def evaluate_head(
         random_cache: Embeddings of such a copy that were made before.
         work: Folder that keeps what takes long to make (default: HEAD.comparisons).
         seed: Seed of intervals and random orders.
+        states_in: Printed form that the states are in, if the cache is of an encoder with a
+            --state-format: they are converted to that (default: what the texts show).
         mode: Hold the cache in memory, or leave it mapped.
         figure: Picture of the result: .svg, .png or .pdf.
         quiet: Show no progress.
@@ -88,6 +91,7 @@ def evaluate_head(
             random_cache=random_cache,
             work=work,
             seed=seed,
+            states_in=states_in,
         ),
         on_step=lambda what: log.info("%s", what),
     )

@@ -13,6 +13,7 @@ _OPTIONS = {
             *("seed", "seeds", "test", "validation", "warmup", "weight_decay"),
             *("dtype", "engine", "invalid_rows", "layer", "max_batch_tokens", "max_length"),
             *("model_path", "output", "overlong", "overwrite", "pooling", "template"),
+            *("state_format", "states_in"),
             *("code_revision", "revision", "trajectories", "trust_remote_code", "verify_sample"),
         )
     },

@@ -4,10 +4,12 @@ import json
 import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ebm_encode import _core
 from ebm_encode.cli.parameters import JSON, MANY, PER_SECOND, HubOptions, require_names, whole
 from ebm_encode.errors import InputError, require_model_libraries
-from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong
+from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, Overlong, PrintedFormat, StateFormat
 from ebm_encode.prompts.templates import Template
+from ebm_encode.state_formats import AS_GIVEN, format_name
 
 if TYPE_CHECKING:
     from ebm_encode.bulk.forecast import Forecast
@@ -30,6 +32,9 @@ def plan(
     template: str = "raw",
     column: str = DEFAULT_COLUMN,
     invalid_rows: InvalidRows = "error",
+    state_format: StateFormat = "as-given",
+    states_in: PrintedFormat | None = None,
+    cache: Annotated[list[str] | None, MANY] = None,
     rate: Annotated[float | None, PER_SECOND] = None,
     hub: HubOptions = HubOptions(),
     json_output: Annotated[bool, JSON] = False,
@@ -47,18 +52,29 @@ def plan(
         template: Text around the state: raw, deepseek-prover-v2, or a file with {state} in it.
         column: Column or JSON field that holds the state.
         invalid_rows: Input rows that hold no text: stop, or skip them.
+        state_format: Printed form to which `encode` would convert the states: lean (Lean's own
+            printer), pantograph, burnqed, or as-given.
+        states_in: Printed form that the states are in (default: what the texts show, if it makes no
+            difference what they do not show).
+        cache: Caches of which to tell how many of the states they hold.
         rate: Tokens per second of the model, for the expected time; `encode` shows it.
         hub: Which version of a model on the hub.
         json_output: Print JSON.
     """
-    require_names(model_path=model_path, template=template)
+    require_names(model_path=model_path, template=template, cache=cache)
     chosen = Template.load(template)
     # Here, so that help needs neither pyarrow nor torch.
-    from ebm_encode.data.trajectories import read_states  # noqa: PLC0415
+    from ebm_encode.data.trajectories import convert_input, read_states  # noqa: PLC0415
 
     states = read_states(trajectories, column, invalid_rows=invalid_rows)
     for warning in states.warnings:
         log.warning("%s", warning)
+    overlaps = {path: _core.state_overlap(path, states.texts, states_in) for path in cache or []}
+    # Without a conversion, the form is of use for the caches alone.
+    source = None if cache and format_name(state_format) == AS_GIVEN else states_in
+    convert_input(states, state_format, source, invalid_rows=invalid_rows)
+    if states.conversion:
+        log.info("%s", states.conversion)
     require_model_libraries()
     from ebm_encode.engines.budget import Budget  # noqa: PLC0415  (torch, once needed)
     from ebm_encode.loading.model import load_tokenizer, longest_prompt  # noqa: PLC0415
@@ -70,12 +86,21 @@ def plan(
     budget = Budget.of(max_batch_tokens, batch_size)
     prompts = Prompts(tokenizer, chosen, longest, cut=cut_for(overlong))
     tokens = prompts.tokenize(sorted(states.texts))
-    report = _forecast(tokens, longest, budget, rate).to_json()
+    report: dict[str, Any] = _forecast(tokens, longest, budget, rate).to_json()
+    if states.conversion:
+        report["conversion"] = states.conversion.to_json()
+    report |= {"overlaps": overlaps} if overlaps else {}
     if json_output:
         print(json.dumps(report))  # noqa: T201
     else:
         _print(report)
     return 0
+
+
+def _print_overlap(cache: str, overlap: dict[str, Any]) -> None:
+    print(f"{'in ' + cache:<22}  {overlap['message']}")  # noqa: T201
+    if overlap["hint"]:
+        print(f"{'':<22}  {overlap['hint']}")  # noqa: T201
 
 
 def _forecast(
@@ -133,6 +158,8 @@ def _print(report: dict[str, Any]) -> None:
         lines["expected time"] = f"{report['seconds']:,.0f} s"
     for name, value in lines.items():
         print(f"{name:<22}  {value}")  # noqa: T201
+    for cache, overlap in report.get("overlaps", {}).items():
+        _print_overlap(cache, overlap)
     print("lengths in tokens")  # noqa: T201
     most = max(count for _, count in report["lengths"])
     for bound, count in report["lengths"]:

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from ebm_encode.bulk.verification import Verification
     from ebm_encode.data.trajectories import InputCounts, States
     from ebm_encode.engines.selftest import EngineChoice
+    from ebm_encode.state_formats import Conversion
 
 log = logging.getLogger(__name__)
 
 _LISTED = 3
+_PREVIEW = 60
 
 
 def log_input(states: "States") -> None:
@@ -33,10 +35,22 @@ def log_input(states: "States") -> None:
         _counted(counts.rows, "row"),
         f": {others}" if others else "",
     )
-    for record in states.invalid[:_LISTED]:
+    rows = [record for record in states.invalid if "row" in record]
+    for record in rows[:_LISTED]:
         log.warning("%s: %s: %s; skipped", record["file"], record["row"], record["reason"])
-    if len(states.invalid) > _LISTED:
-        log.warning("%s more invalid rows are skipped", f"{len(states.invalid) - _LISTED:,}")
+    if len(rows) > _LISTED:
+        log.warning("%s more invalid rows are skipped", f"{len(rows) - _LISTED:,}")
+    if states.conversion:
+        _log_conversion(states.conversion)
+
+
+def _log_conversion(conversion: "Conversion") -> None:
+    log.info("%s", conversion)
+    refused = conversion.refused
+    for record in refused[:_LISTED]:
+        log.warning("state %r: %s; skipped", record["state"][:_PREVIEW], record["reason"])
+    if len(refused) > _LISTED:
+        log.warning("%s more states are skipped", f"{len(refused) - _LISTED:,}")
 
 
 def summary(
@@ -48,6 +62,7 @@ def summary(
         "output": output,
         "seconds": round(seconds, 3),
         "input": asdict(states.counts),
+        **({"conversion": states.conversion.to_json()} if states.conversion else {}),
         "skipped_inputs": [*states.warnings, *states.notes],
         "engine": choice.to_json(),
         **asdict(outcome),
@@ -69,6 +84,13 @@ def print_summary(
     lines |= _counts(outcome, output)
     if outcome.verification:
         lines |= _verified(outcome.verification)
+    if states.conversion:
+        lines["state format"] = str(states.conversion)
+        if states.conversion.refused:
+            where = side_file(output, INVALID)
+            lines["not converted"] = (
+                f"{len(states.conversion.refused):,} skipped, listed in {where}"
+            )
     if states.counts.invalid:
         where = side_file(output, INVALID)
         lines["invalid rows"] = f"{states.counts.invalid:,} skipped, listed in {where}"

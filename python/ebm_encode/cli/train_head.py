@@ -12,7 +12,7 @@ from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.parameters import FLAG, JSON, MANY, require_names, whole
 from ebm_encode.errors import ArgumentError, require_model_libraries
 from ebm_encode.heads.options import Architecture, HeadOptions, Labels, Loss
-from ebm_encode.options import OpenMode
+from ebm_encode.options import OpenMode, PrintedFormat
 
 if TYPE_CHECKING:
     from ebm_encode.heads.probe import Probe
@@ -53,6 +53,7 @@ def train_head(
     test: Annotated[float, SHARE] = 0.15,
     max_missing: Annotated[float, SHARE] = 0.01,
     device: str = "cpu",
+    states_in: PrintedFormat | None = None,
     mode: OpenMode = "auto",
     figure: str | None = None,
     log_file: str | None = None,
@@ -103,6 +104,8 @@ def train_head(
         test: Share of the solved theorems kept aside for `evaluate-head`.
         max_missing: Largest share of states that the cache may lack.
         device: Torch device.
+        states_in: Printed form that the states are in, if the cache is of an encoder with a
+            --state-format: they are converted to that (default: what the texts show).
         mode: Hold the cache in memory, or leave it mapped.
         figure: Picture of the learning curves: .svg, .png or .pdf (default: OUTPUT.svg).
         log_file: JSON lines, one an epoch (default: OUTPUT.log.jsonl).
@@ -153,6 +156,7 @@ def train_head(
             options,
             device=device,
             expansions=expansions,
+            states_in=states_in,
             figure=figure or f"{output}.svg",
             log_file=log_file or f"{output}.log.jsonl",
             on_start=watch.start,

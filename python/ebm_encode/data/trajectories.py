@@ -13,8 +13,9 @@ from ebm_encode.data.json_lines import Row, read_json_lines
 from ebm_encode.data.parquet_texts import read_parquet
 from ebm_encode.data.remote import InputFile, RemoteFile, open_stream
 from ebm_encode.digests import digest_file, digest_stream
-from ebm_encode.errors import InputError
+from ebm_encode.errors import ArgumentError, InputError
 from ebm_encode.options import DEFAULT_COLUMN, InvalidRows, require
+from ebm_encode.state_formats import AS_GIVEN, Conversion, convert, format_name, refusal
 
 _COMPLETE_COLUMN = "is_proof_complete"
 
@@ -42,7 +43,9 @@ class States:
         counts: What the rows of the files held.
         notes: Files below folders that were skipped, and why.
         warnings: Files that were skipped though they look like inputs.
-        invalid: The rows that hold no text, where these are skipped: `file`, `row`, `reason`.
+        invalid: The rows that hold no text, where these are skipped: `file`, `row`, `reason`; and
+            states that cannot be converted: `state`, `reason`.
+        conversion: What became of the states when they were converted; `None` if they were not.
     """
 
     texts: list[str]
@@ -51,6 +54,7 @@ class States:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     invalid: list[dict[str, Any]] = field(default_factory=list)
+    conversion: Conversion | None = None
 
 
 def read_states(
@@ -94,6 +98,43 @@ def read_states(
         [*inputs.warnings],
         reading.invalid,
     )
+
+
+def convert_input(
+    states: States,
+    state_format: str,
+    states_in: str | None = None,
+    *,
+    invalid_rows: InvalidRows = "error",
+) -> None:
+    """Converts the states of an input to a printed form; distinct are the converted ones.
+
+    Args:
+        states: The states; those of `as-given` stay as they are.
+        state_format: The wanted form.
+        states_in: The form that they are in; by default what the texts show, where it makes no
+            difference what they do not show.
+        invalid_rows: What to do about states that cannot be converted: `error`, or `skip` them,
+            counted and listed.
+
+    Raises:
+        ArgumentError: If a form is given from which nothing is to be converted.
+        StateFormatError: If states cannot be converted, or the form that they are in must be said.
+        InputError: If none can be converted.
+    """
+    if format_name(state_format) == AS_GIVEN:
+        if states_in is not None:
+            raise ArgumentError("`states_in` has no meaning without `state_format`")
+        return
+    done = convert(states.texts, state_format, states_in)
+    if done.refused and invalid_rows == "error":
+        failures = [(record["state"], record["reason"]) for record in done.refused]
+        hint = '\nhint: have such states skipped and listed: `invalid_rows="skip"`'
+        raise refusal(failures, len(states.texts), state_format, hint)
+    if not done.texts:
+        raise InputError(f"no state can be converted to {done.target}: {done.refused[0]['reason']}")
+    states.texts, states.conversion = done.texts, done
+    states.invalid.extend(done.refused)
 
 
 _SKIP = '\nhint: mend the row, or have such rows skipped and listed: `invalid_rows="skip"`'

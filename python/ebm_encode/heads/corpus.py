@@ -1,18 +1,25 @@
 """What a head learns from and is judged by: graphs, labels, and the rows of their states."""
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebm_encode.errors import InputError
+from ebm_encode.errors import ArgumentError, InputError
 from ebm_encode.heads.expansions import with_expansions
 from ebm_encode.heads.graph import MergeCounts, TheoremGraph, merge
 from ebm_encode.heads.labels import TheoremLabels, file_labels, label_graph
 from ebm_encode.heads.options import Labels
 from ebm_encode.heads.records import TrajectoryFile, read_trajectories
+from ebm_encode.state_formats import AS_GIVEN, convert_each
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3
+_PREVIEW = 60
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,12 @@ class Corpus:
 
 
 def read_corpus(
-    paths: list[str], labels: Labels = "graph", expansions: list[str] | None = None
+    paths: list[str],
+    labels: Labels = "graph",
+    expansions: list[str] | None = None,
+    *,
+    state_format: str = AS_GIVEN,
+    states_in: str | None = None,
 ) -> Corpus:
     """Reads and merges trajectories.
 
@@ -71,12 +83,42 @@ def read_corpus(
         paths: Parquet or JSON-lines files, folders of them, or glob patterns.
         labels: Whose labels.
         expansions: Files that say which states were expanded.
+        state_format: The printed form of the states that a cache holds; others are converted.
+        states_in: The form that they are in; by default what the texts show, where it makes no
+            difference what they do not show.
 
     Raises:
         InputError: If a file cannot be read, or holds no search.
+        StateFormatError: If the form that the states are in must be said.
     """
     files = read_trajectories(paths)
-    return make_corpus(with_expansions(files, expansions) if expansions else files, labels)
+    files = with_expansions(files, expansions) if expansions else files
+    return make_corpus(_converted(files, state_format, states_in), labels)
+
+
+def _converted(
+    files: list[TrajectoryFile], state_format: str, states_in: str | None
+) -> list[TrajectoryFile]:
+    """Trajectories with their states in a cache's form, so that they are found there by text.
+
+    States that cannot be converted stay as they are, so the cache lacks them, and they count as
+    that.
+    """
+    if state_format == AS_GIVEN:
+        if states_in is not None:
+            raise ArgumentError(
+                "`states_in` has no meaning for a cache whose states are as they were given"
+            )
+        return files
+    states = [*dict.fromkeys(r.state for file in files for r in file.records if r.state)]
+    texts, done = convert_each(states, state_format, states_in)
+    log.info("%s", done)
+    for record in done.refused[:_SHOWN]:
+        log.warning("state %r: %s; not converted", record["state"][:_PREVIEW], record["reason"])
+    return [
+        replace(file, records=[replace(r, state=texts.get(r.state, r.state)) for r in file.records])
+        for file in files
+    ]
 
 
 def make_corpus(files: list[TrajectoryFile], labels: Labels = "graph") -> Corpus:

@@ -25,6 +25,7 @@ from ebm_encode.heads.ranking import (
     tree_report,
 )
 from ebm_encode.heads.siblings import QUESTIONS
+from ebm_encode.state_formats import format_of
 
 __all__ = ["EvaluationOptions", "evaluate_head"]
 
@@ -65,7 +66,14 @@ def evaluate_head(
     head.require_identity(cache.identity, f"the cache {cache.path}")
     recipe = recipe_of(head)
     tell("reading the trajectories")
-    corpus = read_corpus(trajectories, "graph", options.expansions)
+    form = format_of(cache.identity)
+    corpus = read_corpus(
+        trajectories,
+        "graph",
+        options.expansions,
+        state_format=form,
+        states_in=options.states_in,
+    )
     training, why_not = training_material(head, corpus, recipe, options)
     judged = judge(head, corpus, cache, recipe, training)
     rankers, unavailable = all_rankers(

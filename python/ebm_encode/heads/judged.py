@@ -22,6 +22,7 @@ from ebm_encode.heads.siblings import QUESTIONS, SiblingSets, sibling_sets
 from ebm_encode.heads.split import states_of
 from ebm_encode.heads.trainer import root_digest
 from ebm_encode.opening import open_cache
+from ebm_encode.state_formats import format_of
 
 Training = tuple[Material, EmbeddingCache | MappedCache]
 """A head's training corpus, and the cache of its embeddings."""
@@ -44,7 +45,8 @@ class EvaluationOptions:
         random_cache: Embeddings of a random copy that were made before, of all these states.
         work: Folder for what takes long to make again; by default `HEAD.comparisons`.
         seed: Of intervals and random orders.
-        figure: Picture of the result.
+        states_in: The printed form that the states are in, if the head is of an encoder with a
+            state format: they are converted to that. By default what the texts show.
     """
 
     expansions: list[str] | None = None
@@ -56,6 +58,7 @@ class EvaluationOptions:
     random_cache: str | None = None
     work: str | None = None
     seed: int = 0
+    states_in: str | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -87,7 +90,11 @@ def training_material(
         return None, "the head does not say what it was trained on"
     try:
         same = {file["digest"] for file in corpus.files} == wanted
-        found = corpus if same and recipe.labels == "graph" else read_corpus(names, recipe.labels)
+        found = (
+            corpus
+            if same and recipe.labels == "graph"
+            else _read_again(head, names, recipe, options)
+        )
         digests = {file["digest"] for file in found.files}
         if digests != wanted:
             raise InputError(f"{', '.join(names)}: are not the files that the head was trained on")
@@ -99,6 +106,13 @@ def training_material(
             raise
         return None, str(error).splitlines()[0]
     return (material, cache), ""
+
+
+def _read_again(
+    head: EnergyHead, names: list[str], recipe: HeadOptions, options: EvaluationOptions
+) -> Corpus:
+    form = format_of(head.identity)
+    return read_corpus(names, recipe.labels, state_format=form, states_in=options.states_in)
 
 
 def judge(

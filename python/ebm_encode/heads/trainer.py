@@ -40,6 +40,8 @@ from ebm_encode.heads.probe import Probe, probe_format
 from ebm_encode.heads.rows import Rows, chunks
 from ebm_encode.heads.siblings import rank_siblings
 from ebm_encode.heads.training import Lesson, Trained, device_of, train
+from ebm_encode.options import PrintedFormat
+from ebm_encode.state_formats import format_of
 
 OnEpoch = Callable[[str, dict[str, float]], None]
 
@@ -157,6 +159,7 @@ def train_head(
     *,
     device: str = "cpu",
     expansions: list[str] | None = None,
+    states_in: PrintedFormat | None = None,
     figure: str | os.PathLike[str] | None = None,
     log_file: str | os.PathLike[str] | None = None,
     on_start: Callable[[dict[str, int], list[Probe], dict[str, float]], None] | None = None,
@@ -174,6 +177,8 @@ def train_head(
         options: How to train.
         device: Torch device.
         expansions: Files that say which states were expanded.
+        states_in: The printed form that the states are in, if the cache is of an encoder with a
+            state format: they are converted to that. By default what the texts show.
         figure: Picture of the learning curves, .svg, .png or .pdf.
         log_file: JSON lines, one an epoch.
         on_start: Told, before training, of the counts, what print style tells apart, and chance.
@@ -190,7 +195,13 @@ def train_head(
     require_places(output=output, figure=figure, log_file=log_file)
     device_of(device)
     identity = require_encoder(cache)
-    corpus = read_corpus(trajectories, options.labels, expansions)
+    corpus = read_corpus(
+        trajectories,
+        options.labels,
+        expansions,
+        state_format=format_of(identity),
+        states_in=states_in,
+    )
     material = prepare(corpus, in_cache(corpus, cache), options)
     rows = cache_rows(corpus, cache, material.usable)
     lesson = make_lesson(material, rows)

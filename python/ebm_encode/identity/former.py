@@ -15,6 +15,7 @@ from ebm_encode._core import Identity
 from ebm_encode.errors import EbmEncodeError, IdentityMismatchError
 from ebm_encode.identity.identity import former_longest, is_former_form
 from ebm_encode.prompts.tokens import Prompts
+from ebm_encode.state_formats import without_format
 
 
 def former_identity(cache: str, present: Identity) -> Identity | None:
@@ -23,12 +24,26 @@ def former_identity(cache: str, present: Identity) -> Identity | None:
     Raises:
         EbmEncodeError: If the cache cannot be read.
     """
+    former = _identity_of(cache)
+    return former if former is not None and is_former_form(former, present) else None
+
+
+def as_given_identity(cache: str, present: Identity) -> Identity | None:
+    """The identity of a cache, if it is `present` over states as they are given.
+
+    Its embeddings of texts that are in the format of `present` are those of `present`.
+
+    Raises:
+        EbmEncodeError: If the cache cannot be read.
+    """
+    found, plain = _identity_of(cache), without_format(present)
+    return found if found == plain and plain != present else None
+
+
+def _identity_of(cache: str) -> Identity | None:
     footers = [description["footer"] for description in _core.describe(cache)]
     texts = {json.dumps(footer["identity"], sort_keys=True) if footer else "" for footer in footers}
-    if len(texts) != 1 or texts == {""}:
-        return None
-    former = Identity.from_json(texts.pop())
-    return former if is_former_form(former, present) else None
+    return None if len(texts) != 1 or texts == {""} else Identity.from_json(texts.pop())
 
 
 def with_the_same_tokens(prompts: Prompts, states: Sequence[str], former: Identity) -> list[str]:

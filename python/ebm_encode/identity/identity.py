@@ -12,6 +12,7 @@ from ebm_encode.identity.tokenizer import digest_of_ids, tokenizer_as_it_runs
 from ebm_encode.loading.model import Model
 from ebm_encode.loading.model_files import weight_files
 from ebm_encode.prompts.tokens import FORMER_SPECIAL_TOKENS_RULE, SPECIAL_TOKENS_RULE, Prompts
+from ebm_encode.state_formats import AS_GIVEN, FIELD
 
 # Keys of config.json that change no number, but do change from one release of a library to the next
 # or from one copy of a model to another.
@@ -25,7 +26,9 @@ _OWN_MODULES = "transformers_modules."
 _NEW = ("tokenizer_ids", "special_tokens", "max_length", "truncation")
 
 
-def identify(model: Model, prompts: Prompts, *, pooling: str, layer: int) -> Identity:
+def identify(
+    model: Model, prompts: Prompts, *, pooling: str, layer: int, state_format: str = AS_GIVEN
+) -> Identity:
     """The identity of an encoder over `model`.
 
     Where no prompt is ever cut, the longest length changes no number and is `null`.
@@ -35,6 +38,7 @@ def identify(model: Model, prompts: Prompts, *, pooling: str, layer: int) -> Ide
         prompts: How states become tokens: the template, and the cut.
         pooling: `mean` or `last`.
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
+        state_format: The printed form of its states, with its version.
 
     Raises:
         ModelError: If the model's files cannot be read, or have changed since they were loaded.
@@ -61,6 +65,9 @@ def identify(model: Model, prompts: Prompts, *, pooling: str, layer: int) -> Ide
         "max_length": None if prompts.cut == "none" else prompts.max_length,
         "truncation": _truncation(prompts),
     }
+    # Absent for texts as given, so that identities from before there were formats stay the same.
+    if state_format != AS_GIVEN:
+        fields[FIELD] = state_format
     # After everything was read: what is digested is what was loaded only if nothing has changed.
     model.files.require_unchanged(model.name)
     return Identity.from_json(json.dumps(fields))

@@ -34,6 +34,9 @@ pub struct PythonEncoderOptions {
     pub batch_size: Option<usize>,
     /// How states go through the model.
     pub engine: Option<String>,
+    /// The printed form of the states that are encoded: `lean`, `pantograph`, `burnqed`, or `as-given` (the
+    /// default), which takes any text. Texts in another form are refused; convert them first.
+    pub state_format: Option<String>,
     /// Branch, tag or commit of a hub id.
     pub revision: Option<String>,
     /// Whether code that comes with the model may run.
@@ -86,6 +89,7 @@ impl PythonEncoderOptions {
             max_batch_tokens: None,
             batch_size: None,
             engine: None,
+            state_format: None,
             revision: None,
             trust_remote_code: false,
             code_revision: None,
@@ -115,6 +119,8 @@ impl PythonEncoderOptions {
         with_batch_size, batch_size: usize,
         /// Sets the engine.
         with_engine, engine: text,
+        /// Sets the printed form of the states.
+        with_state_format, state_format: text,
         /// Sets the revision of a hub id.
         with_revision, revision: text,
         /// Sets the commit of the model's code.
@@ -150,6 +156,7 @@ impl PythonEncoderOptions {
             ("pooling", &self.pooling),
             ("overlong", &self.overlong),
             ("engine", &self.engine),
+            ("state_format", &self.state_format),
             ("revision", &self.revision),
             ("code_revision", &self.code_revision),
         ];

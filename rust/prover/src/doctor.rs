@@ -1,15 +1,18 @@
 //! `ebm-prover doctor`.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ebm_cache::{RowChecker, StateKey};
+use ebm_cache::{Cache, OpenMode, RowChecker, StateKey};
 use ebm_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
 use ebm_encoder::Encoder;
 
+use crate::formats::overlap_lines;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
+use crate::states::read_states;
 
 /// Calls whose median is told.
 const CALLS: usize = 9;
@@ -20,6 +23,12 @@ pub(crate) struct Doctor {
     /// The model's folder, or its hub id.
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     model_path: Option<String>,
+    /// A cache, to count how many of the states of --states it holds.
+    #[arg(long, value_name = "C.parquet", requires = "states")]
+    cache: Option<PathBuf>,
+    /// States as the prover prints them: a .parquet or .jsonl file, as for `encode`.
+    #[arg(long, value_name = "FILE", requires = "cache")]
+    states: Option<PathBuf>,
     #[command(flatten)]
     python: PythonArguments,
     #[command(flatten)]
@@ -30,6 +39,9 @@ impl Doctor {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
         let python = self.python.start()?;
         print_environment(python.environment(), out)?;
+        if let (Some(cache), Some(states)) = (&self.cache, &self.states) {
+            self.print_overlap(cache, states, out)?;
+        }
         let Some(model_path) = &self.model_path else {
             writeln!(out, "\nall good so far; --model-path checks a model as well")?;
             return Ok(Outcome::Good);
@@ -45,6 +57,23 @@ impl Doctor {
         }
         writeln!(out, "\nthe embeddings of this model must not be used")?;
         Ok(Outcome::CheckFailed)
+    }
+
+    /// How many states of a file a cache holds, and what to do where converting finds more.
+    fn print_overlap(
+        &self,
+        cache: &Path,
+        states: &Path,
+        out: &mut impl Write,
+    ) -> anyhow::Result<()> {
+        let texts = read_states(states)?.texts;
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let cache = Cache::open(cache, OpenMode::Auto)?;
+        let (_, lines) = overlap_lines(&texts, self.model.formats.states_in(), &cache)?;
+        for (number, line) in lines.iter().enumerate() {
+            writeln!(out, "{:<10} {line}", if number == 0 { "overlap" } else { "" })?;
+        }
+        Ok(())
     }
 
     fn load(

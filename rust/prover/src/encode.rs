@@ -34,10 +34,12 @@ pub(crate) struct Encode {
 
 impl Encode {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
-        let States { texts, without_text } = read_states(&self.states)?;
+        let States { mut texts, without_text } = read_states(&self.states)?;
         if without_text > 0 {
             warn(&format!("{without_text} rows without a state are skipped"));
         }
+        let conversion = self.model.formats.conversion(texts.iter().map(String::as_str))?;
+        texts.iter_mut().try_for_each(|state| conversion.apply(state))?;
         let states: Vec<&str> = texts.iter().map(String::as_str).collect();
         let encoder = self.model.load(self.python.start()?, &self.model_path)?;
         let dim = encoder.dim();

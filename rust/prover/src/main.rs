@@ -4,6 +4,7 @@ mod compare;
 mod doctor;
 mod encode;
 mod end;
+mod formats;
 mod inspect;
 mod interrupt;
 mod model;

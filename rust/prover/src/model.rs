@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 
+use crate::formats::FormatArguments;
+
 /// Where Python is.
 #[derive(Debug, Args)]
 pub(crate) struct PythonArguments {
@@ -47,6 +49,8 @@ pub(crate) struct ModelArguments {
     /// How states go through the model: auto, shared-prefix, packed, padded, ...
     #[arg(long)]
     engine: Option<String>,
+    #[command(flatten)]
+    pub(crate) formats: FormatArguments,
     /// Threads of torch within one operation.
     #[arg(long, value_name = "N")]
     torch_threads: Option<usize>,
@@ -84,6 +88,7 @@ impl ModelArguments {
             .with_max_batch_tokens(self.max_batch_tokens)
             .with_batch_size(self.batch_size)
             .with_engine(self.engine.as_deref())
+            .with_state_format(self.formats.option())
             .with_threads(self.torch_threads)
             .with_revision(self.revision.as_deref())
             .with_trust_remote_code(self.trust_remote_code)

@@ -22,6 +22,8 @@ pub(crate) struct NodeLine {
     /// The state's text; of no meaning where the proof is finished.
     pub(crate) state: String,
     pub(crate) finished: bool,
+    /// Why the state cannot be brought into the encoder's form, if so.
+    pub(crate) refused: Option<String>,
     /// The whole line.
     pub(crate) fields: Map<String, Value>,
 }
@@ -115,5 +117,5 @@ fn parse(line: &[u8]) -> anyhow::Result<NodeLine> {
         None => bail!("has no {STATE:?}"),
         Some(other) => bail!("{STATE:?} is {other}, expected a text"),
     };
-    Ok(NodeLine { state, finished, fields })
+    Ok(NodeLine { state, finished, refused: None, fields })
 }

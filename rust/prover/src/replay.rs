@@ -14,10 +14,12 @@ use ebm_cache::{Cache, OpenMode};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, CachedEncoderStatistics, CoalescerOptions, Encoder,
 };
+use ebm_search::state_format::Overlap;
 use ebm_search::{RecordedSearch, read_searches};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use crate::formats::{overlap_json, overlap_lines};
 use crate::interrupt::Saved;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
@@ -80,16 +82,18 @@ struct Tally {
 
 impl Replay {
     pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
-        let searches = self.searches()?;
+        let mut searches = self.searches()?;
         let open = |path| Cache::open(path, OpenMode::Auto);
         let cache = self.cache.as_ref().map(open).transpose()?;
+        let printed = cache.as_ref().map(|cache| self.overlap(&searches, cache)).transpose()?;
+        let tally = Tally::default();
+        self.convert(&mut searches, &tally)?;
         let encoder = self.model.load(self.python.start()?, &self.model_path)?;
         let (python_time, described, digest) =
             (encoder.time(), encoder.describe()?, encoder.identity().digest());
         let encoder = Arc::new(CachedEncoder::new(encoder, cache, self.options())?);
         saved.watch(&encoder);
         let bar = bar(&searches);
-        let tally = Tally::default();
         let start = Instant::now();
         let walked = self.walk(&searches, &encoder, &tally, &bar);
         let (wall, in_python) = (start.elapsed(), python_time.so_far());
@@ -106,6 +110,7 @@ impl Replay {
             in_python,
             rows_in_file: appended.map(|report| report.rows),
             digest,
+            printed,
         };
         if self.json {
             writeln!(out, "{}", result.to_json())?;
@@ -127,6 +132,38 @@ impl Replay {
             bail!("--trajectories: there is no state to encode");
         }
         Ok(searches)
+    }
+
+    /// What the cache holds of the states as they are printed; warns if converting would find more.
+    fn overlap(&self, searches: &[RecordedSearch], cache: &Cache) -> anyhow::Result<Overlap> {
+        let states: Vec<&str> = texts(searches).collect();
+        let formats = &self.model.formats;
+        let (found, lines) = overlap_lines(&states, formats.states_in(), cache)?;
+        if found.converted.is_some() && formats.option().is_none() {
+            lines.iter().for_each(|line| warn(line));
+        }
+        Ok(found)
+    }
+
+    /// States in the encoder's form, so that the cache is asked for what it holds. Those that cannot be
+    /// converted have no embedding, and are not asked for.
+    fn convert(&self, searches: &mut [RecordedSearch], tally: &Tally) -> anyhow::Result<()> {
+        let conversion = self.model.formats.conversion(texts(searches))?;
+        for search in searches {
+            for request in &mut search.requests {
+                request.retain_mut(|state| match conversion.apply(state) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        if tally.without_row.fetch_add(1, Ordering::Relaxed) < SHOWN {
+                            warn(&format!("no embedding: {}: {error:#}", search.theorem));
+                        }
+                        false
+                    }
+                });
+            }
+            search.requests.retain(|request| !request.is_empty());
+        }
+        Ok(())
     }
 
     fn options(&self) -> CachedEncoderOptions {
@@ -167,6 +204,10 @@ impl Replay {
             Ok(())
         })
     }
+}
+
+fn texts(searches: &[RecordedSearch]) -> impl Iterator<Item = &str> + Clone {
+    searches.iter().flat_map(|search| search.requests.iter().flatten()).map(String::as_str)
 }
 
 fn walk_one(
@@ -211,6 +252,8 @@ struct Result {
     in_python: Duration,
     rows_in_file: Option<u64>,
     digest: String,
+    /// What the cache holds of the states as they are printed.
+    printed: Option<Overlap>,
 }
 
 impl Result {
@@ -240,6 +283,9 @@ impl Result {
             s.memory_hits,
             s.coalesced
         )?;
+        if let Some(printed) = &self.printed {
+            writeln!(out, "overlap    {printed}")?;
+        }
         let calls = s.encoder.calls.max(1);
         writeln!(
             out,
@@ -301,6 +347,7 @@ impl Result {
             "python_share": self.python_share(),
             "encoder": self.digest,
             "rows_in_file": self.rows_in_file,
+            "overlap": self.printed.as_ref().map(overlap_json),
         })
     }
 }

@@ -50,11 +50,15 @@ pub(crate) struct Score {
 
 impl Score {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
+        let conversion = self.model.formats.conversion_unseen()?;
         let scorer = self.scorer()?;
         let mut lines = NodeLines::read(self.states.as_deref())?;
         let (mut all, mut unscored) = (0, 0);
         loop {
-            let (batch, end) = lines.next_batch(self.max_batch as usize);
+            let (mut batch, end) = lines.next_batch(self.max_batch as usize);
+            for line in batch.iter_mut().filter(|line| !line.finished) {
+                line.refused = conversion.apply(&mut line.state).err().map(|e| format!("{e:#}"));
+            }
             all += batch.len();
             unscored += score_batch(&scorer, batch, out)?;
             // What came before a wrong line is printed already.
@@ -92,32 +96,40 @@ fn score_batch(
     if batch.is_empty() {
         return Ok(0);
     }
-    let nodes: Vec<Node<'_>> = batch.iter().map(NodeLine::node).collect();
+    let usable = batch.iter().filter(|line| line.refused.is_none());
+    let nodes: Vec<Node<'_>> = usable.map(NodeLine::node).collect();
     let found = scorer.score(&nodes)?;
-    let unscored = found.iter().filter(|score| matches!(score, NodeScore::Unscored(_))).count();
-    for (line, score) in batch.into_iter().zip(found) {
-        writeln!(out, "{}", with_score(line.fields, score))?;
+    let mut unscored = batch.len() - found.len();
+    unscored += found.iter().filter(|score| matches!(score, NodeScore::Unscored(_))).count();
+    let mut found = found.into_iter();
+    for line in batch {
+        let score = if line.refused.is_none() { found.next() } else { None };
+        writeln!(out, "{}", with_score(line.fields, score.ok_or(line.refused)))?;
     }
     out.flush()?;
     Ok(unscored)
 }
 
-fn with_score(mut fields: Map<String, Value>, score: NodeScore) -> Value {
+/// A line with its score, or with why its state was refused.
+fn with_score(mut fields: Map<String, Value>, score: Result<NodeScore, Option<String>>) -> Value {
     for name in ADDED {
         fields.remove(name);
     }
     let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
     match score {
-        NodeScore::Finished => {
+        Ok(NodeScore::Finished) => {
             add("finished", json!(true));
         }
-        NodeScore::Scored(scored) => {
+        Ok(NodeScore::Scored(scored)) => {
             add("energy", json!(scored.energy));
             add("score", json!(scored.score));
             add("z", json!(scored.z));
         }
-        NodeScore::Unscored(reason) => {
+        Ok(NodeScore::Unscored(reason)) => {
             add("unscored", json!(reason.to_string()));
+        }
+        Err(reason) => {
+            add("unscored", json!(reason.unwrap_or_default()));
         }
     }
     Value::Object(fields)

@@ -2,6 +2,7 @@
 
 use ebm_cache::CacheError;
 use ebm_search::HeadError;
+use ebm_search::state_format::StateFormatError;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -37,6 +38,17 @@ pub(crate) fn head_error(error: HeadError) -> PyErr {
         _ => "HeadFormatError",
     };
     named(class, error.to_string())
+}
+
+/// The exception for states that are not in a format, or cannot be converted.
+pub(crate) fn state_format_error(error: StateFormatError) -> PyErr {
+    match error {
+        StateFormatError::Ambiguous { .. } | StateFormatError::NoSource => {
+            let hint = "hint: say it with `states_in`: lean, pantograph or burnqed";
+            named("StateFormatError", format!("{error}\n{hint}"))
+        }
+        _ => named("StateFormatError", error.to_string()),
+    }
 }
 
 /// An `ArgumentError` with this message.

@@ -15,6 +15,7 @@ mod json;
 mod mapped_cache;
 mod packing;
 mod schema;
+mod state_formats;
 mod storage;
 mod texts;
 mod views;
@@ -43,6 +44,10 @@ mod _core {
     use super::packing::{PyTrie, count_nodes, plan_padded, plan_windows};
     #[pymodule_export]
     use super::schema::PyCacheSchema;
+    #[pymodule_export]
+    use super::state_formats::{
+        convert_states, detect_state_formats, source_format_of, state_format_name, state_overlap,
+    };
     #[pymodule_export]
     use super::storage::{is_remote, list_files, path_kind, read_file, remove_file, write_file};
     #[pymodule_export]

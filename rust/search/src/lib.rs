@@ -5,6 +5,8 @@
 //! - A [`ValueScorer`] turns states into scores: embeddings of a
 //!   [`CachedEncoder`](ebm_encoder::CachedEncoder), through a head of the same encoder.
 //! - [`read_searches`] reads recorded searches.
+//! - A [`StateFormat`](state_format::StateFormat) is a printed form of proof states; texts are converted
+//!   between them.
 //!
 //! ```
 //! use ebm_encoder::{CachedEncoder, CachedEncoderOptions};
@@ -85,6 +87,7 @@ mod recorded;
 mod recording;
 mod scorer;
 pub mod search;
+pub mod state_format;
 
 pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};
 pub use recorded::{RecordedSearch, TrajectoryError, read_searches, read_texts};
