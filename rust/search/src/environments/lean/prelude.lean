@@ -501,3 +501,8 @@ syntax configItem := posConfigItem
 syntax optConfig := many(colGt configItem)
 syntax (name := rewriteSeq) "rewrite" optConfig rwRuleSeq optional(location) : tactic
 end Lean.Parser.Tactic
+
+namespace Lean
+syntax cdotTk := orelse("· ", ". ")
+syntax (name := cdot) cdotTk tacticSeq : tactic
+end Lean
