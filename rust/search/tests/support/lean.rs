@@ -45,7 +45,10 @@ pub fn steps(session: &mut dyn Session, tactics: &[Arc<str>]) -> Applied {
     let mut state = ebm_search::search::StateId::ROOT;
     let mut last = Applied::Finished;
     for (number, tactic) in tactics.iter().enumerate() {
-        last = session.apply(state, std::slice::from_ref(tactic), &Control::default()).unwrap().remove(0);
+        last = session
+            .apply(state, std::slice::from_ref(tactic), &Control::default())
+            .unwrap()
+            .remove(0);
         match &last {
             Applied::Open { state: next, .. } => state = *next,
             _ => assert_eq!(number + 1, tactics.len(), "{tactic}: {last:?}"),

@@ -6,8 +6,8 @@ use super::file::{End, File, run};
 use super::guard::{self, indented};
 use super::launch::at_start;
 use super::messages::{Answer, axioms};
-use super::workers::{Block, Shared, failed, run_blocks};
 use super::unavailable;
+use super::workers::{Block, Shared, failed, run_blocks};
 use crate::environments::statement::Statement;
 use crate::search::{Control, EnvironmentResult, Verdict};
 
@@ -92,7 +92,8 @@ pub(super) fn self_test(shared: &Shared, control: &Control) -> EnvironmentResult
     ];
     let stop = || shared.stopped(std::iter::once(control));
     let refs: Vec<&Block> = blocks.iter().collect();
-    let Some(answers) = run_blocks(shared, &refs, &stop).map_err(at_start).map_err(hint_import)? else {
+    let Some(answers) = run_blocks(shared, &refs, &stop).map_err(at_start).map_err(hint_import)?
+    else {
         control.check()?;
         return Err(failed("it is closed"));
     };
@@ -110,7 +111,8 @@ pub(super) fn self_test(shared: &Shared, control: &Control) -> EnvironmentResult
     let check = |statement: &str, tactic: &str| {
         verify_unguarded(shared, &Statement::split(statement), &[tactic.into()], control)
     };
-    let (proof, hole) = (check("True", "exact True.intro")?, check("False", "exact sorryAx _ true")?);
+    let (proof, hole) =
+        (check("True", "exact True.intro")?, check("False", "exact sorryAx _ true")?);
     if proof != Verdict::Proof || hole == Verdict::Proof {
         return Err(hides(&format!("True: {proof:?}, sorry: {hole:?}")));
     }
@@ -131,7 +133,10 @@ fn hint_import(error: crate::search::EnvironmentError) -> crate::search::Environ
         {
             let hint = "hint: name a command whose Lean finds the imports, such as `lake env lean` in the \
                  project's folder, after `lake build` or `lake exe cache get`";
-            crate::search::EnvironmentError::Unavailable { environment, reason: format!("{reason}\n{hint}") }
+            crate::search::EnvironmentError::Unavailable {
+                environment,
+                reason: format!("{reason}\n{hint}"),
+            }
         }
         other => other,
     }

@@ -73,7 +73,9 @@ impl Process {
         }
         let status = self.reap()?;
         // A process that left the group may keep the pipe open.
-        while self.stderr_reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < until {
+        while self.stderr_reader.as_ref().is_some_and(|reader| !reader.is_finished())
+            && Instant::now() < until
+        {
             std::thread::sleep(Duration::from_millis(2));
         }
         let kept = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);

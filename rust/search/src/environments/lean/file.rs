@@ -15,13 +15,8 @@ const MARK: &str = "#check Prop";
 /// Options of every run. Lean stops after 100 errors without a word, and a file has hundreds; a name that a
 /// statement does not bind is an error, not a variable; nothing here reads what linters say. Threads of Lean
 /// are of no use to a file of small parts, which it reads one after the other.
-const ARGUMENTS: &[&str] = &[
-    "--json",
-    "-j1",
-    "-DmaxErrors=1000000",
-    "-DautoImplicit=false",
-    "-Dlinter.all=false",
-];
+const ARGUMENTS: &[&str] =
+    &["--json", "-j1", "-DmaxErrors=1000000", "-DautoImplicit=false", "-Dlinter.all=false"];
 
 /// The text of a file: a header, and parts that are told apart by marks.
 #[derive(Debug)]
@@ -160,4 +155,3 @@ pub(super) fn run(
     ran.end = End::Complete;
     Ok(ran)
 }
-

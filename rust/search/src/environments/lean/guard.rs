@@ -2,12 +2,58 @@
 
 /// Words that start a command of their own, or may declare something in the middle of a proof.
 const COMMANDS: &[&str] = &[
-    "abbrev", "add_decl_doc", "attribute", "axiom", "binder_predicate", "builtin_initialize", "by_elab",
-    "class", "coinductive", "declare_syntax_cat", "def", "deriving", "elab", "elab_rules", "end", "example",
-    "export", "extends", "import", "include", "inductive", "infix", "infixl", "infixr", "initialize",
-    "instance", "lemma", "macro", "macro_rules", "mutual", "namespace", "noncomputable", "notation", "omit",
-    "opaque", "partial", "postfix", "prefix", "prelude", "private", "protected", "run_cmd", "run_elab",
-    "run_meta", "run_tac", "section", "set_option", "structure", "syntax", "theorem", "universe", "unsafe",
+    "abbrev",
+    "add_decl_doc",
+    "attribute",
+    "axiom",
+    "binder_predicate",
+    "builtin_initialize",
+    "by_elab",
+    "class",
+    "coinductive",
+    "declare_syntax_cat",
+    "def",
+    "deriving",
+    "elab",
+    "elab_rules",
+    "end",
+    "example",
+    "export",
+    "extends",
+    "import",
+    "include",
+    "inductive",
+    "infix",
+    "infixl",
+    "infixr",
+    "initialize",
+    "instance",
+    "lemma",
+    "macro",
+    "macro_rules",
+    "mutual",
+    "namespace",
+    "noncomputable",
+    "notation",
+    "omit",
+    "opaque",
+    "partial",
+    "postfix",
+    "prefix",
+    "prelude",
+    "private",
+    "protected",
+    "run_cmd",
+    "run_elab",
+    "run_meta",
+    "run_tac",
+    "section",
+    "set_option",
+    "structure",
+    "syntax",
+    "theorem",
+    "universe",
+    "unsafe",
     "variable",
 ];
 
@@ -16,8 +62,19 @@ const HOLES: &[&str] = &["admit", "sorry", "sorryAx"];
 
 /// Words with which a text would go on with the tactic before it.
 const CONTINUATIONS: &[&str] = &[
-    "at", "by", "decreasing_by", "else", "from", "generalizing", "in", "only", "termination_by", "then",
-    "using", "where", "with",
+    "at",
+    "by",
+    "decreasing_by",
+    "else",
+    "from",
+    "generalizing",
+    "in",
+    "only",
+    "termination_by",
+    "then",
+    "using",
+    "where",
+    "with",
 ];
 
 /// Why a tactic is refused, if it is.
@@ -160,7 +217,11 @@ fn char_literal(text: &str) -> usize {
         characters.next();
     }
     let is_quote = |&(_, character): &(usize, char)| character == '\'';
-    characters.take(6).find(is_quote).filter(|&(at, _)| first == '\\' || at <= 5).map_or(1, |(at, _)| at + 1)
+    characters
+        .take(6)
+        .find(is_quote)
+        .filter(|&(at, _)| first == '\\' || at <= 5)
+        .map_or(1, |(at, _)| at + 1)
 }
 
 fn comment(text: &str) -> Result<usize, String> {
@@ -241,7 +302,9 @@ mod tests {
         assert!(reason("exact h.«x").contains("not closed"));
         assert!(reason("skip\0").contains("control character"));
         assert!(reason("\tskip\tskip").contains("tabs"));
-        for text in ["<;> simp", "at h", "| inl h => skip", "with h", "▸ h", "+ 1", ", h", "=> h", "; skip"] {
+        for text in
+            ["<;> simp", "at h", "| inl h => skip", "with h", "▸ h", "+ 1", ", h", "=> h", "; skip"]
+        {
             assert!(reason(text).contains("no tactic starts with"), "{text}");
         }
     }
@@ -249,7 +312,10 @@ mod tests {
     #[test]
     fn lines_keep_their_places_to_each_other() {
         assert_eq!(indented("intro h"), "  intro h\n");
-        assert_eq!(indented("\n   have : p := by\n     skip\n   exact h\n"), "  have : p := by\n    skip\n  exact h\n");
+        assert_eq!(
+            indented("\n   have : p := by\n     skip\n   exact h\n"),
+            "  have : p := by\n    skip\n  exact h\n"
+        );
         assert_eq!(indented("skip\r\nskip"), "  skip\n  skip\n");
         assert_eq!(indented("skip\n\nskip"), "  skip\n\n  skip\n");
     }

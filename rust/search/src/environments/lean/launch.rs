@@ -54,7 +54,8 @@ impl Lean {
         if let Some(command) = &options.command {
             lean.command.clone_from(command);
             lean.version = lean.ask_version(options, control)?.map_err(|ended| {
-                let command = Path::new(command.first().map_or("".as_ref(), OsString::as_os_str)).display();
+                let command =
+                    Path::new(command.first().map_or("".as_ref(), OsString::as_os_str)).display();
                 unavailable(format!("{command} does not run: {}", ended.said))
             })?;
         } else {
@@ -158,14 +159,16 @@ impl Lean {
             ))
         };
         fs::create_dir_all(folder).map_err(written)?;
-        let build = tempfile::Builder::new().prefix(".build-").tempdir_in(folder).map_err(written)?;
+        let build =
+            tempfile::Builder::new().prefix(".build-").tempdir_in(folder).map_err(written)?;
         let text = build.path().join(MODULE).with_extension("lean");
         let output = build.path().join(MODULE).with_extension("olean");
         fs::write(&text, source).map_err(written)?;
         let mut command = self.run(["-o".into(), output.clone().into(), text.into()]);
         let ended = wait(&mut command, options.startup_limit, control)?;
         if ended.code != Some(0) {
-            let reason = format!("the prelude is not for this Lean ({}): {}", self.version, ended.said);
+            let reason =
+                format!("the prelude is not for this Lean ({}): {}", self.version, ended.said);
             return Err(unavailable(reason));
         }
         fs::rename(&output, compiled).map_err(written)
@@ -193,7 +196,8 @@ struct Ended {
 
 fn wait(command: &mut Command, limit: Duration, control: &Control) -> EnvironmentResult<Ended> {
     let program = command.get_program().to_owned();
-    let failed = |error: io::Error| Ended { code: None, said: format!("{}: {error}", program.display()) };
+    let failed =
+        |error: io::Error| Ended { code: None, said: format!("{}: {error}", program.display()) };
     let process = match Process::start(command) {
         Ok(process) => process,
         Err(error) => return Ok(failed(error)),
@@ -215,7 +219,9 @@ fn wait(command: &mut Command, limit: Duration, control: &Control) -> Environmen
         }
     }
     Ok(match process.finish() {
-        Ok((status, _)) if status.success() => Ended { code: Some(0), said: output.trim().to_owned() },
+        Ok((status, _)) if status.success() => {
+            Ended { code: Some(0), said: output.trim().to_owned() }
+        }
         Ok((status, stderr)) => {
             let said = [output.trim(), stderr.as_str()].join("\n");
             let said = said.trim();

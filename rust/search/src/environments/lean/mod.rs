@@ -22,7 +22,8 @@ use self::messages::Answer;
 use self::workers::{Block, Shared, Workers, failed};
 use super::statement::Statement;
 use crate::search::{
-    Applied, Control, Environment, EnvironmentError, EnvironmentResult, Session, StateId, Theorem, Verdict,
+    Applied, Control, Environment, EnvironmentError, EnvironmentResult, Session, StateId, Theorem,
+    Verdict,
 };
 
 const NAME: &str = "lean";
@@ -63,7 +64,8 @@ impl LeanEnvironment {
         let lean = Lean::find(&options, control)?;
         let shared = Shared::new(lean, options);
         check::self_test(&shared, control).map_err(at_start)?;
-        let workers = Workers::start(shared).map_err(|error| unavailable(format!("no threads: {error}")))?;
+        let workers =
+            Workers::start(shared).map_err(|error| unavailable(format!("no threads: {error}")))?;
         Ok(Self { workers })
     }
 
@@ -76,7 +78,10 @@ impl LeanEnvironment {
 
 impl std::fmt::Debug for LeanEnvironment {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("LeanEnvironment").field("version", &self.version()).finish_non_exhaustive()
+        formatter
+            .debug_struct("LeanEnvironment")
+            .field("version", &self.version())
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,7 +185,8 @@ impl Session for LeanSession<'_> {
         let Some(path) = self.states.get(&state).cloned() else {
             return Err(failed(format!("there is no state {}", state.0)));
         };
-        let guarded: Vec<Result<(), String>> = tactics.iter().map(|tactic| guard::tactic(tactic)).collect();
+        let guarded: Vec<Result<(), String>> =
+            tactics.iter().map(|tactic| guard::tactic(tactic)).collect();
         let allowed = tactics.iter().zip(&guarded).filter(|(_, guarded)| guarded.is_ok());
         let blocks: Vec<Block> = allowed
             .map(|(tactic, _)| Block {
@@ -188,7 +194,8 @@ impl Session for LeanSession<'_> {
                 tactics: path.then(tactic).tactics(),
             })
             .collect();
-        let answers = if blocks.is_empty() { Vec::new() } else { self.workers.ask(blocks, control)? };
+        let answers =
+            if blocks.is_empty() { Vec::new() } else { self.workers.ask(blocks, control)? };
         let mut answers = answers.into_iter();
         let mut applied = Vec::with_capacity(tactics.len());
         for (tactic, guarded) in tactics.iter().zip(guarded) {
