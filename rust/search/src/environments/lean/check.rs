@@ -44,7 +44,8 @@ fn verify_unguarded(
     let asked = file.push(&format!("#print axioms {THEOREM}"));
     file.mark();
     let mut limits = shared.limits();
-    limits.part *= u32::try_from(tactics.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let tactics = u32::try_from(tactics.len()).unwrap_or(u32::MAX);
+    limits.part = limits.part.saturating_mul(tactics.saturating_add(1));
     let ran = run(&shared.lean, &file, &limits, &|| shared.stopped(std::iter::once(control)))
         .map_err(|error| failed(format!("Lean cannot be run: {error}")))?;
     let refused = match ran.end {

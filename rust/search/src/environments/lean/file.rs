@@ -66,7 +66,7 @@ impl File {
 pub(super) enum End {
     /// Lean came to the end of the file.
     Complete,
-    /// Lean was silent for longer than it may be, and was killed.
+    /// Lean took longer for a part than it may, and was killed.
     Hung,
     /// Lean ended before the end of the file.
     Died(String),
@@ -114,6 +114,10 @@ pub(super) fn run(
             return Ok(ran);
         }
         let limit = if ran.started { limits.part } else { limits.startup };
+        if progress.elapsed() > limit {
+            ran.end = End::Hung;
+            return Ok(ran);
+        }
         match process.next(Control::TICK.min(limit)) {
             Next::Line(line) => {
                 let Some(message) = Message::parse(&line) else { continue };
@@ -134,10 +138,6 @@ pub(super) fn run(
                     }
                 }
                 passed += skipped + 1;
-            }
-            Next::Silence if progress.elapsed() > limit => {
-                ran.end = End::Hung;
-                return Ok(ran);
             }
             Next::Silence => {}
             Next::End => {

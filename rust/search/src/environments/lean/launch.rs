@@ -126,8 +126,7 @@ impl Lean {
         let source = options.prelude.as_deref().unwrap_or(PRELUDE);
         let folder = match &options.cache {
             Some(cache) => cache.clone(),
-            None => dirs::cache_dir()
-                .map_or_else(|| self.work.path().to_owned(), |cache| cache.join("ebm-encode")),
+            None => user_cache().unwrap_or_else(|| self.work.path().to_owned()),
         };
         let digest = blake3::hash(format!("{}\0{source}", self.version).as_bytes()).to_hex();
         let folder = folder.join("lean").join(&digest[..32]);
@@ -185,6 +184,13 @@ fn pythons(options: &LeanOptions) -> Vec<PathBuf> {
     let mut pythons: Vec<PathBuf> = active.into_iter().chain(on_path).collect();
     pythons.dedup();
     pythons
+}
+
+/// `ebm-encode` in the user's folder for caches, if there is a user.
+fn user_cache() -> Option<PathBuf> {
+    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let home = || env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
+    named.or_else(home).map(|folder| folder.join("ebm-encode"))
 }
 
 /// How a short command ended.
