@@ -1,7 +1,10 @@
 //! Environments: what applies tactics.
 
-#[cfg(unix)] // its child processes are ended by their process group
+pub mod lean;
 pub mod pantograph;
 mod replay;
+pub mod statement;
 
+pub use lean::{LeanEnvironment, LeanOptions};
+pub use pantograph::{PantographEnvironment, PantographOptions};
 pub use replay::ReplayEnvironment;
