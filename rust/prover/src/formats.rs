@@ -100,7 +100,7 @@ fn printed(name: &str) -> Result<StateFormat, String> {
 }
 
 /// The form that an identity says its states are in.
-fn format_of(identity: Option<&Identity>) -> anyhow::Result<StateFormat> {
+pub(crate) fn format_of(identity: Option<&Identity>) -> anyhow::Result<StateFormat> {
     let field = identity.and_then(|identity| identity.extra.get(STATE_FORMAT_FIELD));
     let name = field.map(|value| value.as_str().unwrap_or_default());
     Ok(name.map(str::parse).transpose()?.unwrap_or_default())

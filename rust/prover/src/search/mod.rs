@@ -134,7 +134,7 @@ impl Search {
             bail!("--ranking: needs scores\nhint: give --head and --cache, or --model-path");
         }
         let (environment, described) = self.environment.open(self, recording.as_ref())?;
-        let (policy, proposed) = self.policy.open(self, recording.as_ref())?;
+        let (proposer, proposed) = self.policy.open(self, recording.as_ref())?;
         let settings = self.settings(&options, &described, &proposed, &source.describe());
         let mut writer = self.writer(&settings)?;
         let finished = |name: &str| {
@@ -142,7 +142,10 @@ impl Search {
         };
         theorems.retain(|theorem| !finished(&theorem.name));
         let resumed = names.len() - theorems.len();
-        let scorer = source.start(self, saved)?;
+        let printed = self.environment.printed(self, recording.as_ref());
+        let beside = proposer.beside(self.scorer.model_path.as_ref());
+        let (scorer, loaded) = source.start(self, saved, printed, beside)?;
+        let policy = proposer.start(self, loaded)?;
         let mut searcher = Searcher::new(&*environment, &*policy, &options);
         if let Some(scorer) = scorer.scorer() {
             searcher = searcher.with_scorer(scorer);
@@ -197,7 +200,8 @@ impl Search {
             return Ok(Outcome::Interrupted(code));
         }
         let faults = tally.failed > 0 || tally.unscored > 0;
-        let silent = tally.without_candidates > 0 && policy.name() != "recorded";
+        let live = self.policy.is_live(recording.is_some());
+        let silent = tally.without_candidates > 0 && live;
         Ok(if faults || silent { Outcome::CheckFailed } else { Outcome::Good })
     }
 
@@ -312,7 +316,7 @@ impl Search {
                 tally.shown += 1;
             }
         };
-        if self.policy.is_live() || search.unscored > 0 {
+        if self.policy.is_live(!self.trajectories.is_empty()) || search.unscored > 0 {
             for complaint in &search.complaints {
                 show(format!("{}: {complaint}", search.theorem));
             }

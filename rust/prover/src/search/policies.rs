@@ -1,12 +1,17 @@
 //! What proposes tactics: options.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use ebm_embed::{Decoding, PythonPolicy, PythonPolicyOptions};
 use ebm_search::Recording;
-use ebm_search::policies::{RecordedPolicy, TacticList, UniformPolicy};
-use ebm_search::search::Policy;
+use ebm_search::policies::{
+    HttpApi, HttpPolicy, HttpPolicyOptions, RecordedPolicy, TacticList, UniformPolicy,
+};
+use ebm_search::search::{Control, Policy};
 use serde_json::{Value, json};
 
 use super::Search;
@@ -17,6 +22,16 @@ enum Kind {
     Recorded,
     /// All candidates alike: the recorded ones, or those of a list of tactics.
     Uniform,
+    /// A causal language model in this process.
+    Hf,
+    /// A server with OpenAI's endpoints, such as vLLM or SGLang.
+    Http,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Api {
+    Completions,
+    Chat,
 }
 
 #[derive(Debug, Args)]
@@ -25,6 +40,87 @@ pub(super) struct PolicyArguments {
     /// What proposes tactics; by default what --trajectories recorded, else a list of tactics.
     #[arg(long, value_name = "KIND")]
     policy: Option<Kind>,
+    /// List of tactics for the uniform policy: one per line, with {h} for each hypothesis and {new} for unused
+    /// names.
+    #[arg(long, value_name = "FILE")]
+    tactics: Option<PathBuf>,
+    /// The hf policy's model; by default --model-path.
+    #[arg(long, value_name = "DIR_OR_HUB_ID")]
+    policy_model: Option<String>,
+    /// The http policy's server: http://127.0.0.1:8000.
+    #[arg(long, value_name = "URL")]
+    policy_url: Option<String>,
+    /// The model as the server calls it; by default the only one that it serves.
+    #[arg(long, value_name = "NAME")]
+    policy_server_model: Option<String>,
+    /// The server's endpoint.
+    #[arg(long, value_name = "API", default_value = "completions")]
+    policy_api: Api,
+    /// Environment variable that holds the server's API key.
+    #[arg(long, value_name = "VARIABLE")]
+    policy_api_key: Option<String>,
+    /// Seconds for one request to the server.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    policy_timeout: f64,
+    /// Prompt of a language model: `raw`, the state alone, or a file with `{state}` in it, where a new line at
+    /// its end counts.
+    #[arg(long, value_name = "TEMPLATE", default_value = "raw")]
+    policy_template: String,
+    /// Samples, or beams, of a language model for each state.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    candidates: u32,
+    /// Temperature of a language model's samples.
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f64,
+    /// Most tokens of a tactic.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    max_tactic_tokens: u32,
+    /// Search the tactics by beams instead of samples (hf).
+    #[arg(long)]
+    beam: bool,
+}
+
+/// The template that is the state alone.
+const RAW: &str = "raw";
+
+/// A policy, perhaps before its model is loaded.
+pub(super) enum Proposer {
+    Ready(Box<dyn Policy>),
+    Model { model: String, options: PythonPolicyOptions },
+}
+
+impl Proposer {
+    fn ready(policy: impl Policy + 'static) -> Self {
+        Self::Ready(Box::new(policy))
+    }
+
+    /// The options of a policy that shares its weights with the encoder of this model.
+    pub(super) fn beside(&self, encoder: Option<&String>) -> Option<&PythonPolicyOptions> {
+        match self {
+            Self::Model { model, options } if encoder == Some(model) => Some(options),
+            _ => None,
+        }
+    }
+
+    /// The policy; loads the model, unless it is there already.
+    pub(super) fn start(
+        self,
+        search: &Search,
+        loaded: Option<PythonPolicy>,
+    ) -> anyhow::Result<Box<dyn Policy>> {
+        Ok(match (self, loaded) {
+            (Self::Ready(policy), _) => policy,
+            (Self::Model { .. }, Some(policy)) => Box::new(policy),
+            (Self::Model { model, options }, None) => {
+                let model = search.model.options(&model);
+                Box::new(PythonPolicy::load(search.python.start()?, &model, options)?)
+            }
+        })
+    }
+}
+
+fn seed(search: &Search) -> anyhow::Result<i64> {
+    i64::try_from(search.seed).context("--seed: is too large")
 }
 
 impl PolicyArguments {
@@ -32,32 +128,123 @@ impl PolicyArguments {
         self.policy.unwrap_or(if recorded { Kind::Recorded } else { Kind::Uniform })
     }
 
-    /// Whether the policy asks a model or a list, which should have candidates for every state.
-    pub(super) fn is_live(&self) -> bool {
-        false
+    /// Whether the policy should have candidates for every state.
+    pub(super) fn is_live(&self, recorded: bool) -> bool {
+        match self.kind(recorded) {
+            Kind::Recorded => false,
+            Kind::Uniform => !recorded,
+            Kind::Hf | Kind::Http => true,
+        }
     }
 
     /// Whether --model-path is the policy's, too.
     pub(super) fn uses_model(&self) -> bool {
-        false
+        self.policy == Some(Kind::Hf)
     }
 
+    /// Opens the policy; says what the results depend on.
     pub(super) fn open(
         &self,
         search: &Search,
         recording: Option<&Arc<Recording>>,
-    ) -> anyhow::Result<(Box<dyn Policy>, Value)> {
-        let _ = search;
+    ) -> anyhow::Result<(Proposer, Value)> {
+        if self.tactics.is_some() && (self.policy != Some(Kind::Uniform) && recording.is_some()) {
+            bail!("--tactics: is of the uniform policy\nhint: give --policy uniform");
+        }
         Ok(match (self.kind(recording.is_some()), recording) {
             (Kind::Recorded, recording) => {
                 let recording = recording.context("--policy recorded: needs --trajectories")?;
-                (Box::new(RecordedPolicy::new(Arc::clone(recording))), json!("recorded"))
+                (Proposer::ready(RecordedPolicy::new(Arc::clone(recording))), json!("recorded"))
             }
-            (Kind::Uniform, Some(recording)) => {
+            (Kind::Uniform, Some(recording)) if self.tactics.is_none() => {
                 let recorded = RecordedPolicy::new(Arc::clone(recording));
-                (Box::new(UniformPolicy::new(recorded)), json!("uniform over the record"))
+                (Proposer::ready(UniformPolicy::new(recorded)), json!("uniform over the record"))
             }
-            (Kind::Uniform, None) => (Box::new(TacticList::default()), json!("uniform")),
+            (Kind::Uniform, _) => self.list()?,
+            (Kind::Hf, _) => self.model(search)?,
+            (Kind::Http, _) => self.server(search)?,
         })
+    }
+
+    fn list(&self) -> anyhow::Result<(Proposer, Value)> {
+        let (list, text) = match &self.tactics {
+            None => (TacticList::default(), "default".to_owned()),
+            Some(path) => {
+                let name = path.display();
+                let bytes = ebm_cache::storage::read_file(path)?;
+                let bytes = bytes.with_context(|| format!("{name}: no such file"))?;
+                let text =
+                    String::from_utf8(bytes).with_context(|| format!("{name}: is not UTF-8"))?;
+                (TacticList::parse(&text).with_context(|| name.to_string())?, text)
+            }
+        };
+        let digest = blake3::hash(text.as_bytes()).to_hex()[..32].to_owned();
+        Ok((Proposer::ready(list), json!({ "kind": "uniform", "tactics": digest })))
+    }
+
+    /// The prompt of a server's model.
+    fn prompt(&self) -> anyhow::Result<String> {
+        if self.policy_template == RAW {
+            return Ok("{state}".to_owned());
+        }
+        let path = std::path::Path::new(&self.policy_template);
+        let bytes = ebm_cache::storage::read_file(path)?;
+        let bytes = bytes.with_context(|| {
+            format!("--policy-template: {}: no such file", self.policy_template)
+        })?;
+        let text = String::from_utf8(bytes).context("--policy-template: is not UTF-8")?;
+        if text.matches("{state}").count() != 1 {
+            bail!("--policy-template: has to hold {{state}} once");
+        }
+        Ok(text)
+    }
+
+    fn model(&self, search: &Search) -> anyhow::Result<(Proposer, Value)> {
+        let Some(model) = self.policy_model.as_ref().or(search.scorer.model_path.as_ref()) else {
+            bail!("--policy hf: needs a model\nhint: give --policy-model, or --model-path");
+        };
+        let options = PythonPolicyOptions::default()
+            .with_template(self.policy_template.as_str())
+            .with_samples(self.candidates as usize)
+            .with_decoding(if self.beam { Decoding::Beam } else { Decoding::Sample })
+            .with_temperature(self.temperature)
+            .with_max_new_tokens(self.max_tactic_tokens as usize)
+            .with_seed(seed(search)?);
+        let described = json!({
+            "kind": "hf", "model": model, "template": self.policy_template,
+            "candidates": self.candidates, "beam": self.beam, "temperature": self.temperature,
+            "tokens": self.max_tactic_tokens,
+        });
+        Ok((Proposer::Model { model: model.clone(), options }, described))
+    }
+
+    fn server(&self, search: &Search) -> anyhow::Result<(Proposer, Value)> {
+        let url = self.policy_url.as_ref();
+        let url = url.context("--policy http: needs a server\nhint: give --policy-url")?;
+        let timeout = Duration::try_from_secs_f64(self.policy_timeout).ok();
+        let timeout = timeout.filter(|time| !time.is_zero()).with_context(|| {
+            format!("--policy-timeout: is {}, expected seconds above 0", self.policy_timeout)
+        })?;
+        let prompt = self.prompt()?;
+        let options = HttpPolicyOptions::new(url)
+            .with_model(self.policy_server_model.clone())
+            .with_api(match self.policy_api {
+                Api::Completions => HttpApi::Completions,
+                Api::Chat => HttpApi::Chat,
+            })
+            .with_template(prompt.as_str())
+            .with_samples(self.candidates)
+            .with_temperature(self.temperature)
+            .with_max_tokens(self.max_tactic_tokens)
+            .with_seed(seed(search)?)
+            .with_api_key_variable(self.policy_api_key.clone())
+            .with_timeout(timeout);
+        let policy = HttpPolicy::connect(options, &Control::default())?;
+        let described = json!({
+            "kind": "http", "model": policy.model(), "prompt": prompt,
+            "candidates": self.candidates, "temperature": self.temperature,
+            "tokens": self.max_tactic_tokens,
+        });
+        Ok((Proposer::ready(policy), described))
     }
 }

@@ -10,12 +10,15 @@ use ebm_cache::{Cache, Identity, OpenMode};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, Encoder, EncoderResult, NoEmbedding, Report,
 };
+use ebm_embed::{PythonEncoder, PythonPolicy, PythonPolicyOptions};
 use ebm_search::search::{RuleScorer, Scorer};
+use ebm_search::state_format::{StateFormat, source_format};
 use ebm_search::{EnergyHead, Recording, Score, Scored, ValueScorer};
 use serde_json::{Value, json};
 
 use super::Search;
 use super::ranking::Order;
+use crate::formats::format_of;
 use crate::interrupt::Saved;
 
 /// The oracle's score of a state without a recorded proof.
@@ -54,7 +57,7 @@ pub(super) enum Scores {
 /// Where scores come from.
 pub(super) enum Started {
     None,
-    Head { scorer: ValueScorer },
+    Head(ValueScorer),
     Rule(RuleScorer<Rule>),
 }
 
@@ -122,11 +125,17 @@ impl Scores {
         }
     }
 
-    /// Loads the model, if there is one.
-    pub(super) fn start(self, search: &Search, saved: &Saved) -> anyhow::Result<Started> {
+    /// Loads the model, if there is one, and with it a policy that shares its weights, if one is wanted.
+    pub(super) fn start(
+        self,
+        search: &Search,
+        saved: &Saved,
+        printed: Printed<'_>,
+        beside: Option<&PythonPolicyOptions>,
+    ) -> anyhow::Result<(Started, Option<PythonPolicy>)> {
         let (head, cache) = match self {
-            Self::None => return Ok(Started::None),
-            Self::Rule { rule, .. } => return Ok(Started::Rule(RuleScorer(rule))),
+            Self::None => return Ok((Started::None, None)),
+            Self::Rule { rule, .. } => return Ok((Started::Rule(RuleScorer(rule)), None)),
             Self::Head { head, cache, .. } => (head, cache),
         };
         let arguments = &search.scorer;
@@ -135,8 +144,13 @@ impl Scores {
         if let Some(output) = &arguments.append_to {
             options = options.with_append_to(output);
         }
+        let mut policy = None;
         let encoder = if let Some(model) = &arguments.model_path {
-            let encoder = search.model.load(search.python.start()?, model)?;
+            let wanted = search.model.options(model).keep_head(beside.is_some());
+            let encoder = PythonEncoder::load(search.python.start()?, &wanted)?;
+            if let Some(options) = beside {
+                policy = Some(PythonPolicy::beside(&encoder, options.clone())?);
+            }
             CachedEncoder::new(encoder, cache, options)?
         } else {
             let encoder = CacheOnly { dim: head.dim(), identity: head.identity().clone() };
@@ -144,22 +158,42 @@ impl Scores {
         };
         let encoder = Arc::new(encoder);
         saved.watch(&encoder);
-        Ok(Started::Head { scorer: ValueScorer::new(encoder, *head)? })
+        let wanted = format_of(Some(encoder.identity()))?;
+        let scorer = ValueScorer::new(encoder, *head)?;
+        let scorer = match (wanted, printed) {
+            (StateFormat::AsGiven, _) => scorer,
+            (_, Printed::As(format)) => scorer.with_states_in(format)?,
+            (_, Printed::In(recording)) => {
+                let texts = recording.theorems().iter().filter_map(|name| recording.root(name));
+                let from = source_format(search.model.formats.states_in(), wanted, texts)?;
+                scorer.with_states_in(from)?
+            }
+        };
+        Ok((Started::Head(scorer), policy))
     }
+}
+
+/// The form in which the environment prints states.
+#[derive(Clone, Copy)]
+pub(super) enum Printed<'a> {
+    /// This one.
+    As(StateFormat),
+    /// That of the record, which shows it or is said by option.
+    In(&'a Recording),
 }
 
 impl Started {
     pub(super) fn scorer(&self) -> Option<&dyn Scorer> {
         match self {
             Self::None => None,
-            Self::Head { scorer } => Some(scorer),
+            Self::Head(scorer) => Some(scorer),
             Self::Rule(rule) => Some(rule),
         }
     }
 
     /// Commits embeddings that are to be appended.
     pub(super) fn finish(self) -> anyhow::Result<()> {
-        let Self::Head { scorer } = self else { return Ok(()) };
+        let Self::Head(scorer) = self else { return Ok(()) };
         let provenance = json!({ "made_by": "ebm-prover search" });
         scorer.encoder().commit(provenance)?;
         Ok(())

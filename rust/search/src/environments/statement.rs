@@ -50,6 +50,46 @@ impl<'a> Statement<'a> {
         format!("∀ {}, {}", self.binders, self.target)
     }
 
+    /// The statement whose first state is a printed state with one goal: its variables as binders. `None` if
+    /// the state has no goal or several, names that cannot be written, or values.
+    ///
+    /// ```
+    /// use ebm_search::environments::statement::Statement;
+    /// let state = "p q : Prop\nh : p ∧\n  q\n⊢ q ∧ p";
+    /// let statement = Statement::of_state(state);
+    /// assert_eq!(statement.as_deref(), Some("(p q : Prop) (h : p ∧ q) : q ∧ p"));
+    /// assert_eq!(Statement::of_state("x : Nat := 1\n⊢ x = 1"), None);
+    /// ```
+    #[must_use]
+    pub fn of_state(state: &str) -> Option<String> {
+        let (mut entries, mut target): (Vec<String>, Option<String>) = (Vec::new(), None);
+        for line in state.lines() {
+            if let Some(rest) = line.strip_prefix(' ') {
+                // Lean breaks long lines and indents the rest.
+                let last = target.as_mut().or(entries.last_mut())?;
+                last.push(' ');
+                last.push_str(rest.trim_start());
+            } else if target.is_some() || line.is_empty() || line.starts_with("case ") {
+                return None;
+            } else if let Some(goal) = line.strip_prefix("⊢ ") {
+                target = Some(goal.to_owned());
+            } else {
+                entries.push(line.to_owned());
+            }
+        }
+        let mut statement = String::new();
+        for entry in entries {
+            let (names, _) = entry.split_once(" : ")?;
+            if names.contains('✝') || entry.contains(" := ") {
+                return None;
+            }
+            statement.push('(');
+            statement.push_str(&entry);
+            statement.push_str(") ");
+        }
+        Some(format!("{statement}: {}", target?))
+    }
+
     /// The same behind the name of a declaration: `(p : Prop) : p → p`.
     #[must_use]
     pub fn signature(&self) -> String {

@@ -157,7 +157,7 @@ impl Printer {
         if self.out.len() + more > self.limit {
             return Err(StateFormatError::TooLong { limit: self.limit });
         }
-        parts.iter().for_each(|part| self.out.push_str(part));
+        self.out.extend(parts.iter().copied());
         Ok(())
     }
 }

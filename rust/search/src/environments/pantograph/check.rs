@@ -3,12 +3,12 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::closed::closed_type;
 use super::fault::{CallError, Fault, failed};
 use super::pool::Lease;
 use super::protocol::{FrontendProcess, Message, Processed, Unit};
 use super::step::{Step, not_closed, print, start, step};
 use super::worker::Worker;
+use crate::environments::statement::Statement;
 use crate::search::{Control, EnvironmentError, EnvironmentResult, Theorem, Verdict};
 
 /// What the theorem is called in its file: a name that no library has, since the theorem's own may be
@@ -132,7 +132,7 @@ fn replay(
 /// The file of a proof, and where its theorem ends.
 fn file(theorem: &Theorem, proof: &[Arc<str>]) -> (String, usize) {
     let kind = match &theorem.statement {
-        Some(statement) => closed_type(statement),
+        Some(statement) => Statement::split(statement).closed(),
         None => format!("type_of% @{}", theorem.name),
     };
     let mut file = format!("theorem {CHECKED} : {kind} := by\n");

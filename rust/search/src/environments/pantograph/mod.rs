@@ -24,7 +24,6 @@
 //! Lean itself prints `p q : Prop` for two variables. An encoder sees two texts there.
 
 mod check;
-mod closed;
 mod fault;
 mod options;
 mod pool;

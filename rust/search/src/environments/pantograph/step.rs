@@ -1,10 +1,10 @@
 //! One tactic, and what its answer means.
 
-use super::closed::closed_type;
 use super::fault::{CallError, Fault};
 use super::protocol::{GoalPrint, GoalStart, GoalTactic, Message, Printed, Started, TacticDone};
 use super::text;
 use super::worker::Worker;
+use crate::environments::statement::Statement;
 use crate::search::{Control, Theorem};
 
 /// What a tactic did. States are numbered by the process.
@@ -21,7 +21,7 @@ pub(super) fn start(
     theorem: &Theorem,
     control: &Control,
 ) -> Result<Result<(u64, String), String>, CallError> {
-    let expr = theorem.statement.as_deref().map(closed_type);
+    let expr = theorem.statement.as_deref().map(|statement| Statement::split(statement).closed());
     let expr = expr.as_deref();
     let copy_from = if expr.is_some() { None } else { Some(theorem.name.as_str()) };
     let started = worker.ask("goal.start", &GoalStart { expr, copy_from }, control)?;
