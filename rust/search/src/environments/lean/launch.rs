@@ -191,7 +191,8 @@ fn pythons(options: &LeanOptions) -> Vec<PathBuf> {
 
 /// `ebm-encode` in the user's folder for caches, if there is a user.
 fn user_cache() -> Option<PathBuf> {
-    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let named =
+        env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
     let home = || env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
     named.or_else(home).map(|folder| folder.join("ebm-encode"))
 }
