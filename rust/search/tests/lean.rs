@@ -87,7 +87,7 @@ fn statements_have_two_forms_and_print_as_in_lean() {
         ),
         (
             "∀ And : Prop, And ∧ And → ∃ x : Nat, x.succ = x + 1",
-            "⊢ ∀ (And : Prop), And ∧ And → ∃ x, x.succ = HAdd.hAdd x 1",
+            "⊢ ∀ (And : Prop), And ∧ And → ∃ x, x.succ = x + 1",
         ),
     ] {
         let theorem = theorem(statement);
@@ -144,13 +144,13 @@ fn tactics_are_open_finished_or_refused() {
         |name: &str, target: &str| format!("case {name}\np q : Prop\nhp : p\nhq : q\n⊢ {target}");
     assert_eq!(text(&applied[0]), [goal("left", "p"), goal("right", "q")].join("\n\n"));
     assert_eq!(applied[1], Applied::Finished);
-    assert!(reason(&applied[2]).contains("type mismatch"), "{}", reason(&applied[2]));
+    assert!(reason(&applied[2]).contains("Type mismatch"), "{}", reason(&applied[2]));
     assert!(reason(&applied[3]).contains("unexpected"), "{}", reason(&applied[3]));
     // A bullet that finishes its goal finishes no other.
     assert_eq!(text(&applied[4]), goal("right", "q"));
     assert!(reason(&applied[5]).contains("unsolved goals"));
     assert_eq!(applied[6], Applied::Finished);
-    assert!(reason(&applied[7]).contains("expected command"), "{}", reason(&applied[7]));
+    assert!(reason(&applied[7]).contains("unknown tactic"), "{}", reason(&applied[7]));
     assert!(reason(&applied[8]).contains("no tactic starts with"));
 
     let theorem = theorem(statement);

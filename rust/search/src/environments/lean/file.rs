@@ -13,10 +13,10 @@ use crate::search::Control;
 const MARK: &str = "#check Prop";
 
 /// Options of every run. Lean stops after 100 errors without a word, and a file has hundreds; a name that a
-/// statement does not bind is an error, not a variable; nothing here reads what linters say. Threads of Lean
-/// are of no use to a file of small parts, which it reads one after the other.
+/// statement does not bind is an error, not a variable; nothing here reads what linters say. Parts are read
+/// one after the other; with fewer than two threads Lean reports nothing while it works on a part.
 const ARGUMENTS: &[&str] =
-    &["--json", "-j1", "-DmaxErrors=1000000", "-DautoImplicit=false", "-Dlinter.all=false"];
+    &["--json", "-j2", "-DmaxErrors=1000000", "-DautoImplicit=false", "-Dlinter.all=false"];
 
 /// The text of a file: a header, and parts that are told apart by marks.
 #[derive(Debug)]

@@ -302,9 +302,18 @@ mod tests {
         assert!(reason("exact h.«x").contains("not closed"));
         assert!(reason("skip\0").contains("control character"));
         assert!(reason("\tskip\tskip").contains("tabs"));
-        for text in
-            ["<;> simp", "at h", "| inl h => skip", "with h", "▸ h", "+ 1", ", h", "[h]", "=> h", "; skip"]
-        {
+        for text in [
+            "<;> simp",
+            "at h",
+            "| inl h => skip",
+            "with h",
+            "▸ h",
+            "+ 1",
+            ", h",
+            "[h]",
+            "=> h",
+            "; skip",
+        ] {
             assert!(reason(text).contains("no tactic starts with"), "{text}");
         }
     }

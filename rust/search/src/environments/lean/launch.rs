@@ -163,7 +163,10 @@ impl Lean {
         let text = build.path().join(MODULE).with_extension("lean");
         let output = build.path().join(MODULE).with_extension("olean");
         fs::write(&text, source).map_err(written)?;
-        let mut command = self.run(["-o".into(), output.clone().into(), text.into()]);
+        // The root, because Lean wants the file in it and takes the present folder otherwise.
+        let root = build.path().as_os_str().to_owned();
+        let arguments = ["-R".into(), root, "-o".into(), output.clone().into(), text.into()];
+        let mut command = self.run(arguments);
         let ended = wait(&mut command, options.startup_limit, control)?;
         if ended.code != Some(0) {
             let reason =
@@ -188,7 +191,8 @@ fn pythons(options: &LeanOptions) -> Vec<PathBuf> {
 
 /// `ebm-encode` in the user's folder for caches, if there is a user.
 fn user_cache() -> Option<PathBuf> {
-    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let named =
+        env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
     let home = || env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
     named.or_else(home).map(|folder| folder.join("ebm-encode"))
 }

@@ -111,7 +111,8 @@ mod tests {
         assert_eq!(read_block(&[note.clone(), open.clone()], 7), Answer::Open("⊢ p".to_owned()));
         assert_eq!(read_block(&[], 7), Answer::Finished);
         assert_eq!(read_block(&[note], 7), Answer::Finished);
-        assert_eq!(read_block(&[sorry.clone()], 7), Answer::Refused(sorry.data));
+        let hole = Answer::Refused(sorry.data.clone());
+        assert_eq!(read_block(&[sorry], 7), hole);
         // Goals left inside a tactic, and errors beside goals, are no state.
         assert_eq!(read_block(std::slice::from_ref(&open), 6), Answer::Refused(open.data.clone()));
         assert_eq!(read_block(&[wrong.clone(), open.clone()], 7), Answer::Refused("no".to_owned()));

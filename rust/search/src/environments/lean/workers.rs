@@ -91,15 +91,19 @@ impl Workers {
         control.check()?;
         let (reply, answers) = flume::bounded(1);
         let request = Request { blocks, control: control.clone(), reply };
-        let sent = self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok());
-        while sent {
+        let gone = || failed("its workers have ended");
+        self.requests.as_ref().and_then(|requests| requests.send(request).ok()).ok_or_else(gone)?;
+        loop {
             match answers.recv_timeout(control.wait(Control::TICK)) {
                 Ok(reply) => return reply,
                 Err(flume::RecvTimeoutError::Timeout) => control.check()?,
-                Err(flume::RecvTimeoutError::Disconnected) => break,
+                Err(flume::RecvTimeoutError::Disconnected) => {
+                    // A worker may have seen first that this search has stopped.
+                    control.check()?;
+                    return Err(gone());
+                }
             }
         }
-        Err(failed("its workers have ended"))
     }
 }
 
