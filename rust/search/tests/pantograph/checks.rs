@@ -31,6 +31,10 @@ fn a_proof_is_checked_in_a_process_without_searches() {
     assert_eq!(verdict(&environment, &theorem, &SWAP_PROOF), Verdict::Proof);
     let both: HashSet<_> = lean.processes().into_iter().collect();
     assert_eq!((searched.len(), both.len()), (1, 2));
+    // Nor does a check take a worker that a search gave back.
+    drop(session);
+    assert_eq!(verdict(&environment, &theorem, &SWAP_PROOF), Verdict::Proof);
+    assert_eq!(lean.processes().into_iter().collect::<HashSet<_>>().len(), 3);
 
     let file = lean.requests("frontend.process").remove(0);
     let payload: serde_json::Value =

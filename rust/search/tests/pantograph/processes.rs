@@ -117,6 +117,17 @@ fn a_worker_that_died_in_the_pool_is_not_leased() {
 }
 
 #[test]
+fn a_worker_that_talked_nonsense_is_not_leased_again() {
+    // It lives, and would answer the next theorem as if nothing had happened.
+    let lean = Lean::new(&["--at", "bad", "garbage"]);
+    let environment = lean.environment();
+    reason(&judge(&environment, &["intro p q"], "bad"));
+    assert_eq!(lean.processes().len(), 2);
+    open(&judge(&environment, &["intro p q"], "constructor"));
+    assert_eq!(lean.processes().len(), 3);
+}
+
+#[test]
 fn a_theorem_begins_without_the_states_of_others() {
     let lean = Lean::new(&[]);
     let environment = lean.environment();
@@ -206,7 +217,7 @@ fn the_whole_group_of_a_process_is_ended() {
     let arguments = arguments.into_iter().chain(lean.switches().iter().cloned());
     let options = PantographOptions::new("sh").with_arguments(arguments);
     let options = options.with_tactic_time(Duration::from_millis(300));
-    let options = options.with_grace(Duration::from_millis(50));
+    let options = options.with_grace(Duration::from_secs(2));
     let environment = PantographEnvironment::new(options).unwrap();
     let applied = judge(&environment, &["intro p q"], "simp");
     assert!(reason(&applied).contains("killed the process twice"), "{applied:?}");
