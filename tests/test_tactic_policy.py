@@ -205,6 +205,20 @@ def test_settings_of_the_folder_for_chats_change_nothing(llama, policy, states, 
     assert found == policy.propose(states[:4], **options)
 
 
+def test_all_tokens_that_end_a_text_end_a_tactic(llama, states, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    ends = [*range(1, 2048, 2)]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    encoder = Encoder.load(str(folder), keep_head=True)
+    options = {"n": 8, "stop": [], "max_new_tokens": 64}
+    first = TacticPolicy.beside(encoder).propose(states[:8], **options)
+    assert sum(p.unfinished for p in first) == 0
+    assert any(p.tactics for p in first)
+    # A second policy over the same weights has the same settings, and does not wait for the first.
+    assert TacticPolicy.beside(encoder).propose(states[:8], **options) == first
+
+
 def test_a_stop_of_several_tokens_ends_a_tactic(policy, plain):
     _, tokenizer = plain
     options = {"n": 32, "max_new_tokens": 40, "stop": ["ro", "∀ x"]}

@@ -57,7 +57,9 @@ class Model:
             dtypes in memory; `None` if they are not quantised.
         files: How its files were before they were loaded.
         rotary: Its rotary tables; every pass resets them.
-        whole: The model with its head, whose base is `base`, if it was loaded to generate text.
+        whole: The model with its head, whose base is `base`, if it was loaded to generate text. It
+            has no settings of its own for that.
+        eos: The tokens that end a text, by the model's files; empty unless `whole` is there.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Model:
     files: FileStates = field(default_factory=lambda: FileStates(()), repr=False)
     rotary: RotaryState = field(default_factory=RotaryState, repr=False)
     whole: Any = field(default=None, repr=False)
+    eos: frozenset[int] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +152,7 @@ def load_model(
     with _naming(name):
         quantization = _quantization(whole, base)
     kept = whole if keep_head else None
+    eos = _without_settings(kept, tokenizer) if keep_head else frozenset()
     del whole  # without its head where none is wanted
     _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
@@ -175,6 +179,7 @@ def load_model(
         files=files,
         rotary=RotaryState(base if stretches is not None else None),
         whole=kept,
+        eos=eos,
     )
 
 
@@ -224,6 +229,19 @@ def _loaded(
             whole = whole.eval().requires_grad_(requires_grad=False)
             require_weights(name, whole, whole, info, weights)
     return whole, base
+
+
+def _without_settings(whole: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text; all other settings for generating text are dropped.
+
+    They are for chats (a repetition penalty), and would fill whatever a call does not set.
+    """
+    settings = getattr(whole, "generation_config", None)
+    whole.generation_config = transformers.GenerationConfig()
+    own = getattr(settings, "eos_token_id", None)
+    listed = [*own] if isinstance(own, list | tuple) else [own]
+    listed.append(getattr(tokenizer, "eos_token_id", None))
+    return frozenset(int(token) for token in listed if token is not None)
 
 
 def _base_of(causal: Any) -> Any:

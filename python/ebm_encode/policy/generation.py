@@ -27,6 +27,7 @@ _BOUNDS = {"float32": 1e-3}
 _BOUND_16_BIT = 0.25
 """A token's log-probability may differ from the reference by this, by dtype, in the median: wrong
 positions or a wrong mask change all of them, and rounding may send few tokens to other experts."""
+_TURNS = "_ebm_encode_takes_turns"
 _TEST_TOKENS = 4
 _TEST_SAMPLES = 2
 
@@ -86,7 +87,6 @@ class Generator:
 
     Attributes:
         way: How prompts are batched.
-        eos: The tokens that end a sequence, by the model's and the tokenizer's files.
 
     Raises:
         ModelError: If what is generated does not have the log-probabilities of forward passes.
@@ -95,12 +95,8 @@ class Generator:
     def __init__(
         self, model: Model, lock: threading.Lock, probes: Sequence[NDArray[np.uint32]]
     ) -> None:
-        self._model, self._whole, self._lock = model, model.whole, lock
-        self.eos = _eos(model)
-        # Its own settings (a repetition penalty) would fill whatever a call does not set.
-        self._whole.generation_config = GenerationConfig()
-        self._whole.register_forward_pre_hook(self._enter)
-        self._whole.register_forward_hook(self._leave, always_call=True)
+        self._model, self._whole = model, model.whole
+        _take_turns(model, lock)
         self.way = self._choose(probes)
 
     def batches(self, lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -193,7 +189,7 @@ class Generator:
             num_return_sequences=wanted.samples,
             length_penalty=0.0,  # hypotheses are compared by the sum of their log-probabilities
             early_stopping=False,
-            eos_token_id=sorted(self.eos) or None,
+            eos_token_id=sorted(self._model.eos) or None,
             **kept,
         )
         return beams.sequences(output)
@@ -234,13 +230,6 @@ class Generator:
             stopping_criteria=criteria,
             **cache,
         )
-
-    def _enter(self, *_: Any) -> None:
-        self._lock.acquire()
-        self._model.rotary.reset()
-
-    def _leave(self, *_: Any) -> None:
-        self._lock.release()
 
     def _choose(self, probes: Sequence[NDArray[np.uint32]]) -> Way:
         found = []
@@ -295,11 +284,22 @@ class _Never(Ends):
         super().__init__(None, frozenset(), ())
 
 
-def _eos(model: Model) -> frozenset[int]:
-    listed: list[Any] = [getattr(model.tokenizer, "eos_token_id", None)]
-    own = getattr(model.whole.generation_config, "eos_token_id", None)
-    listed += own if isinstance(own, list) else [own]
-    return frozenset(int(token) for token in listed if token is not None)
+def _take_turns(model: Model, lock: threading.Lock) -> None:
+    """Has every forward pass of the model with its head run under a lock."""
+    whole = model.whole
+    if hasattr(whole, _TURNS):  # an earlier policy with the same weights did
+        return
+
+    def enter(*_: Any) -> None:
+        lock.acquire()
+        model.rotary.reset()
+
+    def leave(*_: Any) -> None:
+        lock.release()
+
+    whole.register_forward_pre_hook(enter)
+    whole.register_forward_hook(leave, always_call=True)
+    setattr(whole, _TURNS, True)
 
 
 def _left_padded(

@@ -231,7 +231,7 @@ class TacticPolicy:
                 places.setdefault(text, []).append(i)
         firsts = [same[0] for same in places.values()]
         wanted = Sequences(
-            Ends(self.prompts.tokenizer, self._generator.eos, tuple(stop)),
+            Ends(self.prompts.tokenizer, self.model.eos, tuple(stop)),
             n,
             max_new_tokens,
             temperature,
