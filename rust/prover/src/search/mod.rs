@@ -144,10 +144,10 @@ impl Search {
         let resumed = names.len() - theorems.len();
         let printed = self.environment.printed(self, recording.as_ref());
         let beside = proposer.beside(self.scorer.model_path.as_ref());
-        let (scorer, loaded) = source.start(self, saved, printed, beside)?;
+        let (started, loaded) = source.start(self, saved, printed, beside)?;
         let policy = proposer.start(self, loaded)?;
         let mut searcher = Searcher::new(&*environment, &*policy, &options);
-        if let Some(scorer) = scorer.scorer() {
+        if let Some(scorer) = started.scorer() {
             searcher = searcher.with_scorer(scorer);
         }
         let cancel = Cancel::default();
@@ -172,7 +172,7 @@ impl Search {
             let path = writer.output().to_owned();
             writer.finish(&names).map(|rows| (path, rows))
         });
-        scorer.finish()?;
+        started.finish()?;
         let timings = ended?;
         let asked: std::collections::HashSet<&String> = names.iter().collect();
         let report = Report {

@@ -146,7 +146,7 @@ impl Scores {
         }
         let mut policy = None;
         let encoder = if let Some(model) = &arguments.model_path {
-            let wanted = search.model.options(model).keep_head(beside.is_some());
+            let wanted = search.model.options(model).with_keep_head(beside.is_some());
             let encoder = PythonEncoder::load(search.python.start()?, &wanted)?;
             if let Some(options) = beside {
                 policy = Some(PythonPolicy::beside(&encoder, options.clone())?);
