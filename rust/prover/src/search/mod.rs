@@ -134,8 +134,8 @@ impl Search {
             bail!("--ranking: needs scores\nhint: give --head and --cache, or --model-path");
         }
         let (environment, described) = self.environment.open(self, recording.as_ref())?;
-        let (proposer, proposed) = self.policy.open(self, recording.as_ref())?;
-        let settings = self.settings(&options, &described, &proposed, &source.describe());
+        let (proposer, policy_settings) = self.policy.open(self, recording.as_ref())?;
+        let settings = self.settings(&options, &described, &policy_settings, &source.describe());
         let mut writer = self.writer(&settings)?;
         let finished = |name: &str| {
             writer.as_ref().is_some_and(|writer| writer.finished().contains_key(name))

@@ -47,7 +47,7 @@ pub(super) struct PolicyArguments {
     /// The hf policy's model; by default --model-path.
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     policy_model: Option<String>,
-    /// The http policy's server: http://127.0.0.1:8000.
+    /// The http policy's server: `http://127.0.0.1:8000`.
     #[arg(long, value_name = "URL")]
     policy_url: Option<String>,
     /// The model as the server calls it; by default the only one that it serves.
