@@ -1,8 +1,9 @@
 //! Recorded searches as graphs, in which a search can be replayed.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::columns::Columns;
 use crate::recorded::TrajectoryError;
@@ -133,8 +134,8 @@ impl Recording {
     /// Least number of recorded steps from each state of a theorem to the end of a proof; states from which
     /// none is recorded are not in it.
     #[must_use]
-    pub fn distances(&self, theorem: &str) -> HashMap<Arc<str>, u32> {
-        let Some(theorem) = self.theorem(theorem) else { return HashMap::new() };
+    pub fn distances(&self, theorem: &str) -> std::collections::HashMap<Arc<str>, u32> {
+        let Some(theorem) = self.theorem(theorem) else { return Default::default() };
         let mut parents: Vec<Vec<usize>> = vec![Vec::new(); theorem.states.len()];
         let mut found: Vec<Option<u32>> = vec![None; theorem.states.len()];
         let mut queue = std::collections::VecDeque::new();

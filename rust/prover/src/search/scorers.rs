@@ -240,7 +240,7 @@ fn random(seed: u64) -> Rule {
 
 fn oracle(recording: Option<&Arc<Recording>>) -> anyhow::Result<Rule> {
     let recording = recording.context("--ranking oracle: needs --trajectories")?;
-    let distances: HashMap<String, HashMap<Arc<str>, u32>> = recording
+    let distances: HashMap<String, _> = recording
         .theorems()
         .iter()
         .map(|theorem| (theorem.clone(), recording.distances(theorem)))

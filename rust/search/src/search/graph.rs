@@ -1,7 +1,9 @@
 //! The states of a theorem and the steps between them, merged by text.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::environment::StateId;
 use crate::scorer::Score;

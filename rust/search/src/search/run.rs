@@ -113,8 +113,9 @@ impl<'a, 'b> Running<'a, 'b> {
         self.control.check().map_err(super::environment::EnvironmentError::from)?;
         let environment = self.search.environment;
         let start = Instant::now();
-        let (mut session, root) = environment.start(self.theorem, &self.control)?;
+        let started = environment.start(self.theorem, &self.control);
         self.timings.add(Stage::Environment, start.elapsed());
+        let (mut session, root) = started?;
         self.result.graph = ProofGraph::with_root(root, now_ms());
         if self.search.options.limits.depth == 0 {
             self.too_deep = true;
@@ -201,8 +202,9 @@ impl<'a, 'b> Running<'a, 'b> {
         let query = |state: &usize| Query::new(&self.theorem.name, &graph.states()[*state].text);
         let queries: Vec<Query<'_>> = states.iter().map(query).collect();
         let start = Instant::now();
-        let proposals = policy.propose(&queries, &self.control)?;
+        let proposals = policy.propose(&queries, &self.control);
         self.timings.add(Stage::Policy, start.elapsed());
+        let proposals = proposals?;
         if proposals.len() != states.len() {
             return Err(broken(policy.name(), "proposals", proposals.len(), states.len()));
         }
@@ -240,8 +242,9 @@ impl<'a, 'b> Running<'a, 'b> {
             candidates[..most].iter().map(|candidate| Arc::clone(&candidate.tactic)).collect();
         let id = self.result.graph.states()[state].id;
         let start = Instant::now();
-        let applied = session.apply(id, &tactics, &self.control)?;
+        let applied = session.apply(id, &tactics, &self.control);
         self.timings.add(Stage::Environment, start.elapsed());
+        let applied = applied?;
         if applied.len() != tactics.len() {
             let name = self.search.environment.name();
             return Err(broken(name, "answers", applied.len(), tactics.len()));
@@ -284,12 +287,12 @@ impl<'a, 'b> Running<'a, 'b> {
         }
         let found_ms = now_ms();
         let graph = &mut self.result.graph;
-        if graph.find(&text) == Some(from) {
+        let (state, is_new) = graph.reach(from, candidate.log_prob, text, id, found_ms);
+        if state == from {
             graph.state_mut(from).refused += 1; // nothing was done
             session.dispose(id);
             return Ok(None);
         }
-        let (state, is_new) = graph.reach(from, candidate.log_prob, text, id, found_ms);
         let step = Step {
             tactic: Arc::clone(&candidate.tactic),
             log_prob: candidate.log_prob,
@@ -319,8 +322,9 @@ impl<'a, 'b> Running<'a, 'b> {
         let proof = |tactic: &&Arc<str>| [before.as_slice(), &[Arc::clone(tactic)]].concat();
         let proofs: Vec<Vec<Arc<str>>> = last.iter().map(proof).collect();
         let start = Instant::now();
-        let verdicts = self.search.environment.verify(self.theorem, &proofs, &self.control)?;
+        let verdicts = self.search.environment.verify(self.theorem, &proofs, &self.control);
         self.timings.add(Stage::Verification, start.elapsed());
+        let verdicts = verdicts?;
         if verdicts.len() != proofs.len() {
             let name = self.search.environment.name();
             return Err(broken(name, "verdicts", verdicts.len(), proofs.len()));
