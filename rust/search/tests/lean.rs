@@ -231,7 +231,7 @@ fn a_missing_lean_says_what_to_do() {
     let unsupported = message(options().python(&fake));
     assert!(unsupported.contains("GLIBC_2.35") && unsupported.contains("x86-64"), "{unsupported}");
     let unknown = message(options().command(["ebm-no-such-lean"]));
-    assert!(unknown.contains("ebm-no-such-lean"), "{unknown}");
+    assert!(unknown.contains("ebm-no-such-lean") && unknown.contains("hint:"), "{unknown}");
     let import = message(options().header("prelude\nimport NoSuchModule"));
     assert!(import.contains("NoSuchModule") && import.contains("hint:"), "{import}");
     let broken = message(options().prelude("prelude\nthis is no Lean"));
