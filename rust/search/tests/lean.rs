@@ -302,7 +302,8 @@ fn a_cancelled_search_returns_and_leaves_no_process() {
     let file = std::path::Path::new(arguments.split(' ').next_back().unwrap()).to_owned();
     assert!(file.parent().unwrap().is_dir());
     drop(lean);
-    assert_eq!(running(), 0);
+    // Killed, but Lean is a child of a child here, and ends when the system comes to it.
+    wait_until("no process is left", || running() == 0);
     assert!(!file.parent().unwrap().exists(), "its folder is removed");
 }
 
