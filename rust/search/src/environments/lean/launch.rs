@@ -56,7 +56,11 @@ impl Lean {
             lean.version = lean.ask_version(options, control)?.map_err(|ended| {
                 let command =
                     Path::new(command.first().map_or("".as_ref(), OsString::as_os_str)).display();
-                unavailable(format!("{command} does not run: {}", ended.said))
+                unavailable(format!(
+                    "{command} is no Lean 4 that runs: {}\nhint: give its whole path, or a command such as \
+                     `lake env lean` in a project's folder",
+                    ended.said
+                ))
             })?;
         } else {
             lean.find_python(options, control)?;

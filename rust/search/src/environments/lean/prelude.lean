@@ -4,7 +4,8 @@ prelude
 -- this in place of Lean's library.
 --
 -- Traps:
--- * Without `sorryAx` a failing tactic is silent, and Lean exits with 0. The environment's self-test notices.
+-- * Without `sorryAx` Lean is silent about terms of a wrong type and tactics that fail, and exits with 0. It
+--   still reports unknown names, so a test with those alone notices nothing. See `check.rs`.
 -- * `sorryAx` is the only axiom beside the compiler's unsafe ones, which theorems cannot use. A proof that
 --   rests on it is refused.
 -- * A definition is replaced by Lean's native function of the same name, if there is one. So helpers are in
