@@ -157,7 +157,9 @@ impl Printer {
         if self.out.len() + more > self.limit {
             return Err(StateFormatError::TooLong { limit: self.limit });
         }
-        parts.iter().for_each(|part| self.out.push_str(part));
+        for part in parts {
+            self.out.push_str(part);
+        }
         Ok(())
     }
 }
