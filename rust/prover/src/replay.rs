@@ -140,7 +140,9 @@ impl Replay {
         let formats = &self.model.formats;
         let (found, lines) = overlap_lines(&states, formats.states_in(), cache)?;
         if found.converted.is_some() && formats.option().is_none() {
-            lines.iter().for_each(|line| warn(line));
+            for line in &lines {
+                warn(line);
+            }
         }
         Ok(found)
     }
