@@ -14,6 +14,9 @@ use crate::errors::{argument_error, cache_error, state_format_error};
 use crate::texts::Texts;
 use crate::waiting::interruptible;
 
+/// Texts, `None` where a state is refused; and the index of each of these, with the reason.
+type Converted = (Vec<Option<String>>, Vec<(usize, String)>);
+
 fn format(name: &str) -> PyResult<StateFormat> {
     name.parse().map_err(|error: StateFormatError| argument_error(error.to_string()))
 }
@@ -49,7 +52,7 @@ pub(crate) fn convert_states(
     states: Texts,
     source: &str,
     target: &str,
-) -> PyResult<(Vec<Option<String>>, Vec<(usize, String)>)> {
+) -> PyResult<Converted> {
     let (source, target) = (format(source)?, format(target)?);
     let converted = py.detach(|| {
         let mut refused = Vec::new();
