@@ -31,15 +31,13 @@ BUDGETS = ("8", "16", "32")
 SHOWN = 3
 
 
-def prove(
-    folder: Path, theorems: Path, name: str, expansions: int, *more: str
-) -> dict[str, Any]:
+def prove(folder: Path, theorems: Path, name: str, expansions: int, *more: str) -> dict[str, Any]:
     """Searches for proofs in Lean; the trees go to `folder / name.parquet`."""
     output = folder / f"{name}.parquet"
     command = [
         str(PROVER), "search", "--trajectories", str(theorems), "--environment", "lean",
-        "--policy", "uniform", "--tactics", str(ROOT / "samples" / "tactics.txt"),
-        "--max-expansions", str(expansions), "--output", str(output), "--resume", *more,
+        "--policy", "uniform", "--max-expansions", str(expansions),
+        "--output", str(output), "--resume", *more,
     ]  # fmt: skip
     console.print(Text(f"$ ebm-prover {' '.join(command[1:])}", style="cyan"))
     done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)

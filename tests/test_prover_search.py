@@ -107,14 +107,14 @@ def test_the_mixture_of_a_head_file_is_the_evaluations(trained, weight):
     options = [] if weight is None else ["--weight", weight]
     arguments = ("--trajectories", trajectories, "--head", path, "--cache", cache, *UNLIMITED)
     report = search(*arguments, *options)
-    corpus, head, rows = read_corpus([str(trajectories)]), EnergyHead(path), open_cache(cache)
+    corpus, head, rows = read_corpus([str(trajectories)]), EnergyHead.open(path), open_cache(cache)
     policy = head.mixing["policy"]
     scale = policy["mean"], policy["deviation"]
     chosen = head.mixing["weight"] if weight is None else weight
     mixing = Mixing(chosen, policy["depth_exponent"], scale)
 
     def ranking(_number, graph):
-        scores = head.scores(rows.get_many(graph.states))
+        scores = head.scores(rows.gather(graph.states))
         return mixing.ranking(scores.astype(np.float64), head.score_scale)
 
     assert needed(report) == replayed(corpus, ranking)
@@ -164,14 +164,14 @@ def test_scores_are_recorded_with_their_sign(trained, tmp_path):
     output = tmp_path / "t.parquet"
     search("--trajectories", trajectories, "--head", path, "--cache", cache, "--output", output)
     frame = pl.read_parquet(output).filter(pl.col("ebm_score").is_not_nan())
-    rows = open_cache(cache).get_many(frame["state_pp"].to_list())
-    expected = -np.asarray(EnergyHead(path).energies(rows))
+    rows = open_cache(cache).gather(frame["state_pp"].to_list())
+    expected = EnergyHead.open(path).scores(rows)
     assert len(frame) > 50
     np.testing.assert_allclose(frame["ebm_score"].to_numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def rows_of(path):
-    return pl.read_parquet(path).drop("timestamp_ms").rows()
+    return pl.read_parquet(path).drop("timestamp_ms").fill_nan(None).rows()
 
 
 def wait_for(condition, process):
@@ -253,7 +253,9 @@ def test_states_without_embeddings_are_counted_and_the_exit_code_says_so(trained
     path, _, trajectories = trained
     rows = searches(30)
     states, made = embeddings(rows)
-    some = write_plain_cache(tmp_path / "some.parquet", states[: len(states) // 2], made[: len(states) // 2])
+    some = write_plain_cache(
+        tmp_path / "some.parquet", states[: len(states) // 2], made[: len(states) // 2]
+    )
     arguments = ("--trajectories", trajectories, "--head", path, "--cache", some, *UNLIMITED)
     done = prover("search", *arguments, "--json")
     assert done.returncode == 1

@@ -127,12 +127,12 @@ impl Columns {
     pub(crate) fn counts(&self, name: &str) -> CacheResult<Vec<Option<i64>>> {
         let column = self.column(name)?;
         match column.kind {
-            DataType::Int64 | DataType::UInt64 => self.values::<Int64Type>(&column, |reader| {
-                match reader {
+            DataType::Int64 | DataType::UInt64 => {
+                self.values::<Int64Type>(&column, |reader| match reader {
                     ColumnReader::Int64ColumnReader(reader) => Some(reader),
                     _ => None,
-                }
-            }),
+                })
+            }
             DataType::Int32 | DataType::UInt32 => {
                 let values = self.values::<Int32Type>(&column, |reader| match reader {
                     ColumnReader::Int32ColumnReader(reader) => Some(reader),

@@ -266,7 +266,12 @@ fn read_rows(path: &Path, recording: &mut Recording) -> Result<Vec<Row>, Traject
     let finished = optional(&file, "is_proof_complete", count, Columns::flags)?;
     let visits = optional(&file, "visits", count, Columns::counts)?;
     let lengths = [
-        ids.len(), states.len(), parents.len(), tactics.len(), log_probs.len(), finished.len(),
+        ids.len(),
+        states.len(),
+        parents.len(),
+        tactics.len(),
+        log_probs.len(),
+        finished.len(),
         visits.len(),
     ];
     if lengths.iter().any(|length| *length != count) {

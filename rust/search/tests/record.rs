@@ -74,7 +74,8 @@ fn texts<'a>(rows: &'a RecordBatch, name: &str) -> Vec<&'a str> {
 /// Theorems in the order of their rows.
 fn theorems(path: &Path) -> Vec<String> {
     let rows = rows(path);
-    let mut found: Vec<String> = texts(&rows, "theorem_name").into_iter().map(str::to_owned).collect();
+    let mut found: Vec<String> =
+        texts(&rows, "theorem_name").into_iter().map(str::to_owned).collect();
     found.dedup();
     found
 }
@@ -116,7 +117,10 @@ fn rows_are_the_accepted_tactics_with_labels_by_graph() {
     write(&path, &["t"], Existing::Refuse);
     let rows = rows(&path);
     assert_eq!(rows.schema().fields(), trajectory_schema().fields());
-    assert_eq!(texts(&rows, "state_pp"), ["root", "dead end", "way", "untried", "root", "", "dead end"]);
+    assert_eq!(
+        texts(&rows, "state_pp"),
+        ["root", "dead end", "way", "untried", "root", "", "dead end"]
+    );
     assert_eq!(
         texts(&rows, "tactic_applied"),
         ["", "a:-0.5", "b:-1", "c:-9", "a:-0.25", "b:-0.5", "c:-0.5"]
@@ -126,7 +130,11 @@ fn rows_are_the_accepted_tactics_with_labels_by_graph() {
         ["positive", "negative", "positive", "unknown", "positive", "positive", "negative"]
     );
     let numbers = |name: &str| rows[name].as_primitive::<UInt64Type>().values().to_vec();
-    assert_eq!(numbers("state_id"), [0, 1, 2, 3, 0, 4, 1], "a finished proof has a number of its own");
+    assert_eq!(
+        numbers("state_id"),
+        [0, 1, 2, 3, 0, 4, 1],
+        "a finished proof has a number of its own"
+    );
     let parents = rows["parent_state_id"].as_primitive::<UInt64Type>();
     assert_eq!(
         parents.iter().collect::<Vec<_>>(),
@@ -163,7 +171,10 @@ fn a_written_search_is_replayed_as_it_was() {
     let search = Search::new(&environment, &policy, &options);
     let again = search.run(&Theorem::named("u"), &Cancel::default(), &mut Timings::default());
     let proof = again.proof.expect("proved again");
-    assert_eq!(proof.tactics.iter().map(|tactic| &**tactic).collect::<Vec<_>>(), ["b:-1", "b:-0.5"]);
+    assert_eq!(
+        proof.tactics.iter().map(|tactic| &**tactic).collect::<Vec<_>>(),
+        ["b:-1", "b:-0.5"]
+    );
 }
 
 #[test]

@@ -132,7 +132,8 @@ fn a_state_without_a_score_is_ranked_by_the_policy_alone_and_counted() {
 
 #[test]
 fn limits_end_a_search_and_say_which() {
-    let limited = |limits: Limits| run(&Tree::new(&TREE), &SearchOptions::default().with_limits(limits));
+    let limited =
+        |limits: Limits| run(&Tree::new(&TREE), &SearchOptions::default().with_limits(limits));
     let result = limited(Limits::default().with_expansions(2));
     assert!(matches!(result.ended, Ended::Expansions) && result.expansions() == 2);
     assert!(matches!(limited(Limits::default().with_states(3)).ended, Ended::States));
@@ -224,8 +225,11 @@ fn faults_are_in_the_result_and_nothing_panics() {
     let policy = TreePolicy(tree.steps.clone());
     let options = SearchOptions::default();
     let unknown = Theorem::named("unknown");
-    let result =
-        Search::new(&tree, &policy, &options).run(&unknown, &Cancel::default(), &mut Timings::default());
+    let result = Search::new(&tree, &policy, &options).run(
+        &unknown,
+        &Cancel::default(),
+        &mut Timings::default(),
+    );
     assert!(matches!(result.ended, Ended::Failed(SearchError::Environment(_))));
     assert!(result.graph.states().is_empty());
 
@@ -257,8 +261,11 @@ fn faults_are_in_the_result_and_nothing_panics() {
             Ok(q.iter().map(|_| Ok(vec![Candidate::new("a", f64::NAN)])).collect())
         }
     }
-    let result =
-        Search::new(&tree, &Nan, &options).run(&theorem(), &Cancel::default(), &mut Timings::default());
+    let result = Search::new(&tree, &Nan, &options).run(
+        &theorem(),
+        &Cancel::default(),
+        &mut Timings::default(),
+    );
     assert!(matches!(result.ended, Ended::Failed(SearchError::Contract(_))));
 }
 

@@ -86,6 +86,11 @@ impl EnvironmentArguments {
         theorems
     }
 
+    /// Whether tactics are applied by a Lean, and not looked up in a record.
+    pub(super) fn is_live(&self, has_theorems: bool) -> bool {
+        self.kind(has_theorems) != Kind::Replay
+    }
+
     /// The form in which states are printed.
     pub(super) fn printed<'a>(
         &self,
@@ -187,7 +192,8 @@ impl EnvironmentArguments {
 
 /// A command as its words; quotes group as in a shell.
 fn words(option: &str, command: &str) -> anyhow::Result<Vec<String>> {
-    let words = shlex::split(command).with_context(|| format!("{option}: a quote is not closed"))?;
+    let words =
+        shlex::split(command).with_context(|| format!("{option}: a quote is not closed"))?;
     if words.is_empty() {
         bail!("{option}: is empty");
     }

@@ -70,7 +70,7 @@ pub(crate) struct Search {
     #[arg(long, value_name = "N", help_heading = "Limits")]
     max_depth: Option<u32>,
     /// Most seconds per theorem.
-    #[arg(long, value_name = "SECONDS", help_heading = "Limits")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Limits")]
     timeout: Option<f64>,
     /// Search only this many theorems.
     #[arg(long, value_name = "N", help_heading = "Limits")]
@@ -137,9 +137,8 @@ impl Search {
         let (proposer, policy_settings) = self.policy.open(self, recording.as_ref())?;
         let settings = self.settings(&options, &described, &policy_settings, &source.describe());
         let mut writer = self.writer(&settings)?;
-        let finished = |name: &str| {
-            writer.as_ref().is_some_and(|writer| writer.finished().contains_key(name))
-        };
+        let finished =
+            |name: &str| writer.as_ref().is_some_and(|writer| writer.finished().contains_key(name));
         theorems.retain(|theorem| !finished(&theorem.name));
         let resumed = names.len() - theorems.len();
         let printed = self.environment.printed(self, recording.as_ref());
@@ -200,9 +199,12 @@ impl Search {
             return Ok(Outcome::Interrupted(code));
         }
         let faults = tally.failed > 0 || tally.unscored > 0;
-        let live = self.policy.is_live(recording.is_some());
-        let silent = tally.without_candidates > 0 && live;
+        let silent = tally.without_candidates > 0 && self.policy.knows_all(self.is_live());
         Ok(if faults || silent { Outcome::CheckFailed } else { Outcome::Good })
+    }
+
+    fn is_live(&self) -> bool {
+        self.environment.is_live(self.theorems.is_some())
     }
 
     fn recording(&self) -> anyhow::Result<Option<Recording>> {
@@ -237,7 +239,9 @@ impl Search {
                 Duration::try_from_secs_f64(seconds)
                     .ok()
                     .filter(|time| !time.is_zero())
-                    .with_context(|| format!("--timeout: is {seconds}, expected seconds above 0"))?,
+                    .with_context(|| {
+                        format!("--timeout: is {seconds}, expected seconds above 0")
+                    })?,
             ),
         };
         let limits = Limits::default()
@@ -316,7 +320,7 @@ impl Search {
                 tally.shown += 1;
             }
         };
-        if self.policy.is_live(!self.trajectories.is_empty()) || search.unscored > 0 {
+        if self.policy.knows_all(self.is_live()) || search.unscored > 0 {
             for complaint in &search.complaints {
                 show(format!("{}: {complaint}", search.theorem));
             }

@@ -20,7 +20,7 @@ use super::Search;
 enum Kind {
     /// What --trajectories recorded, with its log-probabilities.
     Recorded,
-    /// All candidates alike: the recorded ones, or those of a list of tactics.
+    /// All candidates alike: in a replay the recorded ones, else those of a list of tactics.
     Uniform,
     /// A causal language model in this process.
     Hf,
@@ -37,11 +37,11 @@ enum Api {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Policy")]
 pub(super) struct PolicyArguments {
-    /// What proposes tactics; by default what --trajectories recorded, else a list of tactics.
+    /// What proposes tactics; by default recorded in a replay, else uniform.
     #[arg(long, value_name = "KIND")]
     policy: Option<Kind>,
     /// List of tactics for the uniform policy: one per line, with {h} for each hypothesis and {new} for unused
-    /// names.
+    /// names; by default one for core Lean.
     #[arg(long, value_name = "FILE")]
     tactics: Option<PathBuf>,
     /// The hf policy's model; by default --model-path.
@@ -124,15 +124,15 @@ fn seed(search: &Search) -> anyhow::Result<i64> {
 }
 
 impl PolicyArguments {
-    fn kind(&self, recorded: bool) -> Kind {
-        self.policy.unwrap_or(if recorded { Kind::Recorded } else { Kind::Uniform })
+    fn kind(&self, live: bool) -> Kind {
+        self.policy.unwrap_or(if live { Kind::Uniform } else { Kind::Recorded })
     }
 
-    /// Whether the policy should have candidates for every state.
-    pub(super) fn is_live(&self, recorded: bool) -> bool {
-        match self.kind(recorded) {
+    /// Whether the policy should have candidates for every state: a record has not.
+    pub(super) fn knows_all(&self, live: bool) -> bool {
+        match self.kind(live) {
             Kind::Recorded => false,
-            Kind::Uniform => !recorded,
+            Kind::Uniform => live || self.tactics.is_some(),
             Kind::Hf | Kind::Http => true,
         }
     }
@@ -148,21 +148,24 @@ impl PolicyArguments {
         search: &Search,
         recording: Option<&Arc<Recording>>,
     ) -> anyhow::Result<(Proposer, Value)> {
-        if self.tactics.is_some() && (self.policy != Some(Kind::Uniform) && recording.is_some()) {
+        let live = search.environment.is_live(search.theorems.is_some());
+        let kind = self.kind(live);
+        if self.tactics.is_some() && kind != Kind::Uniform {
             bail!("--tactics: is of the uniform policy\nhint: give --policy uniform");
         }
-        Ok(match (self.kind(recording.is_some()), recording) {
-            (Kind::Recorded, recording) => {
-                let recording = recording.context("--policy recorded: needs --trajectories")?;
-                (Proposer::ready(RecordedPolicy::new(Arc::clone(recording))), json!("recorded"))
+        let recorded = || {
+            let recording = recording.context("--policy recorded: needs --trajectories")?;
+            anyhow::Ok(RecordedPolicy::new(Arc::clone(recording)))
+        };
+        Ok(match kind {
+            Kind::Recorded => (Proposer::ready(recorded()?), json!("recorded")),
+            Kind::Uniform if !live && self.tactics.is_none() => {
+                let described = json!("uniform over the record");
+                (Proposer::ready(UniformPolicy::new(recorded()?)), described)
             }
-            (Kind::Uniform, Some(recording)) if self.tactics.is_none() => {
-                let recorded = RecordedPolicy::new(Arc::clone(recording));
-                (Proposer::ready(UniformPolicy::new(recorded)), json!("uniform over the record"))
-            }
-            (Kind::Uniform, _) => self.list()?,
-            (Kind::Hf, _) => self.model(search)?,
-            (Kind::Http, _) => self.server(search)?,
+            Kind::Uniform => self.list()?,
+            Kind::Hf => self.model(search)?,
+            Kind::Http => self.server(search)?,
         })
     }
 

@@ -31,14 +31,14 @@ pub(super) struct RankingArguments {
     #[arg(long, value_name = "ORDER")]
     ranking: Option<Order>,
     /// Weight of the head in the mixture, 0 to 1; by default the head file's.
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", allow_negative_numbers = true)]
     weight: Option<f64>,
     /// The policy's value is the cumulative log-probability divided by depth to this power; by default the
     /// head file's, else 0.5.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     depth_exponent: Option<f64>,
     /// Bonus for states whose siblings were not expanded: divided by sqrt(1 + expanded siblings).
-    #[arg(long, value_name = "C", default_value_t = 0.0)]
+    #[arg(long, value_name = "C", default_value_t = 0.0, allow_negative_numbers = true)]
     exploration: f64,
 }
 

@@ -108,10 +108,7 @@ impl Report {
     }
 
     fn print_stages(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(
-            out,
-            "\nstage          calls    time  share       p50       p95       p99"
-        )?;
+        writeln!(out, "\nstage          calls    time  share       p50       p95       p99")?;
         for stage in Stage::ALL {
             let times = self.timings.stage(stage);
             if times.calls() == 0 {

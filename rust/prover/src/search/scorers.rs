@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Args;
 use ebm_cache::{Cache, Identity, OpenMode};
+use ebm_embed::{PythonEncoder, PythonPolicy, PythonPolicyOptions};
 use ebm_encoder::{
     CachedEncoder, CachedEncoderOptions, Encoder, EncoderResult, NoEmbedding, Report,
 };
-use ebm_embed::{PythonEncoder, PythonPolicy, PythonPolicyOptions};
 use ebm_search::search::{RuleScorer, Scorer};
 use ebm_search::state_format::{StateFormat, source_format};
 use ebm_search::{EnergyHead, Recording, Score, Scored, ValueScorer};

@@ -36,7 +36,10 @@ impl RecordedPolicy {
         steps
             .map(|step| {
                 let known = self.recording.has_policy();
-                Candidate::new(Arc::clone(&step.tactic), if known { step.log_prob } else { uniform })
+                Candidate::new(
+                    Arc::clone(&step.tactic),
+                    if known { step.log_prob } else { uniform },
+                )
             })
             .collect()
     }

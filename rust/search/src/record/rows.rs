@@ -78,13 +78,8 @@ pub(super) fn rows_of(search: &SearchResult) -> Result<RecordBatch, ArrowError> 
     let (states, statuses) = (graph.states(), graph.statuses());
     let mut columns = Columns::default();
     if let Some(root) = states.first() {
-        let reached = Reached {
-            parent: None,
-            tactic: "",
-            log_prob: 0.0,
-            depth: 0,
-            found_ms: root.found_ms,
-        };
+        let reached =
+            Reached { parent: None, tactic: "", log_prob: 0.0, depth: 0, found_ms: root.found_ms };
         columns.open_state(&search.theorem, 0, root, statuses[0], &reached);
     }
     let mut finished = states.len();

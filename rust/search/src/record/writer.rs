@@ -131,9 +131,10 @@ impl TrajectoryWriter {
             }
             Existing::Overwrite => {
                 // The former output stays until it is replaced.
-                found.iter().filter(|file| *file != self.lock.output()).try_for_each(|shard| {
-                    storage::remove_file(shard)
-                })?;
+                found
+                    .iter()
+                    .filter(|file| *file != self.lock.output())
+                    .try_for_each(|shard| storage::remove_file(shard))?;
                 return Ok(());
             }
             Existing::Refuse | Existing::Resume => {}
@@ -311,10 +312,10 @@ fn read_searches_of(path: &Path) -> Result<Vec<Finished>, TrajectoryError> {
 /// The keys of two JSON objects with different values.
 fn differences(there: &Value, here: &Value) -> Vec<String> {
     let empty = serde_json::Map::new();
-    let (there, here) =
-        (there.as_object().unwrap_or(&empty), here.as_object().unwrap_or(&empty));
+    let (there, here) = (there.as_object().unwrap_or(&empty), here.as_object().unwrap_or(&empty));
     let keys: std::collections::BTreeSet<&String> = there.keys().chain(here.keys()).collect();
-    let shown = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+    let shown =
+        |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
     keys.into_iter()
         .filter(|key| there.get(*key) != here.get(*key))
         .map(|key| format!("{key} was {}, is {}", shown(there.get(key)), shown(here.get(key))))

@@ -157,9 +157,8 @@ impl<'a, 'b> Running<'a, 'b> {
                 return open.priority;
             }
             let state = &graph.states()[open.state];
-            let siblings = state.reached.map_or(0, |(parent, _)| {
-                graph.states()[parent].expanded_children
-            });
+            let siblings =
+                state.reached.map_or(0, |(parent, _)| graph.states()[parent].expanded_children);
             let priority = ranking.priority(state.score.as_ref(), state.log_prob, state.depth);
             priority + ranking.bonus(siblings)
         };
@@ -283,7 +282,9 @@ impl<'a, 'b> Running<'a, 'b> {
     ) -> Result<Option<New>, SearchError> {
         if text.is_empty() {
             let name = self.search.environment.name();
-            return Err(SearchError::Contract(format!("{name}: the text of an open state is empty")));
+            return Err(SearchError::Contract(format!(
+                "{name}: the text of an open state is empty"
+            )));
         }
         let found_ms = now_ms();
         let graph = &mut self.result.graph;
@@ -313,7 +314,8 @@ impl<'a, 'b> Running<'a, 'b> {
         tactics: &[Arc<str>],
         applied: &[Applied],
     ) -> Result<Vec<Verdict>, SearchError> {
-        let last = tactics.iter().zip(applied).filter(|(_, applied)| **applied == Applied::Finished);
+        let last =
+            tactics.iter().zip(applied).filter(|(_, applied)| **applied == Applied::Finished);
         let last: Vec<&Arc<str>> = last.map(|(tactic, _)| tactic).collect();
         if last.is_empty() {
             return Ok(Vec::new());

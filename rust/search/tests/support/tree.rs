@@ -28,7 +28,11 @@ impl Tree {
         let step = |(state, tactic, result): &(&str, &str, &str)| {
             (((*state).to_owned(), (*tactic).to_owned()), (*result).to_owned())
         };
-        Self { steps: steps.iter().map(step).collect(), applied: AtomicUsize::new(0), fails_at: None }
+        Self {
+            steps: steps.iter().map(step).collect(),
+            applied: AtomicUsize::new(0),
+            fails_at: None,
+        }
     }
 }
 
