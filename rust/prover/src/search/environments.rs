@@ -109,6 +109,7 @@ impl EnvironmentArguments {
         &self,
         search: &Search,
         recording: Option<&Arc<Recording>>,
+        control: &Control,
     ) -> anyhow::Result<(Box<dyn Environment>, Value)> {
         let kind = self.kind(search.theorems.is_some());
         self.refuse_options_of_others(kind)?;
@@ -118,12 +119,12 @@ impl EnvironmentArguments {
                 let described = json!({ "kind": "replay", "files": files(&search.trajectories)? });
                 Ok((Box::new(ReplayEnvironment::new(Arc::clone(recording))), described))
             }
-            Kind::Lean => self.lean(),
+            Kind::Lean => self.lean(control),
             Kind::Pantograph => self.pantograph(search),
         }
     }
 
-    fn lean(&self) -> anyhow::Result<(Box<dyn Environment>, Value)> {
+    fn lean(&self, control: &Control) -> anyhow::Result<(Box<dyn Environment>, Value)> {
         let mut options = LeanOptions::default()
             .tactic_limit(seconds("--tactic-timeout", self.tactic_timeout)?)
             .startup_limit(seconds("--start-timeout", self.start_timeout)?);
@@ -136,7 +137,7 @@ impl EnvironmentArguments {
         if let Some(header) = &self.lean_header {
             options = options.header(header);
         }
-        let lean = LeanEnvironment::open(options, &Control::default())?;
+        let lean = LeanEnvironment::open(options, control)?;
         let described = json!({
             "kind": "lean",
             "version": lean.version(),

@@ -17,7 +17,7 @@ use clap::{Args, value_parser};
 use ebm_search::Recording;
 use ebm_search::record::{Existing, TheoremSummary, TrajectoryWriter};
 use ebm_search::search::{
-    Cancel, Ended, Limits, Search as Searcher, SearchOptions, SearchResult, Theorem,
+    Cancel, Control, Ended, Limits, Search as Searcher, SearchOptions, SearchResult, Theorem,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -110,7 +110,6 @@ pub(crate) struct Search {
 struct Tally {
     searched: usize,
     failed: usize,
-    cancelled: bool,
     expansions: u64,
     unscored: u64,
     without_candidates: u64,
@@ -122,6 +121,24 @@ struct Tally {
 
 impl Search {
     pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
+        let cancel = Cancel::default();
+        saved.stop(&cancel);
+        match (self.search(out, saved, &cancel), saved.interrupted()) {
+            (Ok(Outcome::Good | Outcome::CheckFailed) | Err(_), Some(code)) => {
+                warn("interrupted; --resume goes on with the theorems that are left");
+                Ok(Outcome::Interrupted(code))
+            }
+            (ended, _) => ended,
+        }
+    }
+
+    fn search(
+        &self,
+        out: &mut impl Write,
+        saved: &Saved,
+        cancel: &Cancel,
+    ) -> anyhow::Result<Outcome> {
+        let control = Control::new(cancel.clone());
         let options = self.options()?;
         let recording = self.recording()?.map(Arc::new);
         let mut theorems = self.theorems(recording.as_deref())?;
@@ -133,8 +150,8 @@ impl Search {
         if options.ranking.needs_scores() && source.is_none() {
             bail!("--ranking: needs scores\nhint: give --head and --cache, or --model-path");
         }
-        let (environment, described) = self.environment.open(self, recording.as_ref())?;
-        let (proposer, policy_settings) = self.policy.open(self, recording.as_ref())?;
+        let (environment, described) = self.environment.open(self, recording.as_ref(), &control)?;
+        let (proposer, policy_settings) = self.policy.open(self, recording.as_ref(), &control)?;
         let settings = self.settings(&options, &described, &policy_settings, &source.describe());
         let mut writer = self.writer(&settings)?;
         let finished =
@@ -149,13 +166,11 @@ impl Search {
         if let Some(scorer) = started.scorer() {
             searcher = searcher.with_scorer(scorer);
         }
-        let cancel = Cancel::default();
-        saved.stop(&cancel);
         let bar = bar(theorems.len());
         let mut tally = Tally::default();
         let start = Instant::now();
         let threads = usize::from(self.threads);
-        let ended = searcher.run_all(&theorems, threads, &cancel, |search| {
+        let ended = searcher.run_all(&theorems, threads, cancel, |search| {
             self.take(&search, &mut tally, writer.as_mut(), &bar)
         });
         let wall = start.elapsed();
@@ -193,10 +208,6 @@ impl Search {
             writeln!(out, "{}", report.to_json())?;
         } else {
             report.print(out)?;
-        }
-        if let Some(code) = saved.interrupted() {
-            warn("interrupted; --resume goes on with the theorems that are left");
-            return Ok(Outcome::Interrupted(code));
         }
         let faults = tally.failed > 0 || tally.unscored > 0;
         let silent = tally.without_candidates > 0 && self.policy.knows_all(self.is_live());
@@ -336,7 +347,6 @@ impl Search {
             tally.failed += 1;
             show(format!("{}: failed: {error}", search.theorem));
         }
-        tally.cancelled |= matches!(search.ended, Ended::Cancelled);
         match writer {
             Some(writer) => writer.add(search)?,
             None if search.ended.is_complete() => {

@@ -147,6 +147,7 @@ impl PolicyArguments {
         &self,
         search: &Search,
         recording: Option<&Arc<Recording>>,
+        control: &Control,
     ) -> anyhow::Result<(Proposer, Value)> {
         let live = search.environment.is_live(search.theorems.is_some());
         let kind = self.kind(live);
@@ -165,7 +166,7 @@ impl PolicyArguments {
             }
             Kind::Uniform => self.list()?,
             Kind::Hf => self.model(search)?,
-            Kind::Http => self.server(search)?,
+            Kind::Http => self.server(search, control)?,
         })
     }
 
@@ -221,7 +222,7 @@ impl PolicyArguments {
         Ok((Proposer::Model { model: model.clone(), options }, described))
     }
 
-    fn server(&self, search: &Search) -> anyhow::Result<(Proposer, Value)> {
+    fn server(&self, search: &Search, control: &Control) -> anyhow::Result<(Proposer, Value)> {
         let url = self.policy_url.as_ref();
         let url = url.context("--policy http: needs a server\nhint: give --policy-url")?;
         let timeout = Duration::try_from_secs_f64(self.policy_timeout).ok();
@@ -242,7 +243,7 @@ impl PolicyArguments {
             .with_seed(seed(search)?)
             .with_api_key_variable(self.policy_api_key.clone())
             .with_timeout(timeout);
-        let policy = HttpPolicy::connect(options, &Control::default())?;
+        let policy = HttpPolicy::connect(options, control)?;
         let described = json!({
             "kind": "http", "model": policy.model(), "prompt": prompt,
             "candidates": self.candidates, "temperature": self.temperature,
