@@ -1,8 +1,7 @@
 //! Trajectory files of searches: their rows, and what survives a crash.
 
-mod support {
-    pub mod tree;
-}
+#[path = "support/tree.rs"]
+mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +19,7 @@ use ebm_search::{Recording, TrajectoryError};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use support::tree::{Tree, TreePolicy};
+use tree::{Tree, TreePolicy};
 
 const TREE: [(&str, &str, &str); 6] = [
     ("root", "a:-0.5", "dead end"),

@@ -1,8 +1,7 @@
 //! Best-first search: order, limits, merging, false proofs, faults, many theorems at once.
 
-mod support {
-    pub mod tree;
-}
+#[path = "support/tree.rs"]
+mod tree;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -18,7 +17,7 @@ use ebm_search::search::{
 use ebm_search::{NoScore, Node, Score, Scored};
 use proptest::prelude::*;
 
-use support::tree::{Tree, TreePolicy};
+use tree::{Tree, TreePolicy};
 
 /// A proof of three steps behind a decoy that the policy prefers.
 const TREE: [(&str, &str, &str); 8] = [
@@ -63,6 +62,45 @@ fn rule(score: impl Fn(&str) -> f32 + Send + Sync) -> impl Scorer {
 
 fn ranked(ranking: Ranking) -> SearchOptions {
     SearchOptions::default().with_ranking(ranking)
+}
+
+/// Counts the states of each request.
+struct Counting(TreePolicy, std::sync::Mutex<Vec<usize>>);
+impl Policy for Counting {
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+    fn propose(&self, q: &[Query<'_>], c: &Control) -> Result<Vec<Proposal>, PolicyError> {
+        self.1.lock().expect("unpoisoned").push(q.len());
+        self.0.propose(q, c)
+    }
+}
+
+/// Fails as a whole.
+struct Dead;
+impl Scorer for Dead {
+    fn score(&self, _: &str, _: &[Node<'_>], _: &Control) -> Result<Scores, ScorerError> {
+        Err(ScorerError::Failed("the encoder is gone".into()))
+    }
+}
+
+/// Forgets its answers.
+struct Short;
+impl Scorer for Short {
+    fn score(&self, _: &str, _: &[Node<'_>], _: &Control) -> Result<Scores, ScorerError> {
+        Ok(Scores::new(vec![]))
+    }
+}
+
+/// Gives log-probabilities that are none.
+struct Nan;
+impl Policy for Nan {
+    fn name(&self) -> &'static str {
+        "nan"
+    }
+    fn propose(&self, q: &[Query<'_>], _: &Control) -> Result<Vec<Proposal>, PolicyError> {
+        Ok(q.iter().map(|_| Ok(vec![Candidate::new("a", f64::NAN)])).collect())
+    }
 }
 
 #[test]
@@ -193,16 +231,6 @@ fn exploration_turns_to_states_whose_siblings_wait() {
 
 #[test]
 fn states_are_expanded_in_batches_with_one_request_each() {
-    struct Counting(TreePolicy, std::sync::Mutex<Vec<usize>>);
-    impl Policy for Counting {
-        fn name(&self) -> &'static str {
-            "counting"
-        }
-        fn propose(&self, q: &[Query<'_>], c: &Control) -> Result<Vec<Proposal>, PolicyError> {
-            self.1.lock().expect("unpoisoned").push(q.len());
-            self.0.propose(q, c)
-        }
-    }
     let tree = Tree::new(&TREE);
     let policy = Counting(TreePolicy(tree.steps.clone()), std::sync::Mutex::default());
     let options = SearchOptions::default().with_batch(4);
@@ -233,34 +261,13 @@ fn faults_are_in_the_result_and_nothing_panics() {
     assert!(matches!(result.ended, Ended::Failed(SearchError::Environment(_))));
     assert!(result.graph.states().is_empty());
 
-    struct Dead;
-    impl Scorer for Dead {
-        fn score(&self, _: &str, _: &[Node<'_>], _: &Control) -> Result<Scores, ScorerError> {
-            Err(ScorerError::Failed("the encoder is gone".into()))
-        }
-    }
     let result = run_scored(&tree, &ranked(Ranking::value()), &Dead);
     let Ended::Failed(error) = &result.ended else { panic!("ended {:?}", result.ended) };
     assert_eq!(error.to_string(), "scorer: the encoder is gone");
 
-    struct Short;
-    impl Scorer for Short {
-        fn score(&self, _: &str, _: &[Node<'_>], _: &Control) -> Result<Scores, ScorerError> {
-            Ok(Scores::new(vec![]))
-        }
-    }
     let result = run_scored(&tree, &ranked(Ranking::value()), &Short);
     assert!(matches!(result.ended, Ended::Failed(SearchError::Contract(_))));
 
-    struct Nan;
-    impl Policy for Nan {
-        fn name(&self) -> &'static str {
-            "nan"
-        }
-        fn propose(&self, q: &[Query<'_>], _: &Control) -> Result<Vec<Proposal>, PolicyError> {
-            Ok(q.iter().map(|_| Ok(vec![Candidate::new("a", f64::NAN)])).collect())
-        }
-    }
     let result = Search::new(&tree, &Nan, &options).run(
         &theorem(),
         &Cancel::default(),
@@ -381,7 +388,7 @@ fn graphs() -> impl Strategy<Value = Vec<Vec<Option<usize>>>> {
 
 fn tree_of(graph: &[Vec<Option<usize>>]) -> Tree {
     let name = |state: usize| if state == 0 { "root".to_owned() } else { format!("s{state}") };
-    let mut steps = support::tree::Steps::new();
+    let mut steps = tree::Steps::new();
     for (state, targets) in graph.iter().enumerate() {
         for (number, target) in targets.iter().enumerate() {
             let result = target.map_or_else(|| "finish".to_owned(), name);

@@ -1,4 +1,5 @@
-//! A made environment and policy over a tree that a function describes.
+//! An environment and a policy over a small tree.
+#![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
