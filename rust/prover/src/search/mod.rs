@@ -119,17 +119,42 @@ struct Tally {
     finished: Vec<TheoremSummary>,
 }
 
+impl Tally {
+    /// `knows_all`: whether the policy should have had candidates for every state.
+    fn outcome(&self, knows_all: bool) -> Outcome {
+        let silent = knows_all && self.without_candidates > 0;
+        let faults = self.failed > 0 || self.unscored > 0 || silent;
+        if faults { Outcome::CheckFailed } else { Outcome::Good }
+    }
+}
+
+/// The finished output.
+struct Written {
+    path: PathBuf,
+    rows: u64,
+    theorems: Vec<TheoremSummary>,
+}
+
+impl Written {
+    fn finish(writer: TrajectoryWriter, order: &[String]) -> anyhow::Result<Self> {
+        let path = writer.output().to_owned();
+        let theorems = writer.finished().values().cloned().collect();
+        Ok(Self { path, rows: writer.finish(order)?, theorems })
+    }
+}
+
 impl Search {
     pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
         let cancel = Cancel::default();
         saved.stop(&cancel);
-        match (self.search(out, saved, &cancel), saved.interrupted()) {
-            (Ok(Outcome::Good | Outcome::CheckFailed) | Err(_), Some(code)) => {
-                warn("interrupted; --resume goes on with the theorems that are left");
-                Ok(Outcome::Interrupted(code))
-            }
-            (ended, _) => ended,
+        let ended = self.search(out, saved, &cancel);
+        let Some(code) = saved.interrupted() else { return ended };
+        if let Err(error) = ended {
+            warn(&format!("{error:#}"));
         }
+        let left = "; --resume goes on with the theorems that are left";
+        warn(&format!("interrupted{}", if self.output.is_some() { left } else { "" }));
+        Ok(Outcome::Interrupted(code))
     }
 
     fn search(
@@ -170,48 +195,24 @@ impl Search {
         let mut tally = Tally::default();
         let start = Instant::now();
         let threads = usize::from(self.threads);
-        let ended = searcher.run_all(&theorems, threads, cancel, |search| {
+        let timings = searcher.run_all(&theorems, threads, cancel, |search| {
             self.take(&search, &mut tally, writer.as_mut(), &bar)
         });
         let wall = start.elapsed();
         bar.finish_and_clear();
-        let finished = if let Some(writer) = &writer {
-            writer.finished().clone()
-        } else {
-            let of = |summary: TheoremSummary| (summary.theorem.clone(), summary);
-            std::mem::take(&mut tally.finished).into_iter().map(of).collect()
-        };
         // Also after an error: what is finished is kept.
-        let written = writer.map(|writer| {
-            let path = writer.output().to_owned();
-            writer.finish(&names).map(|rows| (path, rows))
-        });
+        let written = writer.map(|writer| Written::finish(writer, &names));
         started.finish()?;
-        let timings = ended?;
-        let asked: std::collections::HashSet<&String> = names.iter().collect();
-        let report = Report {
-            finished: finished.into_iter().filter(|(name, _)| asked.contains(name)).collect(),
-            asked: names.len(),
-            resumed,
-            searched: tally.searched,
-            failed: tally.failed,
-            unscored: tally.unscored,
-            without_candidates: tally.without_candidates,
-            false_proofs: tally.false_proofs,
-            expansions: tally.expansions,
-            wall,
-            timings,
-            output: written.transpose()?,
-            settings,
-        };
+        let timings = timings?;
+        let outcome = tally.outcome(self.policy.knows_all(self.is_live()));
+        let report =
+            Report::new(&names, resumed, tally, written.transpose()?, wall, timings, settings);
         if self.json {
             writeln!(out, "{}", report.to_json())?;
         } else {
             report.print(out)?;
         }
-        let faults = tally.failed > 0 || tally.unscored > 0;
-        let silent = tally.without_candidates > 0 && self.policy.knows_all(self.is_live());
-        Ok(if faults || silent { Outcome::CheckFailed } else { Outcome::Good })
+        Ok(outcome)
     }
 
     fn is_live(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What a search prints when it has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,33 +9,67 @@ use ebm_search::record::TheoremSummary;
 use ebm_search::search::{Stage, Timings};
 use serde_json::{Map, Value, json};
 
+use super::{Tally, Written};
+
 /// Budgets of expansions for which solved theorems are counted.
 const WITHIN: [u64; 4] = [8, 16, 32, 64];
 
 /// A run of searches.
 pub(super) struct Report {
     /// The theorems that were asked for, as far as their searches are complete.
-    pub(super) finished: BTreeMap<String, TheoremSummary>,
+    finished: BTreeMap<String, TheoremSummary>,
     /// Number of theorems that were asked for.
-    pub(super) asked: usize,
+    asked: usize,
     /// Theorems whose searches an earlier run completed.
-    pub(super) resumed: usize,
+    resumed: usize,
     /// Searches of this run.
-    pub(super) searched: usize,
+    searched: usize,
     /// Searches that failed.
-    pub(super) failed: usize,
-    pub(super) unscored: u64,
-    pub(super) without_candidates: u64,
-    pub(super) false_proofs: u64,
+    failed: usize,
+    unscored: u64,
+    without_candidates: u64,
+    false_proofs: u64,
     /// Of this run.
-    pub(super) expansions: u64,
-    pub(super) wall: Duration,
-    pub(super) timings: Timings,
-    pub(super) output: Option<(PathBuf, u64)>,
-    pub(super) settings: Value,
+    expansions: u64,
+    wall: Duration,
+    timings: Timings,
+    output: Option<(PathBuf, u64)>,
+    settings: Value,
 }
 
 impl Report {
+    pub(super) fn new(
+        asked: &[String],
+        resumed: usize,
+        tally: Tally,
+        written: Option<Written>,
+        wall: Duration,
+        timings: Timings,
+        settings: Value,
+    ) -> Self {
+        let names: HashSet<&String> = asked.iter().collect();
+        let (output, finished) = match written {
+            Some(written) => (Some((written.path, written.rows)), written.theorems),
+            None => (None, tally.finished),
+        };
+        let finished = finished.into_iter().filter(|one| names.contains(&one.theorem));
+        Self {
+            finished: finished.map(|one| (one.theorem.clone(), one)).collect(),
+            asked: asked.len(),
+            resumed,
+            searched: tally.searched,
+            failed: tally.failed,
+            unscored: tally.unscored,
+            without_candidates: tally.without_candidates,
+            false_proofs: tally.false_proofs,
+            expansions: tally.expansions,
+            wall,
+            timings,
+            output,
+            settings,
+        }
+    }
+
     fn solved(&self) -> usize {
         self.finished.values().filter(|theorem| theorem.solved()).count()
     }

@@ -67,7 +67,11 @@ impl ScorerArguments {
         search: &Search,
         recording: Option<&Arc<Recording>>,
     ) -> anyhow::Result<Scores> {
-        let rule = match search.ranking.order(self.head.is_some()) {
+        let order = search.ranking.order(self.head.is_some());
+        if self.head.is_some() && !matches!(order, Order::Head | Order::Mixture) {
+            bail!("--head: this --ranking does not use it\nhint: give --ranking head or mixture");
+        }
+        let rule = match order {
             Order::Shortest => Some(("shortest", shortest())),
             Order::Random => Some(("random", random(search.seed))),
             Order::Oracle => Some(("oracle", oracle(recording)?)),
