@@ -96,6 +96,43 @@ def test_a_statement_that_lean_refuses_fails_alone(tmp_path):
         "search", "--theorems", path, "--json", "--output", tmp_path / "o.parquet", "--resume"
     )
     assert report_of(resumed, code=1)["resumed"] == 1, "what failed is tried again"
+    path.write_text('{"theorem_name": "good", "statement": "(q : Prop) : q → q"}\n')
+    changed = prover("search", "--theorems", path, "--output", tmp_path / "o.parquet", "--resume")
+    assert changed.returncode == 2
+    assert "another statement" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "True := True.intro theorem x : False",
+        "False /- ",
+        "(p : Prop) : p := by exact sorryAx _ true --",
+        "False := by exact x\naxiom x : False\ntheorem y : True",
+        "Nat",
+        "",
+    ],
+)
+def test_a_statement_that_is_more_than_a_statement_is_refused(tmp_path, statement):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"theorem_name": "t", "statement": statement}) + "\n")
+    done = prover("search", "--theorems", path, "--json")
+    assert done.returncode == (1 if statement else 2)
+    assert not statement or json.loads(done.stdout)["solved"] == 0
+
+
+def test_tactics_that_prove_nothing_prove_nothing(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('\ufeff{"theorem_name": "plain", "statement": "False"}\n')
+    tactics = tmp_path / "tactics.txt"
+    tactics.write_text(
+        "sorry\nadmit\nexact sorryAx _ true\nexact (by sorry)\nskip /- \nexact plain\n"
+        'macro "x" : tactic => `(tactic| sorry)\nset_option warn.sorry false in sorry\nstop\n'
+        "all_goals sorry\n· skip\n"
+    )
+    done = prover("search", "--theorems", path, "--tactics", tactics, "--json")
+    report = report_of(done)
+    assert (report["solved"], report["attempted"]) == (0, 1)
 
 
 def test_a_missing_lean_says_what_to_install(theorems, tmp_path):

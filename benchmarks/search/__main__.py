@@ -2,10 +2,10 @@
 
     python benchmarks/search [--trajectories FILE] [--runs 5]
 
-Replays with one thread, going on after the proofs, so that all recorded states are expanded: without
-scores, and with the default head (512-256-64-1, seeded random weights) on cached states. Then the
-states of 64 theorems at a time through one small model, beside the same states through the encoder
-by itself. Medians of the runs, which are taken by turns.
+Replays with one thread, going on after the proofs, so that all recorded states are expanded:
+without scores, and with the default head (512-256-64-1, seeded random weights) on cached states.
+Then the states of 64 theorems at a time through one small model, beside the same states through
+the encoder by itself. Medians of the runs, which are taken by turns.
 """
 
 import argparse
@@ -59,10 +59,9 @@ def scored_inputs(folder, states):
 
 def one_encoder(folder, trajectories):
     """States per second of 64 searches at once over one model, and of the encoder by itself."""
+    from ebm_encode import Encoder
     from head_files import head_of, perceptrons, save_head
     from tiny_model import make_model, sample_states, train_tokenizer
-
-    from ebm_encode import Encoder
 
     model = folder / "model"
     make_model(model, train_tokenizer(sample_states()))
@@ -72,9 +71,20 @@ def one_encoder(folder, trajectories):
     first = folder / "first.parquet"
     table = pq.read_table(trajectories)
     names = [*dict.fromkeys(table["theorem_name"].to_pylist())][:THEOREMS]
-    pq.write_table(table.filter([name in set(names) for name in table["theorem_name"].to_pylist()]), first)
+    pq.write_table(
+        table.filter([name in set(names) for name in table["theorem_name"].to_pylist()]), first
+    )
     states = texts_of(first)
-    arguments = ("--trajectories", first, "--head", head, "--model-path", model, "--ranking", "head")
+    arguments = (
+        "--trajectories",
+        first,
+        "--head",
+        head,
+        "--model-path",
+        model,
+        "--ranking",
+        "head",
+    )
     rates = {"search": [], "encoder": []}
     for _ in range(3):
         report = search(*arguments, "--threads", THEOREMS)
@@ -109,13 +119,13 @@ def main():
                 own[kind].append(1e6 * report["own_seconds"] / report["expansions"])
         for kind in kinds:
             rate, overhead = statistics.median(rates[kind]), statistics.median(own[kind])
-            print(f"{kind:28} {rate:>10,.0f} expansions/s on one thread, own {overhead:.2f} us each")
+            print(
+                f"{kind:28} {rate:>10,.0f} expansions/s on one thread, own {overhead:.2f} us each"
+            )
         rates = one_encoder(folder, arguments.trajectories)
         share = rates["search"] / rates["encoder"]
-        print(
-            f"{THEOREMS} theorems at once, one model  {rates['search']:,.0f} states/s; the encoder by"
-            f" itself {rates['encoder']:,.0f}: {share:.2f}"
-        )
+        both = f"{rates['search']:,.0f} states/s; the encoder by itself {rates['encoder']:,.0f}"
+        print(f"{THEOREMS} theorems at once, one model: {both}: {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -179,9 +179,10 @@ impl Search {
         let (proposer, policy_settings) = self.policy.open(self, recording.as_ref(), &control)?;
         let settings = self.settings(&options, &described, &policy_settings, &source.describe());
         let mut writer = self.writer(&settings)?;
-        let finished =
-            |name: &str| writer.as_ref().is_some_and(|writer| writer.finished().contains_key(name));
-        theorems.retain(|theorem| !finished(&theorem.name));
+        if let Some(writer) = &writer {
+            require_same_statements(&theorems, writer)?;
+            theorems.retain(|theorem| !writer.finished().contains_key(&theorem.name));
+        }
         let resumed = names.len() - theorems.len();
         let printed = self.environment.printed(self, recording.as_ref());
         let beside = proposer.beside(self.scorer.model_path.as_ref());
@@ -359,6 +360,23 @@ impl Search {
         bar.inc(1);
         Ok(())
     }
+}
+
+/// A theorem that was searched before must say what it said then.
+fn require_same_statements(theorems: &[Theorem], writer: &TrajectoryWriter) -> anyhow::Result<()> {
+    for theorem in theorems {
+        let Some(known) = writer.finished().get(&theorem.name) else { continue };
+        if known.statement != theorem.statement {
+            bail!(
+                "{}: theorem {:?} has another statement there: {:?}\nhint: give it another name, or \
+                 write to another --output",
+                writer.output().display(),
+                theorem.name,
+                known.statement.as_deref().unwrap_or_default()
+            );
+        }
+    }
+    Ok(())
 }
 
 fn bar(theorems: usize) -> ProgressBar {

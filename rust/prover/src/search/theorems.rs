@@ -8,6 +8,8 @@ use ebm_cache::storage;
 use ebm_search::search::Theorem;
 use serde_json::Value;
 
+/// Some editors put it before UTF-8 text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 const KEYWORDS: [&str; 2] = ["theorem ", "lemma "];
 
 /// The theorems of a file: of a `.lean` file its lines `theorem NAME STATEMENT`, of any other JSON lines with
@@ -17,6 +19,7 @@ pub(super) fn read_theorems(path: &Path) -> anyhow::Result<Vec<Theorem>> {
     let bytes = storage::read_file(path)?.with_context(|| format!("{name}: no such file"))?;
     let text = String::from_utf8(bytes)
         .with_context(|| format!("{name}: is not UTF-8 text\nhint: save the file as UTF-8"))?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
     let is_lean = path.extension().is_some_and(|ending| ending == "lean");
     let mut theorems = Vec::new();
     let mut names = HashSet::new();

@@ -23,6 +23,9 @@ const VERSION: u32 = 1;
 pub struct TheoremSummary {
     /// The theorem.
     pub theorem: String,
+    /// What it says, where the search was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<String>,
     /// Why the search ended.
     pub ended: String,
     /// Number of expansions.
@@ -56,6 +59,7 @@ impl TheoremSummary {
         let proof = search.proof.as_ref();
         Self {
             theorem: search.theorem.clone(),
+            statement: search.statement.clone(),
             ended: search.ended.name().to_owned(),
             expansions: search.expansions(),
             states: search.graph.states().len() as u64,
@@ -143,6 +147,7 @@ fn from_rows(recording: &Recording) -> Vec<TheoremSummary> {
         });
         TheoremSummary {
             theorem: name.clone(),
+            statement: None,
             ended: "unknown".to_owned(),
             expansions: expansions as u64,
             states: states as u64,

@@ -120,6 +120,8 @@ impl Ended {
 pub struct SearchResult {
     /// The theorem's name.
     pub theorem: String,
+    /// What it says, where that was given.
+    pub statement: Option<String>,
     /// The first proof.
     pub proof: Option<Proof>,
     /// Why the search ended.

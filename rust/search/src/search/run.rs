@@ -93,6 +93,7 @@ impl<'a, 'b> Running<'a, 'b> {
     ) -> Self {
         let result = SearchResult {
             theorem: theorem.name.clone(),
+            statement: theorem.statement.clone(),
             proof: None,
             ended: Ended::Cancelled,
             graph: ProofGraph::default(),
