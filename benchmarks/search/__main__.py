@@ -5,7 +5,7 @@
 Replays with one thread, going on after the proofs, so that all recorded states are expanded:
 without scores, and with the default head (512-256-64-1, seeded random weights) on cached states.
 Then the states of 64 theorems at a time through one small model, beside the same states through
-the encoder by itself. Medians of the runs, which are taken by turns.
+the encoder by itself: all in one call, and in calls like the search's. Medians of the runs, which are taken by turns.
 """
 
 import argparse
@@ -57,6 +57,21 @@ def scored_inputs(folder, states):
     return head, cache
 
 
+def interleaved(path):
+    """The distinct states as 64 searches ask for them: a node's children of each theorem in a call."""
+    table = pq.read_table(path, columns=["theorem_name", "state_pp", "parent_state_id"])
+    queues, seen = {}, set()
+    for row in table.to_pylist():
+        if row["state_pp"] and row["state_pp"] not in seen:
+            seen.add(row["state_pp"])
+            children = queues.setdefault(row["theorem_name"], {})
+            children.setdefault(row["parent_state_id"], []).append(row["state_pp"])
+    waiting = [[*children.values()] for children in queues.values()]
+    for number in range(max(len(requests) for requests in waiting)):
+        asking = [requests[number] for requests in waiting if number < len(requests)]
+        yield [state for request in asking for state in request]
+
+
 def one_encoder(folder, trajectories):
     """States per second of 64 searches at once over one model, and of the encoder by itself."""
     from ebm_encode import Encoder
@@ -74,7 +89,7 @@ def one_encoder(folder, trajectories):
     pq.write_table(
         table.filter([name in set(names) for name in table["theorem_name"].to_pylist()]), first
     )
-    states = texts_of(first)
+    states, calls = texts_of(first), [*interleaved(first)]
     arguments = (
         "--trajectories",
         first,
@@ -85,14 +100,16 @@ def one_encoder(folder, trajectories):
         "--ranking",
         "head",
     )
-    rates = {"search": [], "encoder": []}
+    rates = {"search": [], "all at once": [], "calls like the search's": []}
     for _ in range(3):
         report = search(*arguments, "--threads", THEOREMS)
         scored = sum(one["states"] for one in report["theorems"]) - len(report["theorems"])
         rates["search"].append(scored / report["seconds"])
-        start = time.perf_counter()
-        encoder.encode(states)
-        rates["encoder"].append(len(states) / (time.perf_counter() - start))
+        for name, batches in (("all at once", [states]), ("calls like the search's", calls)):
+            start = time.perf_counter()
+            for batch in batches:
+                encoder.encode(batch)
+            rates[name].append(len(states) / (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
@@ -123,9 +140,11 @@ def main():
                 f"{kind:28} {rate:>10,.0f} expansions/s on one thread, own {overhead:.2f} us each"
             )
         rates = one_encoder(folder, arguments.trajectories)
-        share = rates["search"] / rates["encoder"]
-        both = f"{rates['search']:,.0f} states/s; the encoder by itself {rates['encoder']:,.0f}"
-        print(f"{THEOREMS} theorems at once, one model: {both}: {share:.2f}")
+        for name, rate in rates.items():
+            share = rates["search"] / rate
+            print(
+                f"{THEOREMS} theorems, {name:24} {rate:>8,.0f} states/s; search {share:.2f} of it"
+            )
 
 
 if __name__ == "__main__":
