@@ -5,7 +5,8 @@
 Replays with one thread, going on after the proofs, so that all recorded states are expanded:
 without scores, and with the default head (512-256-64-1, seeded random weights) on cached states.
 Then the states of 64 theorems at a time through one small model, beside the same states through
-the encoder by itself: all in one call, and in calls like the search's. Medians of the runs, which are taken by turns.
+the encoder by itself: all in one call, and in calls like the search's. Medians of the runs, which
+are taken by turns.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def scored_inputs(folder, states):
 
 
 def interleaved(path):
-    """The distinct states as 64 searches ask for them: a node's children of each theorem in a call."""
+    """The distinct states as 64 searches ask for them: some children of each theorem in a call."""
     table = pq.read_table(path, columns=["theorem_name", "state_pp", "parent_state_id"])
     queues, seen = {}, set()
     for row in table.to_pylist():
@@ -140,10 +141,10 @@ def main():
                 f"{kind:28} {rate:>10,.0f} expansions/s on one thread, own {overhead:.2f} us each"
             )
         rates = one_encoder(folder, arguments.trajectories)
-        for name, rate in rates.items():
+        for kind, rate in rates.items():
             share = rates["search"] / rate
             print(
-                f"{THEOREMS} theorems, {name:24} {rate:>8,.0f} states/s; search {share:.2f} of it"
+                f"{THEOREMS} theorems, {kind:24} {rate:>8,.0f} states/s; search {share:.2f} of it"
             )
 
 
