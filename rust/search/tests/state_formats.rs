@@ -211,9 +211,9 @@ fn long_states_take_linear_time() {
     assert!(matches!(convert(&hostile, Lean, Pantograph), Err(StateFormatError::TooLong { .. })));
 }
 
-/// A name, sometimes inaccessible or in guillemets.
+/// A name, sometimes inaccessible or in guillemets. Without c, so that no `case` line comes of it.
 fn name() -> impl Strategy<Value = String> {
-    "[a-zα-ω][a-z0-9₁']{0,3}(✝[¹²]?)?|«[a-z ]{1,6}»"
+    "[abd-zα-ω][abd-z0-9₁']{0,3}(✝[¹²]?)?|«[a-z ]{1,6}»"
 }
 
 fn a_type() -> impl Strategy<Value = String> {
@@ -221,7 +221,8 @@ fn a_type() -> impl Strategy<Value = String> {
         Just("ℕ".to_owned()),
         Just("let y := 1; y = 1".to_owned()),
         Just("s = { x := 1 }".to_owned()),
-        "[A-Z]( → [A-Z]){0,2}(\n  [a-z]{1,4}){0,2}",
+        // No keyword of Lean is made of these letters.
+        "[A-Z]( → [A-Z]){0,2}(\n  [v-z]{1,4}){0,2}",
     ]
 }
 
