@@ -41,6 +41,10 @@ class TextFailedError(EncodingError):
     """The model fails on a text at batch size 1 too, and works on others."""
 
 
+class ServerError(EbmEncodeError):
+    """An inference server cannot be reached, went away, or answered with an error."""
+
+
 class LibraryError(EbmEncodeError, ImportError):
     """A library that models need is missing, or cannot be imported."""
 
@@ -97,6 +101,10 @@ class BadRowsError(CheckFailedError):
 
 class RejectedRowsError(CheckFailedError):
     """An earlier run's embeddings failed verification and may not be resumed."""
+
+
+class UnsafeServerError(CheckFailedError):
+    """An inference server's replies are wrong, or may be; none of them is used."""
 
 
 class VerificationError(CheckFailedError):
