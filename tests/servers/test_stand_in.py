@@ -29,8 +29,17 @@ def llama64(make_model):
     return make_model("llama", head_dim=64)  # vLLM's CPU attention has no head of 16
 
 
-def post(url, path, body, timeout=60):
-    return httpx2.post(url + path, json=body, timeout=timeout)
+@pytest.fixture
+def get(stand_in):
+    return stand_in.http.get
+
+
+@pytest.fixture
+def post(stand_in):
+    def send(url, path, body, timeout=60):
+        return stand_in.http.post(url + path, json=body, timeout=timeout)
+
+    return send
 
 
 @functools.cache
@@ -62,7 +71,7 @@ def rows(meta):
 
 
 @pytest.mark.parametrize("kind", ["sglang", "sglang-old"])
-def test_generate_answers_what_the_real_server_answered(stand_in, llama, kind):
+def test_generate_answers_what_the_real_server_answered(stand_in, post, llama, kind):
     recorded = RECORDED[kind]["replies"]
     for first_alone in [True, False]:
         url = stand_in.play(kind, llama, first_alone=first_alone)
@@ -102,14 +111,14 @@ def test_generate_answers_what_the_real_server_answered(stand_in, llama, kind):
         ("vllm", ["/version", "/v1/models", "/server_info?config_format=json", "/is_sleeping"]),
     ],
 )
-def test_what_servers_say_of_themselves(stand_in, llama, kind, paths):
+def test_what_servers_say_of_themselves(stand_in, get, llama, kind, paths):
     more = {"dev_mode": True} if kind == "vllm" else {}
     url = stand_in.play(kind, llama, **more)
     names = {"v1/models": "models", "v1/loads": "loads", "get_load": "loads"}
     for path in paths:
         name = path.strip("/").split("?")[0]
         name = names.get(name, name.removeprefix("get_"))
-        reply = httpx2.get(url + path, timeout=60)
+        reply = get(url + path)
         assert reply.status_code == 200
         told, was = reply.json(), RECORDED[kind]["info"][name]
         assert shape(told) == shape(was)
@@ -128,14 +137,12 @@ def test_what_servers_say_of_themselves(stand_in, llama, kind, paths):
         ("vllm", ["/model_info", "/get_model_info", "/server_info", "/is_sleeping", "/info"]),
     ],
 )
-def test_what_servers_do_not_know(stand_in, llama, kind, absent):
+def test_what_servers_do_not_know(stand_in, get, llama, kind, absent):
     url = stand_in.play(kind, llama)
-    assert [httpx2.get(url + path, timeout=60).status_code for path in absent] == [404] * len(
-        absent
-    )
+    assert [get(url + path).status_code for path in absent] == [404] * len(absent)
 
 
-def test_embeddings_are_what_the_real_server_answered(stand_in, llama64):
+def test_embeddings_are_what_the_real_server_answered(stand_in, post, llama64):
     url = stand_in.play("vllm", llama64)
     for title, seen in RECORDED["vllm"]["replies"].items():
         body = seen["request"]
@@ -171,7 +178,7 @@ def states_of(reply):
 
 
 @pytest.mark.parametrize("defect", sorted({*sglang_defects.EACH, *sglang_defects.WHOLE}))
-def test_each_defect_of_states_changes_the_reply(stand_in, llama, defect):
+def test_each_defect_of_states_changes_the_reply(stand_in, post, llama, defect):
     body = ASK | CURE | {"input_ids": IDS, "rid": ["a", "b", "c"]}
     right = post(stand_in.play("sglang", llama), "/generate", body)
     for meta, ids in zip(items(right.json()), IDS, strict=True):
@@ -189,7 +196,7 @@ def test_each_defect_of_states_changes_the_reply(stand_in, llama, defect):
     assert told(seen[1]) != told(seen[0])
 
 
-def test_defects_that_counting_cannot_see(stand_in, llama):
+def test_defects_that_counting_cannot_see(stand_in, post, llama):
     body = ASK | CURE | {"input_ids": IDS}
     for defect, right_rows in [("foreign_tail", 0), ("foreign_states", 1), ("scaled", 0)]:
         url = stand_in.play("sglang", llama, defect=defect)
@@ -203,13 +210,13 @@ def test_defects_that_counting_cannot_see(stand_in, llama):
             assert equal[:1].all() == bool(right_rows)
 
 
-def test_an_item_alone_can_have_the_defect(stand_in, llama):
+def test_an_item_alone_can_have_the_defect(stand_in, post, llama):
     url = stand_in.play("sglang", llama, defect="zeros", items=[1])
     came = states_of(post(url, "/generate", ASK | CURE | {"input_ids": IDS}))
     assert [bool(np.any(states)) for (states,) in came] == [True, False, True]
 
 
-def test_a_warm_cache_cuts_prompts_and_each_cure_helps(stand_in, llama):
+def test_a_warm_cache_cuts_prompts_and_each_cure_helps(stand_in, post, llama):
     for kind, cures in [("sglang", [CURE, {"extra_key": "a"}]), ("sglang-old", [CURE])]:
         url = stand_in.play(kind, llama, warm=[IDS[0]])
         (cut,) = items(post(url, "/generate", ASK | {"input_ids": IDS[0]}).json())
@@ -219,7 +226,7 @@ def test_a_warm_cache_cuts_prompts_and_each_cure_helps(stand_in, llama):
             np.testing.assert_allclose(rows(whole)[0], right_states(llama, IDS[0]), atol=1e-6)
 
 
-def test_a_chunked_prompt_comes_without_its_first_chunks(stand_in, llama):
+def test_a_chunked_prompt_comes_without_its_first_chunks(stand_in, post, llama):
     url = stand_in.play("sglang", llama, chunk=8)
     (meta,) = items(post(url, "/generate", ASK | CURE | {"input_ids": IDS[0] * 2}).json())
     assert (meta["prompt_tokens"], meta["cached_tokens"]) == (12, 0)
@@ -232,7 +239,7 @@ def vectors(reply):
 
 
 @pytest.mark.parametrize("defect", sorted({*vllm.EACH, *vllm.WHOLE}))
-def test_each_defect_of_embeddings_changes_the_reply(stand_in, llama, defect):
+def test_each_defect_of_embeddings_changes_the_reply(stand_in, post, llama, defect):
     longer = [ids * 3 for ids in IDS]
     url = stand_in.play("vllm", llama, defect=defect, after=1, times=1)
     seen = [json.loads(post(url, "/v1/embeddings", {"input": longer}).content) for _ in range(3)]
@@ -242,14 +249,14 @@ def test_each_defect_of_embeddings_changes_the_reply(stand_in, llama, defect):
     np.testing.assert_allclose([d["embedding"] for d in seen[0]["data"]], wanted, atol=1e-6)
 
 
-def test_the_defaults_of_vllm_are_the_last_token_of_norm_1(stand_in, llama):
+def test_the_defaults_of_vllm_are_the_last_token_of_norm_1(stand_in, post, llama):
     url = stand_in.play("vllm", llama, pooling="last", normalize=True)
     (came,) = vectors(post(url, "/v1/embeddings", {"input": [IDS[0]]}))
     last = right_states(llama, IDS[0])[-1]
     np.testing.assert_allclose(came, last / np.linalg.norm(last), atol=1e-6)
 
 
-def test_defects_of_connections(stand_in, llama):
+def test_defects_of_connections(stand_in, get, post, llama):
     body = ASK | {"input_ids": IDS[0]}
     for defect, status in [("error_500", 500), ("error_503", 503), ("not_json", 200)]:
         url = stand_in.play("sglang", llama, defect=defect, times=1)
@@ -264,7 +271,7 @@ def test_defects_of_connections(stand_in, llama):
     url = stand_in.play("sglang", llama, defect="hang", seconds=30)
     with pytest.raises(httpx2.ReadTimeout):
         post(url, "/generate", body, timeout=0.5)
-    assert httpx2.get(url + "/health", timeout=60).status_code == 200
+    assert get(url + "/health").status_code == 200
     url = stand_in.play("sglang", llama, defect="slow", seconds=0.1)
     assert "meta_info" in post(url, "/generate", body).json()
     assert {*replies.OF_CONNECTIONS} == {
@@ -272,7 +279,7 @@ def test_defects_of_connections(stand_in, llama):
     }
 
 
-def test_requests_that_end_a_real_server_end_this_one(stand_in, llama):
+def test_requests_that_end_a_real_server_end_this_one(stand_in, post, llama):
     ending = [
         ("sglang", {"model_info": {"is_generation": False}}, "/generate", ASK),
         ("sglang-old", {}, "/generate", ASK | {"return_hidden_states": [True, False, True]}),
@@ -298,7 +305,9 @@ def test_requests_that_end_a_real_server_end_this_one(stand_in, llama):
         ("vllm", True, "no_effect", False),
     ],
 )
-def test_memory_is_released_or_only_said_to_be(stand_in, llama, kind, saver, defect, freed):
+def test_memory_is_released_or_only_said_to_be(
+    stand_in, get, post, llama, kind, saver, defect, freed
+):
     url = stand_in.play(kind, llama, memory_saver=saver, defect=defect, dev_mode=kind == "vllm")
     before = stand_in.status()["free_memory"]
     pair = ["/sleep", "/wake_up"]
@@ -307,21 +316,21 @@ def test_memory_is_released_or_only_said_to_be(stand_in, llama, kind, saver, def
     assert post(url, pair[0], {}).status_code == 200
     assert (stand_in.status()["free_memory"] > before) is freed
     if kind == "vllm":
-        assert httpx2.get(url + "/is_sleeping", timeout=60).json() == {"is_sleeping": True}
+        assert get(url + "/is_sleeping").json() == {"is_sleeping": True}
     assert post(url, pair[1], {}).status_code == 200
     assert stand_in.status()["free_memory"] == before
 
 
-def test_a_sleeping_vllm_is_healthy_and_hangs(stand_in, llama):
+def test_a_sleeping_vllm_is_healthy_and_hangs(stand_in, get, post, llama):
     url = stand_in.play("vllm", llama, defect="asleep", seconds=5)
-    assert httpx2.get(url + "/health", timeout=60).status_code == 200
+    assert get(url + "/health").status_code == 200
     with pytest.raises(httpx2.ReadTimeout):
         post(url, "/v1/embeddings", {"input": [IDS[0]]}, timeout=0.5)
 
 
-def test_the_record_of_requests_begins_with_each_play(stand_in, llama):
+def test_the_record_of_requests_begins_with_each_play(stand_in, get, post, llama):
     url = stand_in.play("sglang", llama)
-    httpx2.get(url + "/model_info", timeout=60)
+    get(url + "/model_info")
     post(url, "/generate", ASK | {"input_ids": IDS[0]})
     seen = stand_in.requests()
     assert [(r["method"], r["path"]) for r in seen] == [
@@ -331,6 +340,23 @@ def test_the_record_of_requests_begins_with_each_play(stand_in, llama):
     assert seen[1]["body"]["input_ids"] == IDS[0]
     stand_in.play("sglang", llama)
     assert stand_in.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "title"),
+    [
+        ("sglang-old", "/generate", "batch of three, warm"),
+        ("sglang", "/generate", "too long"),
+        ("vllm", "/v1/embeddings", "bytes"),
+    ],
+)
+def test_a_recorded_reply_is_given_as_it_was(stand_in, post, llama, kind, path, title):
+    url, seen = stand_in.play(kind, llama, replay=title), RECORDED[kind]["replies"][title]
+    reply = post(url, path, {"input": "anything"})
+    assert reply.status_code == seen["status"]
+    was = reply.content.hex() if isinstance(seen["reply"], str) else reply.json()
+    assert was == seen["reply"]
+    assert reply.headers.get("metadata") == seen["headers"].get("metadata")
 
 
 def test_a_misspelt_defect_is_refused(stand_in, llama):

@@ -31,21 +31,22 @@ TESTS = Path(__file__).parents[2]
 
 @dataclass
 class StandIn:
-    """The address of the process, and its control."""
+    """The address of the process, its control, and a client for plain requests to it."""
 
     url: str
+    http: httpx2.Client
 
     def play(self, kind: str, model: str, **settings: Any) -> str:
         """Becomes a server of a kind, with the given `replies.Settings`; gives its address."""
         body = {"kind": kind, "model": str(model)} | settings
-        reply = httpx2.post(f"{self.url}/_stand_in", json=body, timeout=120)
+        reply = self.http.post(f"{self.url}/_stand_in", json=body)
         if reply.status_code != 200:
             raise ValueError(reply.text)
         return self.url
 
     def status(self) -> dict[str, Any]:
         """`requests`, `dead`, `free_memory` in bytes, and `most` requests at the same time."""
-        return httpx2.get(f"{self.url}/_stand_in", timeout=60).json()
+        return self.http.get(f"{self.url}/_stand_in").json()
 
     def requests(self) -> list[dict[str, Any]]:
         """The requests since `play`, in order: method, path, body."""
@@ -57,15 +58,20 @@ def started() -> Iterator[StandIn]:
     """The stand-in's process; it ends with the block, and with this process."""
     # Paths of the module alone: a test may have changed the directory.
     environment = os.environ | {"PYTHONPATH": str(TESTS), "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "servers.stand_in"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
+    # One client, since each makes a TLS context, but no connection outlives its request.
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    with (
+        httpx2.Client(timeout=120, limits=limits) as http,
+        subprocess.Popen(
+            [sys.executable, "-m", "servers.stand_in"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
         try:
-            yield StandIn(process.stdout.readline().strip())
+            yield StandIn(process.stdout.readline().strip(), http)
         finally:
             process.stdin.close()
             process.terminate()

@@ -27,6 +27,7 @@ class Stage:
         self.lock = threading.Lock()
         self.settings = Settings()
         self.server: Any = None
+        self.recorded: dict[str, Any] | None = None
         self.dead = False
         self.log: list[dict[str, Any]] = []
         self.asked = 0
@@ -46,6 +47,7 @@ class Stage:
         with self.lock:
             self.settings, self.dead, self.log, self.asked = settings, False, [], 0
             self.most = 0
+            self.recorded = samples["replies"][settings.replay] if settings.replay else None
             self.server = made(settings, self.models[settings.model], samples["info"])
 
     def status(self) -> dict[str, Any]:
@@ -71,6 +73,8 @@ class Stage:
     ) -> Reply:
         """The reply, with the defects of connections."""
         s, server = self.settings, self.server
+        if self.recorded and path in ENCODING:
+            return replayed(self.recorded)
         bad = s.defect if path in ENCODING and sglang_defects.due(s, number) else ""
         if bad in {"hang", "slow"}:
             end = time.monotonic() + s.seconds
@@ -90,6 +94,15 @@ class Stage:
             self.dead = bad == "death"
             raise Cut(reply)
         return reply
+
+
+def replayed(seen: dict[str, Any]) -> Reply:
+    """A recorded reply as it was."""
+    kind = seen["headers"]["content-type"]
+    if kind == "application/octet-stream":
+        headers = {k: v for k, v in seen["headers"].items() if k == "metadata"}
+        return Reply(seen["status"], bytes.fromhex(seen["reply"]), kind, headers)
+    return as_json(seen["reply"], seen["status"])
 
 
 STAGE = Stage()

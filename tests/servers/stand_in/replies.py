@@ -51,6 +51,7 @@ class Settings:
         pooling: "mean" or "last" (vLLM).
         normalize: Whether vectors have norm 1 where the request does not say.
         dev_mode: `VLLM_SERVER_DEV_MODE=1` (vLLM).
+        replay: Title of a recorded reply (tests/data/servers), given to every encoding request.
     """
 
     kind: str = "sglang"
@@ -72,6 +73,7 @@ class Settings:
     pooling: str = "mean"
     normalize: bool = False
     dev_mode: bool = False
+    replay: str = ""
 
 
 class Died(Exception):  # noqa: N818 - it is an event, not an error of the stand-in
