@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,24 @@ test-python: build ## Test the package, and the two languages together
 	cargo build --release --locked --example pantograph_stand_in
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
+# Real inference servers on the CPU. Each needs an environment of about 6 GB, which is made where it is missing.
+REAL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/real
+
+test-sglang: build .envs/sglang/installed ## Test against a real SGLang 0.5.23, on a CPU
+	$(REAL)/test_sglang.py
+
+test-sglang-old: build .envs/sglang-old/installed ## Test against a real SGLang 0.4.9, which answers wrongly
+	$(REAL)/test_sglang_old.py
+
+test-vllm: build .envs/vllm/installed ## Test against a real vLLM 0.32, on a CPU
+	$(REAL)/test_vllm.py
+
+.envs/%/installed: tests/servers/environments/%.txt | setup
+	@echo "== Installing the packages of $< into .envs/$* (about 6 GB)"
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .envs/$*
+	$(BIN)/uv pip install --quiet --no-deps --python .envs/$*/bin/python --requirement $<
+	touch $@
+
 lint: build ## Check formatting, lints, types and stubs
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --features ebm-search/lean-tests -- -D warnings
@@ -83,4 +101,4 @@ lock: setup ## Choose the newest dependencies, and write both lock files
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) target $(DEMO) demo-head-out demo-search-out
+	rm -rf $(VENV) .envs target $(DEMO) demo-head-out demo-search-out

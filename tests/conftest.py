@@ -12,6 +12,7 @@ from hypothesis import settings
 import tiny_model
 from ebm_encode.cli import main
 from ebm_encode.engines.padded import PaddedEngine
+from servers.stand_in import started
 from support import FILES, make_identity, write_plain_cache
 
 settings.register_profile("quick", max_examples=25, deadline=None)
@@ -69,6 +70,18 @@ def make_model(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def llama(make_model):
     return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def _stand_in():
+    with started() as found:
+        yield found
+
+
+@pytest.fixture
+def stand_in(_stand_in):
+    """Plays SGLang and vLLM servers, right ones and defective ones: see `servers.stand_in`."""
+    return _stand_in
 
 
 @pytest.fixture

@@ -97,8 +97,63 @@ class CacheSchema:
     def __new__(cls) -> Self: ...
     def __arrow_c_schema__(self) -> object: ...
 
+class Cache:
+    """A cache that is open: a mapping from states to embeddings. See its two kinds."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def keys(self) -> KeysView[str]: ...
+    def values(self) -> ValuesView[NDArray[np.float32]]: ...
+    def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
+    def __contains__(self, state: str, /) -> bool: ...
+    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Copies the embeddings of states, in their order, into `out`, and returns it.
+
+        Args:
+            states: The states; `ArgumentError` lists those that are not text by index.
+            out: float32 `[len(states), dim]`, C order, writeable, for example the memory of a
+                pinned torch tensor (`tensor.numpy()`); a new array if not given.
+
+        Raises `UnknownStateError`, listing states that the cache does not have; nothing is written
+        then. Raises `ArgumentError` if `out` is of another shape or cannot be written. Of a
+        mapped cache, a page that fails its checks raises `CacheFormatError` or `BadRowsError`, and
+        `out` is of no use.
+        """
+    def positions(self, states: Any) -> NDArray[np.int64]:
+        """The row numbers of states; raises `UnknownStateError`, listing those not there."""
+    def gather_rows(
+        self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Copies the rows with these numbers, in this order, into `out`, and returns it.
+
+        Args:
+            rows: Row numbers, int64 `[n]`, as `positions` gives them.
+            out: float32 `[n, dim]`, as for `gather`.
+
+        Raises `ArgumentError` if there is no such row, or as `gather` does.
+        """
+    def states(self) -> list[str]:
+        """All states, in file order."""
+    def require_identity(self, identity: Identity, name: str) -> None:
+        """Raises `IdentityMismatchError` unless `identity` made this cache. `name` is for it."""
+    @property
+    def dim(self) -> int:
+        """Length of every embedding."""
+    @property
+    def identity(self) -> Identity | None:
+        """The encoder that made the embeddings; `None` where the file does not say."""
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """The provenance of each run that made rows, in the order of the rows."""
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
+    @property
+    def path(self) -> str:
+        """The file or folder."""
+
 @final
-class EmbeddingCache:
+class EmbeddingCache(Cache):
     """A cache in memory: a mapping from states to embeddings.
 
     Embeddings are views of Rust memory, float32 `[dim]`, never copies. numpy refuses to write them;
@@ -117,64 +172,15 @@ class EmbeddingCache:
         is another raise `CacheFormatError`. Raises `CacheNotFoundError`,
         `CacheFormatError` or `IdentityMismatchError` for what cannot be read as one cache.
         """
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def keys(self) -> KeysView[str]: ...
-    def values(self) -> ValuesView[NDArray[np.float32]]: ...
-    def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
-    def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]: ...
     def get(self, state: str) -> NDArray[np.float32] | None:
         """The embedding of a state, or `None`."""
     def get_many(self, states: Any) -> list[NDArray[np.float32] | None]:
         """The embedding of each state, or `None`."""
-    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Copies the embeddings of states, in their order, into `out`, and returns it.
-
-        Args:
-            states: The states; `ArgumentError` lists those that are not text by index.
-            out: float32 `[len(states), dim]`, C order, writeable, for example the memory of a
-                pinned torch tensor (`tensor.numpy()`); a new array if not given.
-
-        Raises `UnknownStateError`, listing states that the cache does not have; nothing is written
-        then. Raises `ArgumentError` if `out` is of another shape or cannot be written.
-        """
-    def positions(self, states: Any) -> NDArray[np.int64]:
-        """The row numbers of states; raises `UnknownStateError`, listing those not there."""
-    def gather_rows(
-        self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Copies the rows with these numbers, in this order, into `out`, and returns it.
-
-        Args:
-            rows: Row numbers, int64 `[n]`, as `positions` gives them.
-            out: float32 `[n, dim]`, as for `gather`.
-
-        Raises `ArgumentError` if there is no such row, or as `gather` does.
-        """
-    def states(self) -> list[str]:
-        """All states, in file order."""
     def matrix(self) -> NDArray[np.float32]:
         """All rows in file order: a read-only view, float32 `[len, dim]`."""
     def nearest(self, state: str, count: int) -> list[tuple[str, float]]:
         """The states with the most similar embeddings by cosine, itself included, best first."""
-    def require_identity(self, identity: Identity, name: str) -> None:
-        """Raises `IdentityMismatchError` unless `identity` made this cache. `name` is for it."""
-    @property
-    def dim(self) -> int:
-        """Length of every embedding."""
-    @property
-    def identity(self) -> Identity | None:
-        """The encoder that made the embeddings; `None` where the file does not say."""
-    @property
-    def provenance(self) -> list[dict[str, Any]]:
-        """The provenance of each run that made rows, in the order of the rows."""
-    @property
-    def runs(self) -> list[dict[str, Any]]:
-        """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
-    @property
-    def path(self) -> str:
-        """The file or folder."""
 
 @final
 class EnergyHead:
@@ -469,7 +475,7 @@ def count_nodes(ids: NDArray[np.uint32], offsets: NDArray[np.int64]) -> int:
     """Number of unique tokens after prefix sharing: nodes of the trie of all sequences."""
 
 @final
-class MappedCache:
+class MappedCache(Cache):
     """A cache that stays in its files; embeddings are copied out of the system's page cache.
 
     Many processes share one copy of them, and opening reads only the states. A page's checksum and
@@ -486,46 +492,10 @@ class MappedCache:
         path: str | PathLike[str], *, strict: bool = True, verify_checksums: bool = True
     ) -> MappedCache:
         """Opens a cache file, or a folder of them."""
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def keys(self) -> KeysView[str]: ...
-    def values(self) -> ValuesView[NDArray[np.float32]]: ...
-    def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
-    def __contains__(self, state: str, /) -> bool: ...
     def __getitem__(self, state: str, /) -> NDArray[np.float32]:
         """A copy of a state's embedding, float32 `[dim]`; raises `KeyError` if there is none."""
     def get(self, state: str) -> NDArray[np.float32] | None:
         """A copy of a state's embedding, or `None`."""
-    def positions(self, states: Any) -> NDArray[np.int64]:
-        """As `EmbeddingCache.positions`."""
-    def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """As `EmbeddingCache.gather`; a page that fails its checks raises, too.
-
-        Then it is `CacheFormatError` or `BadRowsError`, and `out` is of no use.
-        """
-    def gather_rows(
-        self, rows: NDArray[np.int64], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """As `EmbeddingCache.gather_rows`; a page that fails its checks raises, as for `gather`."""
-    def states(self) -> list[str]:
-        """All states, in file order."""
-    def require_identity(self, identity: Identity, name: str) -> None:
-        """As `EmbeddingCache.require_identity`."""
-    @property
-    def dim(self) -> int:
-        """Length of every embedding."""
-    @property
-    def identity(self) -> Identity | None:
-        """The encoder that made them; `None` (unknown) where other software wrote the file."""
-    @property
-    def provenance(self) -> list[Any]:
-        """The provenance of each run that made rows, in the order of the rows."""
-    @property
-    def runs(self) -> list[dict[str, Any]]:
-        """The same with numbers of rows: dicts of `rows` and `provenance`, in the rows' order."""
-    @property
-    def path(self) -> str:
-        """The file or folder that was opened."""
 
 @final
 class PathAttention:

@@ -9,11 +9,12 @@ import transformers
 
 from ebm_encode import _core
 from ebm_encode.encoder import Encoder
+from ebm_encode.engines.server import ServerEngine
 
 
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """An encoder's model, engine, device and software, beside its identity; JSON values only."""
-    model = encoder.model
+    model, server = encoder.model, encoder.selection.server
     return {
         "model": model.name,
         "template": encoder.prompts.template.name,
@@ -23,7 +24,11 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
         "attention": getattr(model.base.config, "_attn_implementation", None),
         "device": model.device_name,
         "versions": versions(),
-    } | ({"commit": model.commit} if model.commit else {})
+    } | ({"commit": model.commit} if model.commit else {}) | _backend(server)
+
+
+def _backend(server: ServerEngine | None) -> dict[str, Any]:
+    return {"backend": {"kind": server.name} | server.describe()} if server else {}
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelE
 from ebm_encode.identity.identity import identify
 from ebm_encode.loading.model import Model, load_model, longest_prompt, text_config_of
 from ebm_encode.options import (
+    Backend,
     Compile,
     Dtype,
     EngineName,
@@ -41,6 +42,7 @@ from ebm_encode.prompts.tokens import Prompts, Tokens
 from ebm_encode.reports import RowReport, note_same, without_embedding
 from ebm_encode.row_checks import RowChecks
 from ebm_encode.screening import Screening
+from ebm_encode.servers.backends import server_engines
 from ebm_encode.state_formats import convert_all, format_name, not_in
 from ebm_encode.texts import Texts, preview, texts_of
 
@@ -87,9 +89,6 @@ class Encoder:
         self.budget = Budget.of(max_batch_tokens, batch_size)
         self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
         self.state_format = format_name(state_format)
-        self.identity = identify(
-            model, self.prompts, pooling=pooling, layer=layer, state_format=self.state_format
-        )
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -110,9 +109,20 @@ class Encoder:
             compile_layers=compile_layers,
             engines=engines,
         )
+        server = self.selection.server
+        self.identity = identify(
+            model,
+            self.prompts,
+            pooling=pooling,
+            layer=layer,
+            state_format=self.state_format,
+            backend=server.identity if server else None,
+        )
+        if server:
+            server.require_identity(self.identity)
         self.runner = Runner(model, self.selection)
         # What a CPU is fastest with is known; of a device it must be measured.
-        wanted = max_batch_tokens is None and model.device.type != "cpu"
+        wanted = max_batch_tokens is None and model.device.type != "cpu" and server is None
         self.tuning = Tuning(model, self.selection, self.budget, wanted=wanted)
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
         self.classes = TokenClasses(index, pooling, model.dtype, self.run_unbatched)
@@ -139,6 +149,10 @@ class Encoder:
         trust_remote_code: bool = False,
         code_revision: str | None = None,
         keep_head: bool = False,
+        backend: Backend = "hf",
+        server: Any = None,
+        server_token: str | None = None,
+        server_exclusive: bool = False,
         engines: EngineFactory | None = None,
     ) -> "Encoder":
         """An encoder with a model from a folder or the Hugging Face Hub.
@@ -170,10 +184,19 @@ class Encoder:
             code_revision: Commit of that code, where it is in another repository than the model.
             keep_head: Whether the language-model head stays in memory, so that a `TacticPolicy` can
                 share the weights. Embeddings are the same.
+            backend: What computes embeddings: `hf`, the model in this process; or a server, whose
+                replies are compared with it: `remote` (`ebm-encode serve`), `sglang` or `vllm`. The
+                model is then loaded too, on the CPU unless `device` says otherwise.
+            server: URL of the server; for `sglang` also an `sglang.Engine` of this process.
+            server_token: Bearer token that the server wants.
+            server_exclusive: Nobody else uses the server. SGLang before 0.5.17 is refused without.
             engines: Makes the engines to choose from, best first; this package's if not given.
                 They must pass the self-test too.
 
         Raises:
+            ServerError: If a server cannot be reached, or is of another kind.
+            UnsafeServerError: If a server's embeddings are not those of the model.
+            IdentityMismatchError: If a `remote` server has another encoder.
             ModelError: If the model cannot be loaded or used.
             TemplateError: If there is no such template, or it has no place for the state.
             ArgumentError: If the options do not fit each other or the model.
@@ -185,10 +208,16 @@ class Encoder:
         require("dtype", dtype, Dtype)
         require("compile_layers", compile_layers, Compile)
         require("state_format", state_format, StateFormat)
+        engines = engines or server_engines(
+            backend, server, token=server_token, exclusive=server_exclusive
+        )
+        if backend != "hf" and (chosen_engine != "auto" or compile_layers == "on"):
+            raise ArgumentError(f"`engine` and `compile_layers` go with `backend` hf, not {backend}")
         model = load_model(
             model_path,
             dtype=dtype,
-            device=device,
+            # Beside a server there is no room for the model on the device.
+            device="cpu" if device == "auto" and backend != "hf" else device,
             revision=revision,
             trust_remote_code=trust_remote_code,
             code_revision=code_revision,

@@ -14,6 +14,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "shared-prefix", "packed", "padded", "unbatched"]
 """Execution strategy; `auto` is the fastest one that is exact for the model."""
 
+Backend = Literal["hf", "remote", "sglang", "vllm"]
+"""What computes embeddings: the model in this process, or a server of a kind."""
+
 Compile = Literal["auto", "on", "off"]
 """Whether torch compiles the model's layers; `auto`: where calibration finds that it pays."""
 
@@ -61,6 +64,33 @@ def require(name: str, value: Any, option: Any) -> None:
     if value not in get_args(option):
         *others, last = get_args(option)
         raise ArgumentError(f"{name} {value!r}: expected {', '.join(others)} or {last}")
+
+
+def require_backend(backend: str, server: Any, *, token: str | None, exclusive: bool) -> None:
+    """Refuses options of servers that do not fit each other.
+
+    Args:
+        backend: A kind of server, or `hf` for none.
+        server: Its URL, or for `sglang` an engine of this process.
+        token: Its bearer token.
+        exclusive: Whether nobody else uses it.
+
+    Raises:
+        ArgumentError: Naming the argument.
+    """
+    require("backend", backend, Backend)
+    servers = "a `backend` that is a server: remote, sglang or vllm"
+    if backend == "hf":
+        if server is not None:
+            raise ArgumentError(f"`server` {server}: goes with {servers}")
+        if token is not None:
+            raise ArgumentError(f"`server_token`: goes with {servers}")
+    elif server is None or server == "":
+        raise ArgumentError(f"`backend` {backend}: needs a server\nhint: give its URL as `server`")
+    elif not isinstance(server, str) and backend != "sglang":
+        raise ArgumentError(f"`server`: expected a URL, got a {type(server).__name__}")
+    if exclusive and backend != "sglang":
+        raise ArgumentError(f"`server_exclusive` goes with `backend` sglang, not {backend}")
 
 
 def engine_name(given: str) -> EngineName:

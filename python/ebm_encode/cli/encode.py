@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -15,6 +15,7 @@ from ebm_encode import _core
 from ebm_encode.cli.console import stderr_console
 from ebm_encode.cli.encode_options import EncoderOptions, RunOptions
 from ebm_encode.cli.parameters import FLAG, JSON, MANY, HubOptions, require_names
+from ebm_encode.cli.server_options import ServerOptions
 from ebm_encode.cli.summary import log_input, print_summary, summary
 from ebm_encode.data.side_files import INVALID, side_file, write_list
 from ebm_encode.errors import ArgumentError, require_model_libraries
@@ -37,6 +38,7 @@ def encode(
     encoding: EncoderOptions = EncoderOptions(),
     run: RunOptions = RunOptions(),
     hub: HubOptions = HubOptions(),
+    backend: ServerOptions = ServerOptions(),
     quiet: Annotated[bool, FLAG] = False,
     json_summary: Annotated[bool, JSON] = False,
 ) -> int:
@@ -57,6 +59,7 @@ def encode(
         encoding: What embeddings are made with.
         run: How the run reads, reuses, verifies and saves.
         hub: Which version of a model on the hub.
+        backend: What computes the embeddings.
         quiet: Show no progress and no summary.
         json_summary: Print the summary as JSON on standard output.
     """
@@ -66,9 +69,10 @@ def encode(
     require_names(model_path=model_path, output=output, template=encoding.template, cache=run.cache)
     output = _usable(output)
     Template.load(encoding.template)  # before anything that takes long
+    loading = encoding.arguments() | hub.arguments() | backend.arguments()
     states = _read(trajectories, output, run, encoding.state_format)
     with _writer(output) as writer:
-        encoder = _load(model_path, encoding, hub, quiet=quiet)
+        encoder = _load(model_path, loading, quiet=quiet)
         _open(writer, output, encoder, run)
         outcome = _run(encoder, writer, output, states, run, started=started, quiet=quiet)
         write_list(side_file(output, INVALID), states.invalid)
@@ -94,7 +98,7 @@ def _read(trajectories: list[str], output: str, run: RunOptions, state_format: s
     return states
 
 
-def _load(model_path: str, encoding: EncoderOptions, hub: HubOptions, *, quiet: bool) -> "Encoder":
+def _load(model_path: str, loading: dict[str, Any], *, quiet: bool) -> "Encoder":
     """The encoder, whose model gives finite numbers."""
     require_model_libraries()
     from ebm_encode.encoder import Encoder  # noqa: PLC0415  (torch, only once it is needed)
@@ -103,7 +107,7 @@ def _load(model_path: str, encoding: EncoderOptions, hub: HubOptions, *, quiet: 
     log.info("loading the model %s", model_path)
     if quiet:
         silence_transformers()
-    encoder = Encoder.load(model_path, **encoding.arguments(), **hub.arguments())
+    encoder = Encoder.load(model_path, **loading)
     encoder.require_finite()
     log.info("engine %s: %s", encoder.choice.engine.name, encoder.choice.reason)
     return encoder

@@ -14,6 +14,7 @@ _OPTIONS = {
             *("dtype", "engine", "invalid_rows", "layer", "max_batch_tokens", "max_length"),
             *("model_path", "output", "overlong", "overwrite", "pooling", "template"),
             *("state_format", "states_in"),
+            *("backend", "server", "server_exclusive", "server_token_file"),
             *("code_revision", "revision", "trajectories", "trust_remote_code", "verify_sample"),
         )
     },

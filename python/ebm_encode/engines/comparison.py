@@ -13,7 +13,14 @@ from ebm_encode.engines.noise import unstable_tokens
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import Deviation, Reference, deviation, embedding_deviation
 from ebm_encode.engines.selection import Selection
-from ebm_encode.errors import EncodingError, TextFailedError, one_line
+from ebm_encode.engines.server import ServerEngine
+from ebm_encode.errors import (
+    EncodingError,
+    ServerError,
+    TextFailedError,
+    UnsafeServerError,
+    one_line,
+)
 from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -130,6 +137,8 @@ class Comparison:
             np.concatenate([references[k].embeddings for k in places]),
         )
         noise = self._selection.noise
+        if isinstance(engine, ServerEngine) and not engine.gives_states:
+            return embedding_deviation(embeddings, reference, noise=noise)
 
         def unstable(i: int) -> NDArray[np.bool_]:
             sequence = tokens[done.indices[places[i]]]
@@ -166,6 +175,8 @@ class Comparison:
         try:
             with self._selection.lock:
                 return engine.states(sequences, scratch, places)
+        except (ServerError, UnsafeServerError):
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise EngineError(engine, one_line(error), done.indices, failed=True) from error

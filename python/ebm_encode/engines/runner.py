@@ -16,7 +16,15 @@ from ebm_encode.engines.engine import Engine, EngineError
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.selection import Selection
-from ebm_encode.errors import EncodingError, ModelError, TextFailedError, one_line
+from ebm_encode.engines.server import ServerEngine
+from ebm_encode.errors import (
+    EncodingError,
+    ModelError,
+    ServerError,
+    TextFailedError,
+    UnsafeServerError,
+    one_line,
+)
 from ebm_encode.loading.model import Model
 from ebm_encode.prompts.tokens import Tokens
 
@@ -55,11 +63,11 @@ class Runner:
         Raises:
             ModelError: If the model does not run any more, or a forced engine is not exact.
         """
-        stretched = dict.fromkeys(self._model.stretching(tokens.lengths))
-        for i in stretched:
+        apart = dict.fromkeys([*self._model.stretching(tokens.lengths), *self._too_long(tokens)])
+        for i in apart:
             if wanted([i]):
                 yield self._run_unbatched(tokens, i, slots)
-        rest = [i for i in range(len(tokens)) if i not in stretched]
+        rest = [i for i in range(len(tokens)) if i not in apart]
         refused: set[int] = set()
         while rest:
             engine = self._selection.choice.engine
@@ -79,6 +87,20 @@ class Runner:
                 left.difference_update(failed)
                 yield Pass.without_embedding(failed)
             rest = [i for i in rest if i in left]
+
+    def _too_long(self, tokens: Tokens) -> list[int]:
+        """The sequences that a server does not take."""
+        engine = self._selection.choice.engine
+        found = engine.too_long(tokens) if isinstance(engine, ServerEngine) else []
+        if found:
+            log.warning(
+                "%d states are longer than the %s server takes (%d tokens); this process encodes"
+                " them at batch size 1",
+                len(found),
+                engine.name,
+                getattr(engine, "longest", 0),
+            )
+        return found
 
     def _resolve(self, failure: EngineError, tokens: Tokens) -> dict[int, EncodingError]:
         """Finds out what is at fault: a text, which is refused, or the engine, which is replaced.
@@ -153,6 +175,8 @@ class Runner:
             try:
                 with self._selection.lock:
                     started = engine.forward(sequences, own)
+            except (ServerError, UnsafeServerError):
+                raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise EngineError(engine, one_line(error), indices, failed=True) from error
@@ -202,6 +226,8 @@ def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
 def _waited_for(under_way: Pass, engine: Engine) -> Pass:
     try:
         under_way.wait()
+    except (ServerError, UnsafeServerError):
+        raise  # a server that went away is not asked again: the request may have ended it
     except Exception as error:  # a device reports only now
         raise EngineError(engine, one_line(error), under_way.indices, failed=True) from error
     return under_way

@@ -13,8 +13,9 @@ from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.padded import PaddedEngine, UnbatchedEngine
 from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.engines.selftest import EngineChoice, SelfTest, require_engine
+from ebm_encode.engines.server import ServerEngine
 from ebm_encode.engines.unbatched import Unbatched
-from ebm_encode.errors import EbmEncodeError, ModelError, one_line
+from ebm_encode.errors import EbmEncodeError, ModelError, UnsafeServerError, one_line
 from ebm_encode.loading.model import Model
 from ebm_encode.options import Compile, EngineName, Pooling
 from ebm_encode.prompts.tokens import Tokens
@@ -38,9 +39,10 @@ class Selection:
         compile_layers: Whether torch compiles the model's layers; `auto`: if `tries_compiling`, and
             calibration finds that it pays.
         engines: Makes the engines to choose from, best first; those of this package if not given.
-            They must pass the self-test too.
+            They must pass the self-test too. A server's is the only one.
 
     Attributes:
+        server: The engine, if it is a server's; then there is none to fall back on.
         choice: The engine, and why. It is replaced as a whole, never changed.
         unbatched: The reference: sequences at batch size 1.
         may_compile: Whether layers may be compiled.
@@ -50,6 +52,7 @@ class Selection:
 
     Raises:
         ModelError: If the model does not run, or the engine asked for fails its self-test.
+        UnsafeServerError: If the engine is a server's, and fails.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Selection:
         with _naming(model):
             reference = UnbatchedEngine(model, pooling, layer)
             known = (engines or default_engines)(model, pooling, layer, budget)
+            self.server = next((own for own in known if isinstance(own, ServerEngine)), None)
             candidates = [own for own in known if engine in ("auto", own.name)]
             probes = _together(model, probes)
             self._test = SelfTest.prepare(model, reference, probes)
@@ -80,6 +84,7 @@ class Selection:
         self._forced = engine != "auto"
         if self._forced:
             require_engine(self.choice, engine)
+        self._require_server(self.choice.reason)
         if compile_layers == "on":
             self.use(self._compiled_or_fail())
 
@@ -120,6 +125,8 @@ class Selection:
             if self.compiled:
                 reason = f"compiled {reason}"
                 self.may_compile = self.tries_compiling = False
+            elif self.server is not None:
+                raise _unsafe(self.server, reason)
             elif self._forced:
                 raise ModelError(f"`engine` {wrong.name}: cannot be used for this model: {reason}")
             with _naming(self._model):
@@ -146,6 +153,10 @@ class Selection:
     def use(self, candidate: EngineChoice) -> None:
         """Uses a candidate of `compiled_candidate`. The lock must be held once threads share it."""
         self.choice = candidate
+
+    def _require_server(self, reason: str) -> None:
+        if self.server is not None and self.choice.engine is not self.server and self.choice.finite:
+            raise _unsafe(self.server, reason)
 
     def _compiled_or_fail(self) -> EngineChoice:
         before = self.choice
@@ -180,6 +191,14 @@ def _naming(model: Model) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(f"{model.name}: does not run: {one_line(error)}") from error
+
+
+def _unsafe(server: ServerEngine, reason: str) -> UnsafeServerError:
+    where = server.describe().get("server", server.name)
+    return UnsafeServerError(
+        f"{where}: its embeddings are not those of the model in this process: {reason}\nhint: it"
+        " must serve the same weights, in the same dtype; `ebm-encode doctor --server` tells more"
+    )
 
 
 def _together(model: Model, probes: Tokens) -> Tokens:

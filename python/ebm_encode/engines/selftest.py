@@ -13,8 +13,9 @@ from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.noise import NoiseFloor, rounded, token_errors, unstable_tokens
 from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.padded import UnbatchedEngine
-from ebm_encode.engines.reference import Deviation, Reference, deviation
-from ebm_encode.errors import ModelError, one_line
+from ebm_encode.engines.reference import Deviation, Reference, deviation, embedding_deviation
+from ebm_encode.engines.server import ServerEngine
+from ebm_encode.errors import ModelError, ServerError, UnsafeServerError, one_line
 from ebm_encode.loading.model import Model
 from ebm_encode.prompts.tokens import Tokens
 
@@ -154,6 +155,8 @@ class SelfTest:
         for i, engine in enumerate(candidates):
             try:
                 found = self._deviation(engine)
+            except (ServerError, UnsafeServerError):
+                raise  # there is nothing to fall back on
             except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
                 refused.append(f"{engine.name} does not work with this model ({one_line(error)})")
                 continue
@@ -184,6 +187,8 @@ class SelfTest:
         for batch in engine.plan(self.probes):
             own = engine.trial([self.probes[i] for i in batch], slots.select(batch))
             states.update(zip(batch, own, strict=True))
+        if isinstance(engine, ServerEngine) and not engine.gives_states:
+            return embedding_deviation(slots.array, self.reference, noise=self.noise)
         ordered = [states[i] for i in range(len(self.probes))]
         return deviation(
             slots.array,

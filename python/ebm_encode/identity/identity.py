@@ -27,7 +27,13 @@ _NEW = ("tokenizer_ids", "special_tokens", "max_length", "truncation")
 
 
 def identify(
-    model: Model, prompts: Prompts, *, pooling: str, layer: int, state_format: str = AS_GIVEN
+    model: Model,
+    prompts: Prompts,
+    *,
+    pooling: str,
+    layer: int,
+    state_format: str = AS_GIVEN,
+    backend: dict[str, str] | None = None,
 ) -> Identity:
     """The identity of an encoder over `model`.
 
@@ -39,6 +45,7 @@ def identify(
         pooling: `mean` or `last`.
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
         state_format: The printed form of its states, with its version.
+        backend: What an inference server adds that computes the embeddings.
 
     Raises:
         ModelError: If the model's files cannot be read, or have changed since they were loaded.
@@ -68,6 +75,7 @@ def identify(
     # Absent for texts as given, so that identities from before there were formats stay the same.
     if state_format != AS_GIVEN:
         fields[FIELD] = state_format
+    fields |= backend or {}
     # After everything was read: what is digested is what was loaded only if nothing has changed.
     model.files.require_unchanged(model.name)
     return Identity.from_json(json.dumps(fields))

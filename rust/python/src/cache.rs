@@ -1,12 +1,9 @@
-//! `EmbeddingCache`.
+//! `Cache`: what both kinds of opened caches have.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::sync::Arc;
 
-use ebm_cache::{CacheResult, Checks, Checksums, EmbeddingCache, OpenOptions, Run};
+use ebm_cache::{Cache, CacheResult, Checks, Checksums, OpenOptions, Run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
-use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -14,42 +11,22 @@ use crate::errors::{argument_error, cache_error};
 use crate::identity::PyIdentity;
 use crate::json;
 use crate::texts::Texts;
-use crate::views::{Lends, matrix_view, view};
-use crate::waiting::interruptible;
 
-#[pyclass(frozen, name = "EmbeddingCache", module = "ebm_encode._core")]
-pub(crate) struct PyEmbeddingCache {
-    pub(crate) cache: Arc<EmbeddingCache>,
+#[pyclass(frozen, subclass, name = "Cache", module = "ebm_encode._core")]
+pub(crate) struct PyCache {
+    pub(crate) cache: Cache,
     options: OpenOptions,
 }
 
-// SAFETY: the class is frozen, and a cache never moves, grows or writes its buffer.
-#[expect(unsafe_code, reason = "views of a cache's memory")]
-unsafe impl Lends for PyEmbeddingCache {
-    fn lent(&self) -> &[f32] {
-        self.cache.matrix()
+impl PyCache {
+    /// The part of an opened cache that its kind does not matter for.
+    pub(crate) fn of(cache: impl Into<Cache>, options: OpenOptions) -> Self {
+        Self { cache: cache.into(), options }
     }
-}
-
-/// A read-only view of one embedding of a cache, float32 `[dim]`.
-fn row_view<'py>(
-    cache: &Bound<'py, PyEmbeddingCache>,
-    row: usize,
-) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let dim = cache.get().cache.dim();
-    view(cache, row * dim..(row + 1) * dim)
 }
 
 #[pymethods]
-impl PyEmbeddingCache {
-    #[staticmethod]
-    #[pyo3(signature = (path, *, strict = true, verify_checksums = true))]
-    fn open(py: Python<'_>, path: PathBuf, strict: bool, verify_checksums: bool) -> PyResult<Self> {
-        let options = open_options(strict, verify_checksums);
-        let cache = interruptible(py, move || EmbeddingCache::open_with(path, options))?;
-        Ok(Self { cache: Arc::new(cache.map_err(cache_error)?), options })
-    }
-
+impl PyCache {
     fn __len__(&self) -> usize {
         self.cache.len()
     }
@@ -58,27 +35,13 @@ impl PyEmbeddingCache {
         self.cache.position(state).is_some()
     }
 
-    fn __getitem__<'py>(
-        slf: &Bound<'py, Self>,
-        state: &str,
-    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-        let row = slf.get().cache.position(state);
-        let row = row.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        row_view(slf, row)
-    }
-
-    fn get<'py>(
-        slf: &Bound<'py, Self>,
-        state: &str,
-    ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
-        slf.get().cache.position(state).map(|row| row_view(slf, row)).transpose()
-    }
-
-    fn get_many<'py>(
-        slf: &Bound<'py, Self>,
+    fn positions<'py>(
+        &self,
+        py: Python<'py>,
         states: Texts,
-    ) -> PyResult<Vec<Option<Bound<'py, PyArray1<f32>>>>> {
-        states.0.iter().map(|state| Self::get(slf, state)).collect()
+    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let rows = py.detach(|| self.cache.positions(&states.0)).map_err(cache_error)?;
+        Ok(positions(py, rows))
     }
 
     #[pyo3(signature = (states, out = None))]
@@ -90,15 +53,6 @@ impl PyEmbeddingCache {
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let shape = [states.0.len(), self.cache.dim()];
         fill(py, shape, out, |rows| self.cache.gather(&states.0, rows))
-    }
-
-    fn positions<'py>(
-        &self,
-        py: Python<'py>,
-        states: Texts,
-    ) -> PyResult<Bound<'py, PyArray1<i64>>> {
-        let rows = py.detach(|| self.cache.positions(&states.0)).map_err(cache_error)?;
-        Ok(positions(py, rows))
     }
 
     #[pyo3(signature = (rows, out = None))]
@@ -114,18 +68,7 @@ impl PyEmbeddingCache {
     }
 
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.cache.iter().map(|(state, _)| state))
-    }
-
-    fn matrix<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        matrix_view(slf, [slf.get().cache.len(), slf.get().cache.dim()])
-    }
-
-    fn nearest(&self, py: Python<'_>, state: &str, count: usize) -> PyResult<Vec<(String, f32)>> {
-        let query = self.cache.get(state);
-        let query = query.ok_or_else(|| PyKeyError::new_err(state.to_owned()))?;
-        let near = py.detach(|| self.cache.nearest(query, count)).map_err(cache_error)?;
-        Ok(near.iter().map(|n| (self.cache.state(n.row).to_owned(), n.cosine)).collect())
+        PyList::new(py, (0..self.cache.len()).map(|row| self.cache.state(row)))
     }
 
     fn require_identity(&self, identity: &PyIdentity, name: &str) -> PyResult<()> {
@@ -162,49 +105,44 @@ impl PyEmbeddingCache {
     }
 
     fn keys<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        view_of(slf.as_any(), "KeysView")
+        view_of(slf, "KeysView")
     }
 
     fn values<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        view_of(slf.as_any(), "ValuesView")
+        view_of(slf, "ValuesView")
     }
 
     fn items<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        view_of(slf.as_any(), "ItemsView")
+        view_of(slf, "ItemsView")
     }
 
+    /// Pickled, it is opened again, with the same options.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        reduce(slf.as_any(), slf.get().options)
+        let again = PyDict::new(slf.py());
+        let options = slf.get().options;
+        again.set_item("strict", options.checks == Checks::Strict)?;
+        again.set_item("verify_checksums", options.checksums == Checksums::Verify)?;
+        let opening = slf.py().import("ebm_encode.opening")?;
+        opening.call_method1("reduce_cache", (slf, again))
     }
 
-    fn __repr__(&self) -> String {
-        let (path, rows, dim) = (self.cache.path().display(), self.cache.len(), self.cache.dim());
-        format!("EmbeddingCache({path}, {rows} rows of {dim})")
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let (kind, cache) = (slf.get_type().name()?, &slf.get().cache);
+        let (path, rows, dim) = (cache.path().display(), cache.len(), cache.dim());
+        Ok(format!("{kind}({path}, {rows} rows of {dim})"))
     }
 }
 
 /// The runs that made a cache's embeddings, as dicts.
-pub(crate) fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py, PyAny>>> {
+fn runs<'py>(py: Python<'py>, runs: &[Run]) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let value =
         |run: &Run| serde_json::to_value(run).map_err(|error| argument_error(error.to_string()));
     runs.iter().map(|run| json::to_python(py, &value(run)?)).collect()
 }
 
 /// One of the views of a mapping that `collections.abc` has.
-pub(crate) fn view_of<'py>(cache: &Bound<'py, PyAny>, kind: &str) -> PyResult<Bound<'py, PyAny>> {
+fn view_of<'py>(cache: &Bound<'py, PyCache>, kind: &str) -> PyResult<Bound<'py, PyAny>> {
     cache.py().import("collections.abc")?.call_method1(kind, (cache,))
-}
-
-/// How pickle is to make the cache again: by opening it, with the same options.
-pub(crate) fn reduce<'py>(
-    cache: &Bound<'py, PyAny>,
-    options: OpenOptions,
-) -> PyResult<Bound<'py, PyAny>> {
-    let again = PyDict::new(cache.py());
-    again.set_item("strict", options.checks == Checks::Strict)?;
-    again.set_item("verify_checksums", options.checksums == Checksums::Verify)?;
-    let opening = cache.py().import("ebm_encode.opening")?;
-    opening.call_method1("reduce_cache", (cache, again))
 }
 
 /// What opening a cache checks.
@@ -242,7 +180,7 @@ pub(crate) fn fill<'py>(
 }
 
 /// Row numbers as Python has them.
-pub(crate) fn numbers(rows: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<usize>> {
+fn numbers(rows: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<usize>> {
     let index = |row: &i64| {
         usize::try_from(*row).map_err(|_| argument_error(format!("row {row}: is negative")))
     };
@@ -251,6 +189,6 @@ pub(crate) fn numbers(rows: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<usize>> 
 
 /// Row numbers for Python.
 #[expect(clippy::cast_possible_wrap, reason = "row numbers fit: rows have more than one byte")]
-pub(crate) fn positions(py: Python<'_>, rows: Vec<usize>) -> Bound<'_, PyArray1<i64>> {
+fn positions(py: Python<'_>, rows: Vec<usize>) -> Bound<'_, PyArray1<i64>> {
     PyArray1::from_iter(py, rows.into_iter().map(|row| row as i64))
 }

@@ -17,20 +17,16 @@ use pyo3::exceptions::{PyTimeoutError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::cache::PyEmbeddingCache;
+use crate::cache::PyCache;
 use crate::errors::{argument_error, cache_error, encoding_error};
 use crate::json;
-use crate::mapped_cache::PyMappedCache;
 use crate::texts::SomeTexts;
 use crate::waiting::interruptible;
 
 /// A cache in front of an encoder, of either kind.
 fn front(cache: &Bound<'_, PyAny>) -> PyResult<Cache> {
-    if let Ok(cache) = cache.cast::<PyEmbeddingCache>() {
-        return Ok(Cache::InMemory(Arc::clone(&cache.get().cache)));
-    }
-    if let Ok(cache) = cache.cast::<PyMappedCache>() {
-        return Ok(Cache::Mapped(Arc::clone(&cache.get().cache)));
+    if let Ok(cache) = cache.cast::<PyCache>() {
+        return Ok(cache.get().cache.clone());
     }
     let kind = cache.get_type().name()?;
     let message = format!(

@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod cached_encoder;
 mod checks;
+mod embedding_cache;
 mod errors;
 mod head;
 mod identity;
@@ -29,11 +30,13 @@ mod _core {
     #[pymodule_export]
     use super::attention::PyPathAttention;
     #[pymodule_export]
-    use super::cache::PyEmbeddingCache;
+    use super::cache::PyCache;
     #[pymodule_export]
     use super::cached_encoder::{PyCachedEncoder, PyNoEmbedding};
     #[pymodule_export]
     use super::checks::{PyBadRow, audit, check_rows, describe};
+    #[pymodule_export]
+    use super::embedding_cache::PyEmbeddingCache;
     #[pymodule_export]
     use super::head::PyEnergyHead;
     #[pymodule_export]

@@ -5,13 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::folder::parts::open_files;
 use crate::format::error::CacheResult;
-use crate::format::identity::Identity;
 use crate::format::options::{OpenMode, OpenOptions};
-use crate::format::runs::Run;
+use crate::read::contents::{Contents, contents_methods};
 use crate::read::in_memory::EmbeddingCache;
 use crate::read::mapped::MappedCache;
 
@@ -36,13 +33,25 @@ pub enum Cache {
 
 impl From<EmbeddingCache> for Cache {
     fn from(cache: EmbeddingCache) -> Self {
-        Self::InMemory(Arc::new(cache))
+        Arc::new(cache).into()
+    }
+}
+
+impl From<Arc<EmbeddingCache>> for Cache {
+    fn from(cache: Arc<EmbeddingCache>) -> Self {
+        Self::InMemory(cache)
     }
 }
 
 impl From<MappedCache> for Cache {
     fn from(cache: MappedCache) -> Self {
-        Self::Mapped(Arc::new(cache))
+        Arc::new(cache).into()
+    }
+}
+
+impl From<Arc<MappedCache>> for Cache {
+    fn from(cache: Arc<MappedCache>) -> Self {
+        Self::Mapped(cache)
     }
 }
 
@@ -137,79 +146,10 @@ impl Cache {
         either!(self, cache => cache.gather_rows(numbers, rows))
     }
 
-    /// The row numbers of several states, in their order.
-    ///
-    /// # Errors
-    /// [`CacheError::Unknown`](crate::CacheError::Unknown), listing states that the cache does not
-    /// have.
-    pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
-        either!(self, cache => cache.positions(states))
-    }
+    contents_methods!();
 
-    /// The row number of a state.
-    #[must_use]
-    pub fn position(&self, state: &str) -> Option<usize> {
-        either!(self, cache => cache.position(state))
-    }
-
-    /// The state of the row with this number.
-    ///
-    /// # Panics
-    /// If `row >= len`, like indexing a slice.
-    #[must_use]
-    pub fn state(&self, row: usize) -> &str {
-        either!(self, cache => cache.state(row))
-    }
-
-    /// Number of rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        either!(self, cache => cache.len())
-    }
-
-    /// Whether the cache has no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Length of every embedding.
-    #[must_use]
-    pub fn dim(&self) -> usize {
-        either!(self, cache => cache.dim())
-    }
-
-    /// The encoder that made the rows; `None` (unknown) where other software wrote the file.
-    #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        either!(self, cache => cache.identity())
-    }
-
-    /// What each run that made rows said of itself, in the order of the rows.
-    #[must_use]
-    pub fn provenance(&self) -> &[Value] {
-        either!(self, cache => cache.provenance())
-    }
-
-    /// The runs that made the rows, each with the number of its rows, in the order of the rows.
-    #[must_use]
-    pub fn runs(&self) -> &[Run] {
-        either!(self, cache => cache.runs())
-    }
-
-    /// The file or folder that was opened.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        either!(self, cache => cache.path())
-    }
-
-    /// Refuses unless this cache was made by an encoder of the given identity.
-    ///
-    /// # Errors
-    /// [`CacheError::IdentityMismatch`](crate::CacheError::IdentityMismatch), listing the fields
-    /// that differ; an unknown identity differs.
-    pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
-        either!(self, cache => cache.require_identity(other, name))
+    fn contents(&self) -> &Contents {
+        either!(self, cache => cache.contents())
     }
 }
 

@@ -1,27 +1,23 @@
 //! A whole cache in memory: rows end to end in one buffer, looked up by state.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arrow_array::StringArray;
 use bytes::Bytes;
 use rayon::prelude::*;
-use serde_json::Value;
 
 use crate::check::row_check::RowChecker;
 use crate::check::sketch::{RowStats, Sketcher};
 use crate::file::reader::RowFile;
-use crate::folder::parts::{self, common_kind, provenances, require_values, runs, same_tokens};
+use crate::folder::parts::{self, common_kind, require_values, same_tokens};
 use crate::format::bad_row::BadRow;
 use crate::format::error::{CacheError, CacheResult};
 use crate::format::footer::StateKey;
-use crate::format::identity::Identity;
 use crate::format::options::{Checks, Checksums, OpenOptions};
-use crate::format::runs::Run;
-use crate::format::same_identity::require_same;
 use crate::format::same_tokens::SameTokens;
 use crate::read::batch::{AT_ONCE, refuse_bad_rows, require_room};
 use crate::read::buffer::{Buffer, Sealed};
-use crate::read::state_index::StateIndex;
+use crate::read::contents::{Contents, contents_methods};
 use crate::storage::at_once::at_once;
 use ebm_threads::spread;
 
@@ -30,13 +26,8 @@ use ebm_threads::spread;
 /// Rows stand in file order; the files of a folder follow one another by name.
 #[derive(Debug)]
 pub struct EmbeddingCache {
-    path: PathBuf,
-    dim: usize,
+    contents: Contents,
     values: Sealed,
-    index: StateIndex,
-    identity: Option<Identity>,
-    provenance: Vec<Value>,
-    runs: Vec<Run>,
 }
 
 impl EmbeddingCache {
@@ -74,18 +65,15 @@ impl EmbeddingCache {
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
         require_values(files)?;
-        let (dim, identity) = common_kind(files)?;
-        let (values, groups) = read_files(path, files, dim, options)?;
+        let kind = common_kind(files)?;
+        let (values, groups) = read_files(path, files, kind.0, options)?;
         let (mut texts, mut keys, mut stats) = (Vec::new(), Vec::new(), Vec::new());
         for group in groups {
             texts.extend(group.texts);
             keys.extend(group.keys);
             stats.extend(group.stats);
         }
-        let index = StateIndex::of(texts);
-        let (provenance, runs) = (provenances(files), runs(files));
-        let path = path.to_owned();
-        let cache = Self { path, dim, values, index, identity, provenance, runs };
+        let cache = Self { contents: Contents::of(path, files, kind, texts), values };
         if options.checks == Checks::Strict {
             cache.check_rows(&keys, &stats, same_tokens(files)?)?;
         }
@@ -111,16 +99,8 @@ impl EmbeddingCache {
     /// [`CacheError::Unknown`], listing states that the cache does not have; then nothing is
     /// written. [`CacheError::Argument`] if `rows` has another length.
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
-        require_room(states.len(), self.dim, rows)?;
+        require_room(states.len(), self.contents.dim, rows)?;
         self.gather_rows(&self.positions(states)?, rows)
-    }
-
-    /// The row numbers of several states, in their order.
-    ///
-    /// # Errors
-    /// [`CacheError::Unknown`], listing states that the cache does not have.
-    pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
-        self.index.positions(states, &self.path)
     }
 
     /// Copies the rows with these numbers, in this order, into memory of the caller
@@ -130,11 +110,11 @@ impl EmbeddingCache {
     /// [`CacheError::Argument`] if there is no such row, or `rows` has another length; then nothing
     /// is written.
     pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
-        require_room(numbers.len(), self.dim, rows)?;
-        self.index.require_rows(numbers)?;
-        if self.dim > 0 {
+        require_room(numbers.len(), self.contents.dim, rows)?;
+        self.contents.index.require_rows(numbers)?;
+        if self.contents.dim > 0 {
             spread(|| {
-                rows.par_chunks_mut(self.dim)
+                rows.par_chunks_mut(self.contents.dim)
                     .with_min_len(AT_ONCE)
                     .zip(numbers)
                     .for_each(|(row, number)| row.copy_from_slice(self.row(*number)));
@@ -143,28 +123,13 @@ impl EmbeddingCache {
         Ok(())
     }
 
-    /// The row number of a state.
-    #[must_use]
-    pub fn position(&self, state: &str) -> Option<usize> {
-        self.index.get(state)
-    }
-
     /// The row with this number.
     ///
     /// # Panics
     /// If `row >= len`, like indexing a slice.
     #[must_use]
     pub fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.dim..(row + 1) * self.dim]
-    }
-
-    /// The state of the row with this number.
-    ///
-    /// # Panics
-    /// If `row >= len`, like indexing a slice.
-    #[must_use]
-    pub fn state(&self, row: usize) -> &str {
-        self.index.text(row)
+        &self.values[row * self.contents.dim..(row + 1) * self.contents.dim]
     }
 
     /// States and rows in file order.
@@ -179,56 +144,10 @@ impl EmbeddingCache {
         &self.values
     }
 
-    /// Number of rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.index.len()
-    }
+    contents_methods!();
 
-    /// Whether the cache has no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Length of every embedding.
-    #[must_use]
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-
-    /// The encoder that made the rows; `None` (unknown) where other software wrote the file.
-    #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
-    }
-
-    /// What each run that made rows said of itself, in the order of the rows.
-    #[must_use]
-    pub fn provenance(&self) -> &[Value] {
-        &self.provenance
-    }
-
-    /// The runs that made the rows, each with the number of its rows, in the order of the rows. Files of
-    /// other software have none.
-    #[must_use]
-    pub fn runs(&self) -> &[Run] {
-        &self.runs
-    }
-
-    /// The file or folder that was opened.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Refuses unless this cache was made by an encoder of the given identity.
-    ///
-    /// # Errors
-    /// [`CacheError::IdentityMismatch`], listing the fields that differ; an unknown identity
-    /// differs.
-    pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
-        require_same(&self.path, self.identity(), Some(other), name)
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn check_rows(
@@ -237,7 +156,7 @@ impl EmbeddingCache {
         stats: &[RowStats],
         same_tokens: SameTokens,
     ) -> CacheResult<()> {
-        let mut checker = RowChecker::with_same_tokens(self.dim, same_tokens);
+        let mut checker = RowChecker::with_same_tokens(self.contents.dim, same_tokens);
         let verdicts = checker.check_measured(keys, stats, &self.values);
         let bad = verdicts.into_iter().enumerate();
         let bad = bad.filter_map(|(row, verdict)| Some((row, verdict.err()?)));
@@ -245,7 +164,7 @@ impl EmbeddingCache {
         let outliers = outliers
             .filter_map(|outlier| Some((usize::try_from(outlier.row).ok()?, outlier.reason)));
         let bad: Vec<(usize, BadRow)> = bad.chain(outliers).collect();
-        refuse_bad_rows(&self.path, &bad, self.len(), |row| self.state(row))
+        refuse_bad_rows(&self.contents.path, &bad, self.len(), |row| self.state(row))
     }
 }
 

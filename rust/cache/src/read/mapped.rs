@@ -9,22 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::Array;
 use rayon::prelude::*;
-use serde_json::Value;
 
 use crate::check::row_check::RowChecker;
 use crate::file::reader::RowFile;
-use crate::folder::parts::{self, common_kind, provenances, require_values, runs, same_tokens};
+use crate::folder::parts::{self, common_kind, require_values, same_tokens};
 use crate::format::error::{CacheError, CacheResult};
 use crate::format::footer::StateKey;
-use crate::format::identity::Identity;
 use crate::format::options::{Checks, Checksums, OpenOptions};
-use crate::format::runs::Run;
-use crate::format::same_identity::require_same;
 use crate::format::same_tokens::SameTokens;
 use crate::page::direct;
 use crate::page::plain::PlainPage;
 use crate::read::batch::{AT_ONCE, refuse_bad_rows, require_room};
-use crate::read::state_index::StateIndex;
+use crate::read::contents::{Contents, contents_methods};
 use crate::storage::stamp::Stamp;
 use crate::storage::store_at;
 use ebm_threads::spread;
@@ -44,14 +40,9 @@ const CHUNK: usize = 16 << 20;
 /// files are compared with what they were, and a file that changed is refused. A file that is cut short
 /// between that and the reading ends the process (`SIGBUS`): no reader of mapped memory can prevent it.
 pub struct MappedCache {
-    path: PathBuf,
-    dim: usize,
-    index: StateIndex,
+    contents: Contents,
     pages: Vec<Page>,
     files: Vec<MappedFile>,
-    identity: Option<Identity>,
-    provenance: Vec<Value>,
-    runs: Vec<Run>,
     same_tokens: Arc<SameTokens>,
     options: OpenOptions,
 }
@@ -76,7 +67,7 @@ struct Page {
 
 impl fmt::Debug for MappedCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, rows, dim) = (self.path.display(), self.len(), self.dim);
+        let (path, rows, dim) = (self.path().display(), self.len(), self.dim());
         write!(f, "MappedCache({path}, {rows} rows of {dim})")
     }
 }
@@ -105,7 +96,7 @@ impl MappedCache {
 
     fn from_files(path: &Path, files: &[RowFile], options: OpenOptions) -> CacheResult<Self> {
         require_values(files)?;
-        let (dim, identity) = common_kind(files)?;
+        let kind = common_kind(files)?;
         let groups: Vec<(&RowFile, usize)> = files
             .iter()
             .flat_map(|file| (0..file.group_rows().len()).map(move |group| (file, group)))
@@ -126,7 +117,7 @@ impl MappedCache {
         {
             let end = first + texts.iter().map(Array::len).sum::<usize>();
             for bytes in bytes {
-                let rows = bytes.count / dim.max(1);
+                let rows = bytes.count / kind.0.max(1);
                 let checked = AtomicBool::new(false);
                 pages.push(Page { file: number, group, first, bytes, checked });
                 first += rows;
@@ -136,22 +127,10 @@ impl MappedCache {
                 return Err(CacheError::format(file.path(), detail));
             }
         }
-        let index = StateIndex::of(texts.into_iter().flatten().collect());
-        let (provenance, runs) = (provenances(files), runs(files));
-        let (path, same_tokens) = (path.to_owned(), Arc::new(same_tokens(files)?));
-        let files = mapped;
-        Ok(Self {
-            path,
-            dim,
-            index,
-            pages,
-            files,
-            identity,
-            provenance,
-            runs,
-            same_tokens,
-            options,
-        })
+        let states = texts.into_iter().flatten().collect();
+        let contents = Contents::of(path, files, kind, states);
+        let same_tokens = Arc::new(same_tokens(files)?);
+        Ok(Self { contents, pages, files: mapped, same_tokens, options })
     }
 
     /// Copies the embedding of a state into memory of the caller (`dim` values); returns whether
@@ -173,7 +152,7 @@ impl MappedCache {
     /// [`CacheError::Unknown`], listing states that the cache does not have; and as for
     /// [`MappedCache::gather_rows`].
     pub fn gather<S: AsRef<str> + Sync>(&self, states: &[S], rows: &mut [f32]) -> CacheResult<()> {
-        require_room(states.len(), self.dim, rows)?;
+        require_room(states.len(), self.contents.dim, rows)?;
         self.gather_rows(&self.positions(states)?, rows)
     }
 
@@ -185,92 +164,24 @@ impl MappedCache {
     /// [`CacheError::Format`] and [`CacheError::BadRows`] where a page fails its checks;
     /// [`CacheError::Io`] if a file was changed in place. What was written then is of no use.
     pub fn gather_rows(&self, numbers: &[usize], rows: &mut [f32]) -> CacheResult<()> {
-        require_room(numbers.len(), self.dim, rows)?;
-        self.index.require_rows(numbers)?;
-        if self.dim == 0 {
+        require_room(numbers.len(), self.contents.dim, rows)?;
+        self.contents.index.require_rows(numbers)?;
+        if self.contents.dim == 0 {
             return Ok(());
         }
         self.require_unchanged(numbers)?;
         spread(|| {
-            rows.par_chunks_mut(self.dim)
+            rows.par_chunks_mut(self.contents.dim)
                 .with_min_len(AT_ONCE)
                 .zip(numbers)
                 .try_for_each(|(row, number)| self.copy(*number, row))
         })
     }
 
-    /// The row numbers of several states, in their order.
-    ///
-    /// # Errors
-    /// [`CacheError::Unknown`], listing states that the cache does not have.
-    pub fn positions<S: AsRef<str> + Sync>(&self, states: &[S]) -> CacheResult<Vec<usize>> {
-        self.index.positions(states, &self.path)
-    }
+    contents_methods!();
 
-    /// The row number of a state.
-    #[must_use]
-    pub fn position(&self, state: &str) -> Option<usize> {
-        self.index.get(state)
-    }
-
-    /// The state of the row with this number.
-    ///
-    /// # Panics
-    /// If `row >= len`, like indexing a slice.
-    #[must_use]
-    pub fn state(&self, row: usize) -> &str {
-        self.index.text(row)
-    }
-
-    /// Number of rows.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.index.len()
-    }
-
-    /// Whether the cache has no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Length of every embedding.
-    #[must_use]
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-
-    /// The encoder that made the rows; `None` (unknown) where other software wrote the file.
-    #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.as_ref()
-    }
-
-    /// What each run that made rows said of itself, in the order of the rows.
-    #[must_use]
-    pub fn provenance(&self) -> &[Value] {
-        &self.provenance
-    }
-
-    /// The runs that made the rows, each with the number of its rows, in the order of the rows.
-    #[must_use]
-    pub fn runs(&self) -> &[Run] {
-        &self.runs
-    }
-
-    /// The file or folder that was opened.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Refuses unless this cache was made by an encoder of the given identity.
-    ///
-    /// # Errors
-    /// [`CacheError::IdentityMismatch`], listing the fields that differ; an unknown identity
-    /// differs.
-    pub fn require_identity(&self, other: &Identity, name: &str) -> CacheResult<()> {
-        require_same(&self.path, self.identity(), Some(other), name)
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     /// Checks all rows as [`EmbeddingCache::open`](super::EmbeddingCache::open) does: every page, and the
@@ -280,7 +191,8 @@ impl MappedCache {
     /// # Errors
     /// As for [`MappedCache::gather_rows`].
     pub fn check_all(&self) -> CacheResult<()> {
-        let mut checker = RowChecker::with_same_tokens(self.dim, Arc::clone(&self.same_tokens));
+        let mut checker =
+            RowChecker::with_same_tokens(self.contents.dim, Arc::clone(&self.same_tokens));
         let mut bad = Vec::new();
         self.for_each_rows(|first, keys, values| {
             if self.options.checks == Checks::Strict {
@@ -291,7 +203,7 @@ impl MappedCache {
         })?;
         let outliers = checker.norm_outliers().into_iter();
         bad.extend(outliers.filter_map(|o| Some((usize::try_from(o.row).ok()?, o.reason))));
-        refuse_bad_rows(&self.path, &bad, self.len(), |row| self.state(row))
+        refuse_bad_rows(&self.contents.path, &bad, self.len(), |row| self.state(row))
     }
 
     /// Calls `visit` with the number of a row, and the keys and values of some rows from there on, until
@@ -303,11 +215,11 @@ impl MappedCache {
         &self,
         mut visit: impl FnMut(usize, &[StateKey], &[f32]) -> CacheResult<()>,
     ) -> CacheResult<()> {
-        let rows_at_once = (CHUNK / (size_of::<f32>() * self.dim.max(1))).max(1);
+        let rows_at_once = (CHUNK / (size_of::<f32>() * self.contents.dim.max(1))).max(1);
         let numbers: Vec<usize> = (0..self.len()).collect();
-        let mut values = vec![0.0; rows_at_once.min(self.len()) * self.dim];
+        let mut values = vec![0.0; rows_at_once.min(self.len()) * self.contents.dim];
         for chunk in numbers.chunks(rows_at_once) {
-            let values = &mut values[..chunk.len() * self.dim];
+            let values = &mut values[..chunk.len() * self.contents.dim];
             self.gather_rows(chunk, values)?;
             let keys: Vec<StateKey> =
                 spread(|| chunk.par_iter().map(|row| StateKey::of(self.state(*row))).collect());
@@ -342,7 +254,7 @@ impl MappedCache {
             self.check(page)?;
             page.checked.store(true, Ordering::Release);
         }
-        let start = (number - page.first) * self.dim * size_of::<f32>();
+        let start = (number - page.first) * self.contents.dim * size_of::<f32>();
         let bytes = &page.bytes.values[start..start + size_of_val(row)];
         direct::copy_values(bytes, row);
         Ok(())
@@ -359,14 +271,17 @@ impl MappedCache {
         }
         let mut values = vec![0.0; page.bytes.count];
         direct::copy_values(&page.bytes.values, &mut values);
-        let rows = page.first..page.first + page.bytes.count / self.dim;
+        let rows = page.first..page.first + page.bytes.count / self.contents.dim;
         let keys: Vec<StateKey> = rows.clone().map(|row| StateKey::of(self.state(row))).collect();
-        let mut checker = RowChecker::with_same_tokens(self.dim, Arc::clone(&self.same_tokens));
+        let mut checker =
+            RowChecker::with_same_tokens(self.contents.dim, Arc::clone(&self.same_tokens));
         // What is usual among norms shows in a whole cache, not in a page.
         let verdicts = checker.check_without_norms(&keys, &values).into_iter().zip(rows);
         let bad: Vec<_> =
             verdicts.filter_map(|(verdict, row)| Some((row, verdict.err()?))).collect();
-        refuse_bad_rows(&self.path, &bad, page.bytes.count / self.dim, |row| self.state(row))
+        refuse_bad_rows(&self.contents.path, &bad, page.bytes.count / self.contents.dim, |row| {
+            self.state(row)
+        })
     }
 }
 

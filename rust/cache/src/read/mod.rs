@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 pub(crate) mod buffer;
 pub(crate) mod cache;
+pub(crate) mod contents;
 pub(crate) mod in_memory;
 pub(crate) mod mapped;
 

@@ -13,8 +13,11 @@ use crate::search::{Control, EnvironmentResult, Verdict};
 
 /// Axioms of Lean itself, which any proof may use.
 const AXIOMS: &[&str] = &["propext", "Classical.choice", "Quot.sound"];
-/// The name under which a proof is checked. Tactics cannot know it before they are written.
+/// The name under which a proof is checked.
 const THEOREM: &str = "ebm_checked_theorem";
+/// A theorem that rests on an axiom, and that axiom. They are declared before a proof; asked about them
+/// behind it, Lean must still say so.
+const CONTROL: [&str; 2] = ["ebm_control_theorem", "ebm_control_axiom"];
 
 /// Checks one proof as a theorem in a file of its own, so that no other can help it.
 pub(super) fn verify(
@@ -36,12 +39,16 @@ fn verify_unguarded(
     control: &Control,
 ) -> EnvironmentResult<Verdict> {
     let mut file = File::new(&shared.lean.header);
+    let [control_theorem, control_axiom] = CONTROL;
+    file.push(&format!("axiom {control_axiom} : True"));
+    file.push(&format!("theorem {control_theorem} : True := {control_axiom}"));
     file.push(&format!("theorem {THEOREM} {}", statement.signature()));
     file.push(":= by");
     for tactic in tactics {
         file.push(&indented(tactic));
     }
     let asked = file.push(&format!("#print axioms {THEOREM}"));
+    let asked_control = file.push(&format!("#print axioms {control_theorem}"));
     file.mark();
     let mut limits = shared.limits();
     let tactics = u32::try_from(tactics.len()).unwrap_or(u32::MAX);
@@ -57,7 +64,7 @@ fn verify_unguarded(
         End::Died(said) => Some(said),
         End::Complete => None,
     };
-    let mut messages = ran.header.iter().chain(ran.parts.iter().flatten());
+    let messages = ran.header.iter().chain(ran.parts.iter().flatten());
     if let Some(error) = messages.clone().find(|message| message.is_error()) {
         return Ok(Verdict::Refused(error.data.clone()));
     }
@@ -67,10 +74,18 @@ fn verify_unguarded(
     if let Some(message) = messages.clone().find(|message| message.is_sorry()) {
         return Ok(Verdict::Refused(message.data.clone()));
     }
-    let listed = messages
-        .find(|message| message.pos.line == asked && message.severity == "information")
-        .and_then(|message| axioms(&message.data, THEOREM));
-    let Some(listed) = listed else {
+    let listed = |line, theorem: &str| {
+        let mut messages = messages.clone();
+        messages
+            .find(|message| message.pos.line == line && message.severity == "information")
+            .and_then(|message| axioms(&message.data, theorem))
+    };
+    if listed(asked_control, control_theorem).as_deref() != Some(&[control_axiom]) {
+        return Ok(Verdict::Refused(
+            "the proof changes what Lean says of other theorems".to_owned(),
+        ));
+    }
+    let Some(listed) = listed(asked, THEOREM) else {
         return Ok(Verdict::Refused("Lean does not say on which axioms it rests".to_owned()));
     };
     match listed.iter().find(|axiom| !AXIOMS.contains(axiom)) {

@@ -4,16 +4,25 @@
 const COMMANDS: &[&str] = &[
     "abbrev",
     "add_decl_doc",
+    "alias",
     "attribute",
     "axiom",
     "binder_predicate",
+    "builtin_dsimproc",
+    "builtin_dsimproc_decl",
     "builtin_initialize",
+    "builtin_simproc",
+    "builtin_simproc_decl",
     "by_elab",
     "class",
     "coinductive",
+    "declare_config_elab",
+    "declare_simp_like_tactic",
     "declare_syntax_cat",
     "def",
     "deriving",
+    "dsimproc",
+    "dsimproc_decl",
     "elab",
     "elab_rules",
     "end",
@@ -28,11 +37,14 @@ const COMMANDS: &[&str] = &[
     "infixr",
     "initialize",
     "instance",
+    "irreducible_def",
     "lemma",
+    "local",
     "macro",
     "macro_rules",
     "mutual",
     "namespace",
+    "nonrec",
     "noncomputable",
     "notation",
     "omit",
@@ -43,16 +55,30 @@ const COMMANDS: &[&str] = &[
     "prelude",
     "private",
     "protected",
+    "public",
+    "recall",
+    "register_builtin_option",
+    "register_label_attr",
+    "register_option",
+    "register_parser_alias",
+    "register_simp_attr",
+    "register_tactic_tag",
     "run_cmd",
     "run_elab",
     "run_meta",
     "run_tac",
+    "scoped",
+    "seal",
     "section",
     "set_option",
+    "simproc",
+    "simproc_decl",
     "structure",
     "syntax",
+    "tactic_extension",
     "theorem",
     "universe",
+    "unseal",
     "unsafe",
     "variable",
 ];
@@ -117,25 +143,37 @@ pub(super) fn indented(tactic: &str) -> String {
     text
 }
 
+/// Whether a character may stand in an identifier or a number, by Lean's rules or Unicode's.
 fn is_word(character: char) -> bool {
     character.is_alphanumeric() || matches!(character, '_' | '\'' | '.' | '!' | '?')
 }
 
 /// Walks over the tokens of a text as Lean reads them, as far as brackets, words, strings and comments go.
+///
+/// What is in strings and comments is not looked at. So a text must not be able to have Lean read a part of
+/// them as code: where the two readings could differ, it is refused.
 fn check(text: &str) -> Result<(), String> {
     let mut open: Vec<char> = Vec::new();
     let mut rest = text;
+    let mut before = ' ';
     while let Some(character) = rest.chars().next() {
         let skipped = match character {
             '\t' => return Err("Lean takes no tabs".to_owned()),
             _ if character.is_control() && !matches!(character, '\n' | '\r') => {
                 return Err(format!("it contains the control character {character:?}"));
             }
-            '"' => string(rest)?,
+            '`' => return Err("it contains a backtick, of quoted syntax".to_owned()),
+            '"' => string(rest, before)?,
             '\'' => char_literal(rest),
             '«' => rest.find('»').ok_or("« is not closed")? + '»'.len_utf8(),
-            '-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
-            '/' if rest.starts_with("/-") => comment(rest)?,
+            '-' if rest.starts_with("--") => {
+                require_apart(before, "--")?;
+                rest.find('\n').unwrap_or(rest.len())
+            }
+            '/' if rest.starts_with("/-") => {
+                require_apart(before, "/-")?;
+                comment(rest)?
+            }
             '#' if rest[1..].starts_with(|next: char| next.is_alphabetic()) => {
                 return Err("it contains a command that starts with #".to_owned());
             }
@@ -149,15 +187,26 @@ fn check(text: &str) -> Result<(), String> {
                 }
                 character.len_utf8()
             }
-            _ if is_word(character) => word(rest)?,
+            _ if is_word(character) => words(rest)?,
             _ => character.len_utf8(),
         };
+        before = rest[..skipped].chars().next_back().unwrap_or(before);
         rest = &rest[skipped..];
     }
     match open.pop() {
         Some(missing) => Err(format!("{missing} is missing")),
         None => Ok(()),
     }
+}
+
+/// Refuses a comment that Lean may read as the end of a longer token, such as `//` and `-` in `//-`.
+fn require_apart(before: char, comment: &str) -> Result<(), String> {
+    let ends_a_token =
+        before.is_whitespace() || is_word(before) || "()[]{}⟨⟩,;»\"".contains(before);
+    if ends_a_token {
+        return Ok(());
+    }
+    Err(format!("{comment} stands directly behind {before:?}; put a space before a comment"))
 }
 
 fn closing(open: char) -> char {
@@ -169,16 +218,31 @@ fn closing(open: char) -> char {
     }
 }
 
-/// The length of the word that a text starts with, if it may stand there.
-fn word(text: &str) -> Result<usize, String> {
-    if let Some(hashes) = raw_string(text) {
-        let end = format!("\"{}", "#".repeat(hashes));
-        let start = hashes + 2;
-        let length = text[start..].find(&end).ok_or("a raw string is not closed")?;
-        return Ok(start + length + end.len());
-    }
+/// The length of the words and numbers that a text starts with, without space between them, if they may
+/// stand there.
+fn words(text: &str) -> Result<usize, String> {
     let length = text.find(|character| !is_word(character)).unwrap_or(text.len());
-    let word = text[..length].trim_matches('.');
+    let mut rest = &text[..length];
+    let mut after_number = false;
+    while let Some(character) = rest.chars().next() {
+        let end = if character.is_ascii_digit() {
+            rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())
+        } else if is_letter(character) {
+            identifier(rest)
+        } else {
+            character.len_utf8()
+        };
+        let word = &rest[..end];
+        if is_letter(character) {
+            if after_number { require_no_command_in(word)? } else { require_no_command(word)? }
+        }
+        after_number = character.is_ascii_digit();
+        rest = &rest[end..];
+    }
+    Ok(length)
+}
+
+fn require_no_command(word: &str) -> Result<(), String> {
     if COMMANDS.contains(&word) {
         return Err(format!("{word:?} starts a command"));
     }
@@ -186,20 +250,66 @@ fn word(text: &str) -> Result<usize, String> {
     if word == "stop" || word.split('.').any(|part| HOLES.contains(&part)) {
         return Err(format!("{word:?} proves nothing"));
     }
-    Ok(length)
+    Ok(())
 }
 
-/// The number of `#` of a raw string: `r"..."`, `r#"..."#`.
-fn raw_string(text: &str) -> Option<usize> {
-    let after = text.strip_prefix('r')?;
-    let quote = after.trim_start_matches('#');
-    quote.starts_with('"').then(|| after.len() - quote.len())
+/// Directly behind a number a word may begin anywhere: `0xfaxiom` is `0xfa` and `xiom`, and `1e5def` ends
+/// with a command.
+fn require_no_command_in(word: &str) -> Result<(), String> {
+    let all = COMMANDS.iter().chain(HOLES).chain(&["stop"]);
+    match all.into_iter().find(|command| word.contains(**command)) {
+        Some(command) => Err(format!("{command:?} stands directly behind a number")),
+        None => Ok(()),
+    }
 }
 
-fn string(text: &str) -> Result<usize, String> {
+/// The length of the identifier that a text starts with, with its dots.
+fn identifier(text: &str) -> usize {
+    let mut characters = text.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        let goes_on = match character {
+            '.' => characters.peek().is_some_and(|&(_, next)| is_letter(next)),
+            _ => is_letter(character) || is_rest(character),
+        };
+        if !goes_on {
+            return at;
+        }
+    }
+    text.len()
+}
+
+/// What an identifier starts with, after Lean's `isIdFirst`: `λ`, `Π` and `Σ` are no letters, and those of
+/// Latin-1 only in newer versions. Taking too few for letters finds more words.
+fn is_letter(character: char) -> bool {
+    let is_greek_or_like = matches!(character,
+        'Α'..='Ω' | 'α'..='ω' | '\u{3ca}'..='\u{3fb}' | '\u{1f00}'..='\u{1ffe}'
+        | '\u{2100}'..='\u{214f}' | '\u{1d49c}'..='\u{1d59f}');
+    let is_sign = matches!(character, 'λ' | 'Π' | 'Σ');
+    character.is_ascii_alphabetic() || character == '_' || (is_greek_or_like && !is_sign)
+}
+
+/// What an identifier goes on with besides letters, after Lean's `isIdRest`.
+fn is_rest(character: char) -> bool {
+    character.is_ascii_digit()
+        || matches!(character, '\'' | '!' | '?')
+        || matches!(character,
+            '\u{2080}'..='\u{2089}' | '\u{2090}'..='\u{209c}' | '\u{1d62}'..='\u{1d6a}' | '\u{2c7c}')
+}
+
+/// The length of a string literal.
+///
+/// Raw and interpolated strings are refused: where they end depends on how Lean reads what is before them,
+/// and what is in braces.
+fn string(text: &str, before: char) -> Result<usize, String> {
+    if is_word(before) || matches!(before, '#' | '»') {
+        return Err(
+            "a string stands directly behind a word, as raw and interpolated ones do".to_owned()
+        );
+    }
     let mut escaped = false;
     for (at, character) in text.char_indices().skip(1) {
         match character {
+            '{' => return Err("a string contains {, which may be interpolated".to_owned()),
             _ if escaped => escaped = false,
             '\\' => escaped = true,
             '"' => return Ok(at + 1),
@@ -264,7 +374,7 @@ mod tests {
             "refine ⟨?_, fun x => h' x⟩",
             "exact foo.end_of_axioms",
             "exact h.«theorem»",
-            "exact f \"a ( string with \\\" theorem\" r#\"raw \" ) axiom\"#",
+            "exact f \"a ( string with \\\" theorem\"",
             "simp -- a ( comment",
             "simp /- a ( /- nested -/ theorem -/",
             "exact ('(' : Char)",
@@ -274,6 +384,10 @@ mod tests {
             "have h : 1 = 1 := by\n  rfl\nexact h",
             "exact h' h'' x'",
             "open Nat in exact h",
+            "exact h.1.le",
+            "norm_num [x₁, 1e5, 0xff]",
+            "simpa using Nat.succ_le_of_lt h₂.default",
+            "exact ∑ x, λ y, y",
         ] {
             assert_eq!(tactic(text), Ok(()), "{text}");
         }
@@ -298,7 +412,6 @@ mod tests {
         assert!(reason("skip /- h").contains("a comment is not closed"));
         assert!(reason("skip /- /- -/").contains("a comment is not closed"));
         assert!(reason("exact \"h").contains("a string is not closed"));
-        assert!(reason("exact r#\"h\"").contains("a raw string is not closed"));
         assert!(reason("exact h.«x").contains("not closed"));
         assert!(reason("skip\0").contains("control character"));
         assert!(reason("\tskip\tskip").contains("tabs"));
@@ -315,6 +428,30 @@ mod tests {
             "; skip",
         ] {
             assert!(reason(text).contains("no tactic starts with"), "{text}");
+        }
+    }
+
+    /// Each of these has Lean read a command where a careless reader sees one word, a string or a comment.
+    #[test]
+    fn texts_that_lean_may_divide_otherwise_are_refused() {
+        for (text, why) in [
+            ("skip 0axiom foo : False", "\"axiom\" stands directly behind a number"),
+            ("skip 1e5def x := 1", "\"def\" stands directly behind a number"),
+            ("skip 0xfaxiom x : False", "\"axiom\" stands directly behind a number"),
+            ("skip 0sorry", "\"sorry\" stands directly behind a number"),
+            ("exact λaxiom foo : False", "\"axiom\" starts a command"),
+            ("exact éaxiom foo : False", "\"axiom\" starts a command"),
+            ("exact h.1axiom foo : False", "\"axiom\" stands directly behind a number"),
+            ("exact a 0infixl:65r\"\\\" => And #eval 1 --\"", "\"infix\" stands"),
+            ("exact f r\"\\\" axiom x : False --\"", "a string stands directly behind a word"),
+            ("exact f r#\"h\"#", "a string stands directly behind a word"),
+            ("exact f s!\"{\"\"} axiom \"", "a string stands directly behind a word"),
+            ("exact f s! \"{\" axiom \"}\"", "may be interpolated"),
+            ("exact `r\"\\\" x \" axiom \"", "a backtick"),
+            ("exact (h : {x : ℕ //-x = y} axiom -- -/ })", "put a space before a comment"),
+            ("exact a |-- axiom\nb", "put a space before a comment"),
+        ] {
+            assert!(reason(text).contains(why), "{text}: {}", reason(text));
         }
     }
 

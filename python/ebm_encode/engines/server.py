@@ -1,0 +1,143 @@
+"""Engines whose model runs in another process: an inference server's.
+
+The encoder's own model is the reference. So a server passes the self-test like any engine, its
+replies are compared with the reference while they grow, and a bulk run verifies a sample of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebm_encode._core import Identity
+from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.options import Pooling
+from ebm_encode.prompts.tokens import Tokens
+
+
+class ServerEngine(ABC):
+    """Runs token sequences through an inference server.
+
+    It sends token ids, so that the tokenizer is the encoder's own.
+
+    Args:
+        pooling: `mean` over a sequence's tokens, or its `last`.
+        request_tokens: Most tokens of a request; `None`: any number.
+        request_sequences: Most sequences of a request.
+        longest: Longest sequence that the server takes, in tokens; the encoder's own model runs
+            longer ones. `None`: any length.
+        gives_states: Whether replies hold the hidden state of each token, not only embeddings.
+        requests: Requests under way; with two, the server works while a reply is read.
+
+    Attributes:
+        name: The kind of server.
+        identity: What the identity of an encoder with this server says beyond that of its model.
+        longest: As given.
+        gives_states: As given.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        pooling: Pooling,
+        *,
+        request_tokens: int | None,
+        request_sequences: int,
+        longest: int | None,
+        gives_states: bool,
+        requests: int,
+    ) -> None:
+        self.identity: dict[str, str] = {}
+        self.longest = longest
+        self.gives_states = gives_states
+        self._pooling: Pooling = pooling
+        self._request_tokens = request_tokens
+        self._request_sequences = request_sequences
+        self._threads = ThreadPoolExecutor(requests, thread_name_prefix=self.name)
+
+    @abstractmethod
+    def ask(self, sequences: Sequence[NDArray[np.uint32]]) -> list[NDArray[np.float32]]:
+        """What the server answers for some sequences, checked.
+
+        Returns:
+            One array per sequence: hidden states, float32 (T, C), if `gives_states`, else the
+            embedding, (C,).
+
+        Raises:
+            ServerError: If the server cannot be reached, went away, or answered with an error.
+            UnsafeServerError: If a reply is wrong.
+        """
+
+    def require_identity(self, identity: Identity) -> None:
+        """Refuses a server that is known to be another encoder.
+
+        Raises:
+            IdentityMismatchError: If it is.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The server, its version and settings, for provenance; JSON values only."""
+
+    def too_long(self, tokens: Tokens) -> list[int]:
+        """The sequences that the server does not take."""
+        if self.longest is None:
+            return []
+        return np.flatnonzero(tokens.lengths > self.longest).tolist()
+
+    def plan(self, tokens: Tokens) -> list[list[int]]:
+        """Requests, in the order of the sequences: neighbours share prefixes, which checks use."""
+        batches: list[list[int]] = []
+        room = 0
+        for i, length in enumerate(tokens.lengths.tolist()):
+            full = bool(batches) and len(batches[-1]) >= self._request_sequences
+            if not batches or full or (self._request_tokens is not None and length > room):
+                batches.append([])
+                room = self._request_tokens or 0
+            batches[-1].append(i)
+            room -= length
+        return batches
+
+    def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """Tokens of a request."""
+        return sum(map(len, sequences))
+
+    def tokens_per_forward(self, size: int) -> int:  # noqa: ARG002
+        """0: how the server batches is its own affair."""
+        return 0
+
+    def last_packed_index(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
+        """The longest sequence."""
+        return max(range(len(sequences)), key=lambda i: len(sequences[i]))
+
+    def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
+        """Sends a request; its embeddings are in the slots after `Pass.wait`."""
+        answer = self._threads.submit(self.ask, sequences)
+        return Pass(slots, lambda: self._fill(slots, answer.result()))
+
+    def states(
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, wanted: Sequence[int]
+    ) -> list[NDArray[np.float32]]:
+        """As `forward`, and waits; also the hidden states of some sequences, if it gives any."""
+        found = self.ask(sequences)
+        self._fill(slots, found)
+        return [found[i] for i in wanted]
+
+    def trial(
+        self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
+    ) -> list[NDArray[np.float32]]:
+        """As `states` of all."""
+        return self.states(sequences, slots, range(len(sequences)))
+
+    def _fill(self, slots: OutputSlots, found: list[NDArray[np.float32]]) -> None:
+        for k, values in enumerate(found):
+            slots.slot(k)[:] = self._pooled(values) if self.gives_states else values
+
+    def _pooled(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._pooling == "last":
+            return states[-1]
+        return np.asarray(states.mean(axis=0, dtype=np.float32))

@@ -1,0 +1,231 @@
+"""HTTP to an inference server: time limits, retries of what may be repeated, a circuit breaker.
+
+Whatever goes wrong is a `ServerError` that names the server.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import orjson
+import pybreaker
+import stamina
+
+from ebm_encode.errors import ArgumentError, ServerError
+
+_TRIES = 4
+_FAILURES = 5
+"""So many requests that fail one after another, and the server is left in peace for a while."""
+_PEACE_SECONDS = 30.0
+_BUSY = (429, 502, 503, 504)
+"""Answers of a server that did not take a request up."""
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer.
+
+    Attributes:
+        content: The body.
+        headers: The headers, by their names in small letters.
+    """
+
+    content: bytes
+    headers: dict[str, str]
+
+
+class _BusyError(Exception):
+    """The server did not take a request up; it may be sent again."""
+
+    def __init__(self, reason: str, wait: float | None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class ServerClient:
+    """Requests to one server. Several threads may share it.
+
+    Args:
+        url: The server, as `http://127.0.0.1:30000`.
+        token: Sent as bearer token.
+        timeout: Seconds that a request may take, its retries not counted.
+
+    Attributes:
+        url: The server, without a slash at the end.
+
+    Raises:
+        ArgumentError: If that is no URL of a server.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 300.0) -> None:
+        parts = httpx2.URL(url) if url.startswith(("http://", "https://")) else None
+        if parts is None or not parts.host or parts.userinfo or parts.query:
+            raise ArgumentError(f"`server` {url!r}: expected a URL such as http://127.0.0.1:30000")
+        self.url = url.rstrip("/")
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._client = httpx2.Client(
+            headers=headers, timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0))
+        )
+        self._timeout = timeout
+        self._breaker = pybreaker.CircuitBreaker(
+            fail_max=_FAILURES,
+            reset_timeout=_PEACE_SECONDS,
+            exclude=[ServerError, _BusyError],  # it answers
+        )
+
+    def get_json(self, path: str, *, missing_ok: bool = False) -> dict[str, Any] | None:
+        """The JSON object at a path.
+
+        Args:
+            path: Begins with a slash.
+            missing_ok: Whether `None` is returned where the server has no such path.
+
+        Raises:
+            ServerError: If there is none, or the server cannot be reached.
+        """
+        reply = self._send("GET", path, None, {}, missing_ok=missing_ok, retry=True)
+        found = None if reply is None else self._json(path, reply)
+        if found is not None and not isinstance(found, dict):
+            raise ServerError(f"{self.url}{path}: is no JSON object")
+        return found
+
+    def post_json(
+        self, path: str, body: Any, *, missing_ok: bool = False, retry: bool = True
+    ) -> Any:
+        """The JSON that a request brings; `None` for none, and as for `get_json`.
+
+        Args:
+            path: Begins with a slash.
+            body: Sent as JSON.
+            missing_ok: As for `get_json`.
+            retry: Whether it may be sent again where the server was too busy.
+
+        Raises:
+            ServerError: If the server cannot be reached, went away, or answered with an error.
+        """
+        reply = self._send("POST", path, body, {}, missing_ok=missing_ok, retry=retry)
+        return None if reply is None or not reply.content.strip() else self._json(path, reply)
+
+    def post(self, path: str, body: Any, *, accept: str | None = None) -> Reply:
+        """The bytes that a request brings.
+
+        Args:
+            path: Begins with a slash.
+            body: Sent as JSON.
+            accept: The type of answer that is wanted.
+
+        Raises:
+            ServerError: As for `post_json`.
+        """
+        headers = {} if accept is None else {"accept": accept}
+        reply = self._send("POST", path, body, headers, missing_ok=False, retry=True)
+        assert reply is not None
+        return reply
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._client.close()
+
+    def _json(self, path: str, reply: Reply) -> Any:
+        try:
+            return orjson.loads(reply.content)
+        except ValueError as error:
+            start = reply.content[:_SHOWN].decode(errors="replace")
+            raise ServerError(f"{self.url}{path}: answered what is no JSON: {start!r}") from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        headers: dict[str, str],
+        *,
+        missing_ok: bool,
+        retry: bool,
+    ) -> Reply | None:
+        content = None if body is None else orjson.dumps(body)
+        if content is not None:
+            headers = headers | {"content-type": "application/json"}
+        tries = stamina.retry_context(
+            on=_wait_before_retry, attempts=_TRIES if retry else 1, timeout=self._timeout
+        )
+        try:
+            for attempt in tries:
+                with attempt, self._breaker.calling():
+                    return self._once(method, path, content, headers, missing_ok=missing_ok)
+        except pybreaker.CircuitBreakerError as error:
+            raise ServerError(
+                f"{self.url}: failed {_FAILURES} times in a row and is not asked for"
+                f" {_PEACE_SECONDS:.0f} s"
+            ) from error
+        except _BusyError as error:
+            raise ServerError(f"{self.url}{path}: {error}") from error
+        except httpx2.HTTPError as error:
+            raise ServerError(f"{self.url}{path}: {self._why(error)}") from error
+        raise AssertionError("a try returns or raises")
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: dict[str, str],
+        *,
+        missing_ok: bool,
+    ) -> Reply | None:
+        answer = self._client.request(method, self.url + path, content=content, headers=headers)
+        status = answer.status_code
+        if status == httpx2.codes.OK:
+            return Reply(answer.content, {k.lower(): v for k, v in answer.headers.items()})
+        if missing_ok and status in (404, 405):
+            return None
+        reason = f"answered {status}: {_message(answer.content)}"
+        if status in _BUSY:
+            raise _BusyError(reason, _seconds(answer.headers.get("retry-after")))
+        raise ServerError(f"{self.url}{path}: {reason}{_hint(answer.content)}")
+
+    def _why(self, error: httpx2.HTTPError) -> str:
+        if isinstance(error, httpx2.TimeoutException):
+            return f"did not answer within {self._timeout:g} s"
+        if isinstance(error, httpx2.ConnectError):
+            return f"cannot be reached ({error})\nhint: is the server running?"
+        return f"went away during a request ({error or type(error).__name__})"
+
+
+def _wait_before_retry(error: Exception) -> bool | float:
+    """What may be sent again: what never reached the server, or was not taken up by it."""
+    if isinstance(error, _BusyError):
+        return True if error.wait is None else error.wait
+    return isinstance(error, httpx2.ConnectError)
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return None if header is None else min(60.0, max(0.0, float(header)))
+    except ValueError:
+        return None
+
+
+def _message(content: bytes) -> str:
+    """What an error answer says, in any of the forms that servers have for it."""
+    for value in _texts(content, ("message", "detail", "error")):
+        return value[:_SHOWN]
+    return content[:_SHOWN].decode(errors="replace").strip() or "nothing"
+
+
+def _hint(content: bytes) -> str:
+    return next((f"\nhint: {value}" for value in _texts(content, ("hint",))), "")
+
+
+def _texts(content: bytes, names: tuple[str, ...]) -> Iterator[str]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return
+    inner = found.get("error") if isinstance(found, dict) else None
+    for place in (inner, found):
+        if isinstance(place, dict):
+            yield from (place[n] for n in names if isinstance(place.get(n), str) and place[n])

@@ -1,0 +1,1 @@
+"""SGLang servers that return hidden states."""

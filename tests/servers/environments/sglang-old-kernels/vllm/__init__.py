@@ -1,0 +1,1 @@
+"""Stand-in for what SGLang 0.4.9 imports from vLLM on a CPU: norms and activations of a Llama."""

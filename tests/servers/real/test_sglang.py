@@ -1,0 +1,122 @@
+"""A real SGLang 0.5.23: right with a cure, batches too; cut on a warm cache without one."""
+
+import pytest
+
+from servers.real.launch import FLOAT32, SGLANG
+from servers.real.reference import near, prefill
+
+pytestmark = pytest.mark.timeout(900)  # a server takes minutes to start on a busy machine
+ONE = {"temperature": 0, "max_new_tokens": 1}
+LOGPROBS = {"return_logprob": True, "logprob_start_len": 0}
+SHORT = list(range(6))
+
+
+@pytest.fixture(scope="module")
+def server(start, served_model):
+    with start("sglang", served_model, *SGLANG, *FLOAT32) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def small_chunks(start, served_model):
+    """One that was given no dtype, and prefills 64 tokens at a time."""
+    with start("sglang", served_model, *SGLANG, "--chunked-prefill-size", "64") as found:
+        yield found
+
+
+@pytest.fixture
+def asked(server, reference):
+    """A function that asks for states of texts by index: verdicts, and the reply's items."""
+
+    def ask(which, at=server, **more):
+        body = {"input_ids": [reference.ids[i] for i in which], "sampling_params": ONE}
+        reply = at.post("/generate", body | {"return_hidden_states": True} | more)
+        assert reply.status_code == 200, reply.text
+        items = reply.json()
+        rows = [prefill(item) for item in items]
+        return [reference.verdict(i, r) for i, r in zip(which, rows, strict=True)], items
+
+    return ask
+
+
+def keys(count):
+    """Keys of the prefix cache that nobody used before."""
+    keys.made = getattr(keys, "made", 0) + count
+    return [f"k{keys.made - i}" for i in range(count)]
+
+
+# What the server itself does, through plain requests
+
+
+def test_it_says_its_version_and_options(server, note):
+    told = server.get("/server_info").json()
+    assert (told["version"], told["dtype"]) == ("0.5.23", "float32")
+    assert told["enable_return_hidden_states"]
+    assert server.get("/model_info").json()["is_generation"]
+    note(f"SGLang {told['version']}: /server_info says dtype {told['dtype']}")
+
+
+def test_a_warm_cache_cuts_every_prompt_without_a_cure(asked, reference, note):
+    asked(SHORT)
+    for which in [[0], [1], SHORT]:
+        verdicts, items = asked(which)
+        assert verdicts == ["cut"] * len(which)
+        rows = [len(prefill(item)) for item in items]
+        whole = [len(reference.ids[i]) for i in which]
+        assert all(
+            r == w - item["meta_info"]["cached_tokens"]
+            for r, w, item in zip(rows, whole, items, strict=True)
+        )
+        note(f"SGLang 0.5.23, warm, no cure: {rows} rows for prompts of {whole} tokens")
+
+
+def test_an_extra_key_gives_whole_states(asked, reference, note):
+    for which in [[0], SHORT, [0, 0, 6, 7], list(range(9))]:
+        for turn in range(2):
+            verdicts, items = asked(which, extra_key=keys(len(which)))
+            assert verdicts == ["right"] * len(which), turn
+            assert [item["meta_info"]["cached_tokens"] for item in items] == [0] * len(which)
+    note(f"SGLang 0.5.23, extra_key: right, batches of 1 to 9, {len(reference.ids[8])} tokens")
+
+
+def test_logprobs_from_0_give_whole_states_and_the_ids(asked, reference, note):
+    for which in [[0], SHORT, [0, 0, 6, 7]]:
+        for _ in range(2):
+            verdicts, items = asked(which, **LOGPROBS)
+            assert verdicts == ["right"] * len(which)
+            for i, item in zip(which, items, strict=True):
+                triples = item["meta_info"]["input_token_logprobs"]
+                assert [token for _, token, _ in triples] == reference.ids[i]
+    note("SGLang 0.5.23, logprob_start_len 0: right, batches too")
+
+
+def test_one_key_for_two_requests_cuts_again(asked):
+    same = keys(6)
+    assert asked(SHORT, extra_key=same)[0] == ["right"] * 6
+    assert asked(SHORT, extra_key=same)[0] == ["cut"] * 6
+
+
+def test_no_new_token_gives_no_states(server, reference):
+    body = {"input_ids": reference.ids[0], "return_hidden_states": True}
+    reply = server.post("/generate", body | {"sampling_params": ONE | {"max_new_tokens": 0}})
+    assert reply.json()["meta_info"]["hidden_states"] == []
+
+
+def test_dtype_is_auto_where_none_was_given(small_chunks, note):
+    told = small_chunks.get("/server_info").json()
+    note(f"SGLang 0.5.23 without --dtype: /server_info says dtype {told['dtype']}")
+    assert told["dtype"] == "auto"
+
+
+def test_a_prompt_longer_than_the_chunk_comes_without_its_first_chunks(
+    small_chunks, asked, reference, note
+):
+    long = next(i for i in SHORT if len(reference.ids[i]) > 70)
+    _, items = asked([long], at=small_chunks, **LOGPROBS)
+    (rows,) = [prefill(item) for item in items]
+    assert len(rows) == len(reference.ids[long]) % 64
+    assert items[0]["meta_info"]["cached_tokens"] == 0
+    whole = len(reference.ids[long])
+    note(f"SGLang 0.5.23, --chunked-prefill-size 64: {len(rows)} rows of {whole}, cached_tokens 0")
+    own = reference.states[long][-len(rows) :]
+    note(f"  its values are {'equal to' if near(rows, own) else 'unlike'} those of float32")
