@@ -45,7 +45,8 @@ def served(
     model: str, *options: Any, ready: bool = True, env: dict[str, str] | None = None
 ) -> Iterator[Served]:
     """A server of a model on a free port; it is killed at the end of the block."""
-    command = [sys.executable, "-m", "ebm_encode", "serve", "--model-path", model, "--port", "0"]
+    command = [sys.executable, "-m", "ebm_encode", "serve", "--model-path", model]
+    command += [] if "--port" in options else ["--port", "0"]
     process = subprocess.Popen(
         [*command, *map(str, options)],
         stderr=subprocess.PIPE,

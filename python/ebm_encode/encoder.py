@@ -22,7 +22,7 @@ from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
 from ebm_encode.engines.tuning import Tuning
 from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
-from ebm_encode.identity.identity import identify
+from ebm_encode.identity.identity import identify, with_backend
 from ebm_encode.loading.model import Model, load_model, longest_prompt, text_config_of
 from ebm_encode.options import (
     Backend,
@@ -42,7 +42,7 @@ from ebm_encode.prompts.tokens import Prompts, Tokens
 from ebm_encode.reports import RowReport, note_same, without_embedding
 from ebm_encode.row_checks import RowChecks
 from ebm_encode.screening import Screening
-from ebm_encode.servers.backends import server_engines
+from ebm_encode.servers.backends import requiring_identity, server_engines
 from ebm_encode.state_formats import convert_all, format_name, not_in
 from ebm_encode.texts import Texts, preview, texts_of
 
@@ -89,6 +89,9 @@ class Encoder:
         self.budget = Budget.of(max_batch_tokens, batch_size)
         self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
         self.state_format = format_name(state_format)
+        identity = identify(
+            model, self.prompts, pooling=pooling, layer=layer, state_format=self.state_format
+        )
         for marker in self.prompts.unknown_markers():
             log.warning(
                 "template %s: %s is no special token of this tokenizer and will be read as plain"
@@ -107,19 +110,10 @@ class Encoder:
             probes=probes,
             engine=engine,
             compile_layers=compile_layers,
-            engines=engines,
+            engines=None if engines is None else requiring_identity(engines, identity),
         )
         server = self.selection.server
-        self.identity = identify(
-            model,
-            self.prompts,
-            pooling=pooling,
-            layer=layer,
-            state_format=self.state_format,
-            backend=server.identity if server else None,
-        )
-        if server:
-            server.require_identity(self.identity)
+        self.identity = identity if server is None else with_backend(identity, server.identity)
         self.runner = Runner(model, self.selection)
         # What a CPU is fastest with is known; of a device it must be measured.
         wanted = max_batch_tokens is None and model.device.type != "cpu" and server is None

@@ -33,7 +33,6 @@ def identify(
     pooling: str,
     layer: int,
     state_format: str = AS_GIVEN,
-    backend: dict[str, str] | None = None,
 ) -> Identity:
     """The identity of an encoder over `model`.
 
@@ -45,7 +44,6 @@ def identify(
         pooling: `mean` or `last`.
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
         state_format: The printed form of its states, with its version.
-        backend: What an inference server adds that computes the embeddings.
 
     Raises:
         ModelError: If the model's files cannot be read, or have changed since they were loaded.
@@ -75,10 +73,19 @@ def identify(
     # Absent for texts as given, so that identities from before there were formats stay the same.
     if state_format != AS_GIVEN:
         fields[FIELD] = state_format
-    fields |= backend or {}
     # After everything was read: what is digested is what was loaded only if nothing has changed.
     model.files.require_unchanged(model.name)
     return Identity.from_json(json.dumps(fields))
+
+
+def with_backend(identity: Identity, backend: dict[str, str]) -> Identity:
+    """The identity of an encoder whose embeddings an inference server computes.
+
+    Args:
+        identity: That of the same encoder without the server.
+        backend: What the server adds, by field.
+    """
+    return Identity.from_json(json.dumps(json.loads(identity.to_json()) | backend))
 
 
 def is_former_form(former: Identity, present: Identity) -> bool:

@@ -99,13 +99,13 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host.strip("[]"), port))
         listening.listen(2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
+        listening.close()
         raise ServerError(f"cannot listen on {host}:{port}: {one_line(error)}") from error
     listening.setblocking(False)  # noqa: FBT003
     return listening

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ebm_encode._core import Identity
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.selection import EngineFactory
+from ebm_encode.engines.server import ServerEngine
 from ebm_encode.errors import ArgumentError
 from ebm_encode.loading.model import Model, text_config_of
 from ebm_encode.options import Backend, Pooling, require_backend
@@ -36,6 +38,19 @@ def server_engines(
         return [_engine(backend, server, model, pooling, token=token, exclusive=exclusive)]
 
     return engines
+
+
+def requiring_identity(engines: EngineFactory, identity: Identity) -> EngineFactory:
+    """The same engines, once a server among them is known to have the same encoder."""
+
+    def checked(model: Model, pooling: Pooling, layer: int, budget: Budget) -> Sequence[Engine]:
+        found = engines(model, pooling, layer, budget)
+        for engine in found:
+            if isinstance(engine, ServerEngine):
+                engine.require_identity(identity)
+        return found
+
+    return checked
 
 
 def _engine(
