@@ -6,6 +6,7 @@ Whatever a server did is printed at the end, for docs/servers.md.
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from servers.real.launch import real_server
@@ -59,3 +60,16 @@ def start(tmp_path_factory):
 def served_model(llama):
     """The folder of the model; files whose server cannot run it have their own."""
     return llama
+
+
+@pytest.fixture(scope="session")
+def many(states):
+    """A hundred different states."""
+    return [text for text in states if len(text) < 900][:100]
+
+
+@pytest.fixture(scope="session")
+def means(served_model, many):
+    """Their embeddings by plain transformers at batch size 1: [100, dim]."""
+    made = Reference.of(served_model, many)
+    return np.stack([made.mean(i) for i in range(len(many))])

@@ -14,11 +14,11 @@ import httpx2
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENTS = ROOT / "tests/servers/environments"
-STARTUP_SECONDS = 300
+STARTUP_SECONDS = 600  # minutes on a busy machine
 SGLANG = [
     *["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"],
     *["--grammar-backend", "none", "--disable-cuda-graph", "--enable-return-hidden-states"],
-    *["--max-total-tokens", "16384", "--max-running-requests", "64"],
+    *["--max-total-tokens", "16384", "--max-running-requests", "64", "--sleep-on-idle"],
 ]
 FLOAT32 = ["--dtype", "float32"]
 POOLING = ["--runner", "pooling"]

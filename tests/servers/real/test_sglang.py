@@ -1,11 +1,18 @@
 """A real SGLang 0.5.23: right with a cure, batches too; cut on a warm cache without one."""
 
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from ebm_encode import Encoder
+from ebm_encode.errors import ServerError, UnsafeServerError
 from servers.real.launch import FLOAT32, SGLANG
+from servers.real.proxy import changed, without_cure
 from servers.real.reference import near, prefill
 
-pytestmark = pytest.mark.timeout(900)  # a server takes minutes to start on a busy machine
+pytestmark = pytest.mark.timeout(1500)  # a server takes minutes to start on a busy machine
 ONE = {"temperature": 0, "max_new_tokens": 1}
 LOGPROBS = {"return_logprob": True, "logprob_start_len": 0}
 SHORT = list(range(6))
@@ -120,3 +127,66 @@ def test_a_prompt_longer_than_the_chunk_comes_without_its_first_chunks(
     note(f"SGLang 0.5.23, --chunked-prefill-size 64: {len(rows)} rows of {whole}, cached_tokens 0")
     own = reference.states[long][-len(rows) :]
     note(f"  its values are {'equal to' if near(rows, own) else 'unlike'} those of float32")
+
+
+# This package's client
+
+
+def test_an_encoder_gives_the_embeddings_of_plain_transformers(
+    server, served_model, many, means, note
+):
+    encoder = Encoder.load(
+        served_model, backend="sglang", server=server.url, dtype="float32", batch_size=32
+    )
+    assert encoder.choice.engine.name == "sglang"
+    worst = 0.0
+    for _ in range(2):  # the second time its prefix cache is full of these states
+        worst = max(worst, float(np.abs(encoder.encode(many) - means).max()))
+    note(f"ebm-encode with SGLang 0.5.23: 100 states within {worst:.1e} of plain transformers")
+    assert worst < 2e-5
+
+
+def test_a_cache_made_with_it_has_the_embeddings_of_plain_transformers(
+    server, served_model, run_cli, reference, tmp_path
+):
+    source, output = tmp_path / "states.jsonl", tmp_path / "out.parquet"
+    source.write_text("".join(json.dumps({"state": t}) + "\n" for t in reference.texts))
+    code, out, err = run_cli(
+        "encode",
+        *("--model-path", served_model, "--trajectories", source, "--output", output),
+        *("--backend", "sglang", "--server", server.url, "--dtype", "float32", "--json"),
+    )
+    assert code == 0, err
+    assert json.loads(out)
+    table = pq.read_table(output).to_pydict()
+    found = dict(zip(table["state"], table["embedding"], strict=True))
+    for i, text in enumerate(reference.texts):
+        np.testing.assert_allclose(found[text], reference.mean(i), atol=2e-5)
+
+
+def test_without_the_cure_no_embedding_comes(server, served_model, note):
+    with (
+        changed(server.url, request=without_cure) as url,
+        pytest.raises(ServerError, match="only a part") as error,
+    ):
+        Encoder.load(served_model, backend="sglang", server=url, dtype="float32")
+    note(f"ebm-encode with SGLang 0.5.23, its cure taken out of requests: {error.value}")
+
+
+def test_a_server_in_float16_is_refused_to_an_encoder_in_float32(small_chunks, served_model, note):
+    with pytest.raises(UnsafeServerError) as error:
+        Encoder.load(served_model, backend="sglang", server=small_chunks.url, dtype="float32")
+    note(f"ebm-encode in float32, SGLang 0.5.23 in float16 that says auto: {error.value}")
+
+
+def test_prompts_beyond_the_chunk_are_right_all_the_same(
+    small_chunks, served_model, reference, note
+):
+    """Its dtype is float16, though it says auto; longer prompts go to the encoder's own model."""
+    assert max(map(len, reference.ids)) > 64
+    encoder = Encoder.load(served_model, backend="sglang", server=small_chunks.url, dtype="float16")
+    got = encoder.encode(reference.texts)
+    wanted = np.stack([reference.mean(i) for i in range(len(reference.texts))])
+    apart = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    note(f"ebm-encode in float16, SGLang 0.5.23 in chunks of 64: within {apart.max():.1e} (L2)")
+    assert apart.max() < 5e-3

@@ -6,9 +6,11 @@ import httpx2
 import numpy as np
 import pytest
 
+from ebm_encode import Encoder
+from ebm_encode.errors import UnsafeServerError
 from servers.real.launch import FLOAT32, MEAN, POOLING
 
-pytestmark = pytest.mark.timeout(900)  # a server takes minutes to start on a busy machine
+pytestmark = pytest.mark.timeout(1500)  # a server takes minutes to start on a busy machine
 DEVELOPER = {"VLLM_SERVER_DEV_MODE": "1"}
 
 
@@ -103,3 +105,24 @@ def test_the_default_is_the_last_token_of_norm_1(default_server, reference, embe
     assert error < 2e-2
     paths = ["/server_info?config_format=json", "/is_sleeping"]
     assert [default_server.get(path).status_code for path in paths] == [404, 404]
+
+
+# This package's client
+
+
+def test_an_encoder_gives_the_embeddings_of_plain_transformers(
+    server, served_model, many, means, note
+):
+    encoder = Encoder.load(
+        served_model, backend="vllm", server=server.url, dtype="float32", batch_size=32
+    )
+    assert encoder.choice.engine.name == "vllm"
+    worst = max(float(np.abs(encoder.encode(many) - means).max()) for _ in range(2))
+    note(f"ebm-encode with vLLM 0.32.0, MEAN: 100 states within {worst:.1e} of plain transformers")
+    assert worst < 2e-5
+
+
+def test_a_server_with_default_pooling_is_refused(default_server, served_model, note):
+    with pytest.raises(UnsafeServerError) as error:
+        Encoder.load(served_model, backend="vllm", server=default_server.url, dtype="float32")
+    note(f"ebm-encode with vLLM 0.32.0 by default: {error.value}")
