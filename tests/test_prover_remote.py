@@ -103,11 +103,14 @@ def head(encoder, tmp_path):
 
 
 def test_scores_are_those_of_the_head(llama, encoder, states, head, file):
+    cache = head.with_name("cache")
+    cache.mkdir()
     with serve(encoder) as serving:
         result = remote("score", serving, "--head", head, "--states", file)
         searched = remote(
-            *("search", serving, "--head", head, "--trajectories", SEARCHES, "--first", "3"),
-            *("--append-to", head.with_name("c.parquet"), "--json"),
+            *("search", serving, "--head", head, "--trajectories", SEARCHES, "--first", "30"),
+            *("--ranking", "head"),
+            *("--append-to", cache, "--json"),
         )
     assert result.returncode == 0, result.stderr
     found = [json.loads(line)["energy"] for line in result.stdout.splitlines()]
@@ -115,7 +118,7 @@ def test_scores_are_those_of_the_head(llama, encoder, states, head, file):
     assert np.abs(np.array(found) - right).max() <= 1e-4 * max(1, np.abs(right).max())
     assert searched.returncode == 0, searched.stderr
     assert json.loads(searched.stdout)["unscored"] == 0
-    assert EmbeddingCache.open(str(head.with_name("c.parquet"))).identity == encoder.identity
+    assert EmbeddingCache.open(str(cache)).identity == encoder.identity
 
 
 def test_doctor_checks_a_server(encoder):
@@ -134,7 +137,8 @@ def test_another_model_after_a_restart_is_reported(encoder, make_model):
         serving.encoder = other
 
     with serve(encoder, after=restart) as serving:
-        result = remote("replay", serving, "--trajectories", SEARCHES, "--theorems", "1")
+        arguments = ["--trajectories", SEARCHES, "--theorems", "4", "--threads", "1"]
+        result = remote("replay", serving, *arguments)
     assert result.returncode == 1, result.stderr
     digests = f"identity is {other.identity.digest}, expected {encoder.identity.digest}"
     assert "has another encoder: its " + digests in result.stderr
