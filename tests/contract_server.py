@@ -60,7 +60,7 @@ def stream(encoder, rows):
         "embedding": pa.list_(pa.float32(), encoder.dim),
     }
     said = {
-        "ebm-encode.identity": encoder.identity.digest(),
+        "ebm-encode.identity": encoder.identity.digest,
         "ebm-encode.dim": str(encoder.dim),
         "ebm-encode.instance": str(id(encoder)),
     }
@@ -78,7 +78,7 @@ def info(encoder):
         "version": "0.1.0",
         "instance": str(id(encoder)),
         "identity": json.loads(encoder.identity.to_json()),
-        "identity_digest": encoder.identity.digest(),
+        "identity_digest": encoder.identity.digest,
         "dim": encoder.dim,
         "model": "a model",
         "engine": "an engine",
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        self.send_header("ebm-identity", serving.encoder.identity.digest())
+        self.send_header("ebm-identity", serving.encoder.identity.digest)
         self.send_header("ebm-instance", str(id(serving.encoder)))
         self.send_header("x-request-id", "r")
         self.end_headers()

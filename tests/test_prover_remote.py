@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_replay_appends_what_a_model_in_process_appends(encoder, tmp_path):
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout)
     assert said["python_share"] is None
-    assert said["encoder"] == encoder.identity.digest()
+    assert said["encoder"] == encoder.identity.digest
     cache = EmbeddingCache.open(str(path))
     right = encoder.encode(cache.states())
     assert np.abs(cache.matrix() - right).max() / np.abs(right).max() <= 1e-5
@@ -102,11 +103,14 @@ def head(encoder, tmp_path):
 
 
 def test_scores_are_those_of_the_head(llama, encoder, states, head, file):
+    cache = head.with_name("cache")
+    cache.mkdir()
     with serve(encoder) as serving:
         result = remote("score", serving, "--head", head, "--states", file)
         searched = remote(
-            *("search", serving, "--head", head, "--trajectories", SEARCHES, "--first", "3"),
-            *("--append-to", head.with_name("c.parquet"), "--json"),
+            *("search", serving, "--head", head, "--trajectories", SEARCHES, "--first", "30"),
+            *("--ranking", "head"),
+            *("--append-to", cache, "--json"),
         )
     assert result.returncode == 0, result.stderr
     found = [json.loads(line)["energy"] for line in result.stdout.splitlines()]
@@ -114,7 +118,7 @@ def test_scores_are_those_of_the_head(llama, encoder, states, head, file):
     assert np.abs(np.array(found) - right).max() <= 1e-4 * max(1, np.abs(right).max())
     assert searched.returncode == 0, searched.stderr
     assert json.loads(searched.stdout)["unscored"] == 0
-    assert EmbeddingCache.open(str(head.with_name("c.parquet"))).identity == encoder.identity
+    assert EmbeddingCache.open(str(cache)).identity == encoder.identity
 
 
 def test_doctor_checks_a_server(encoder):
@@ -123,7 +127,7 @@ def test_doctor_checks_a_server(encoder):
     assert result.returncode == 0, result.stderr
     for text in ["server     ebm-encode 0.1.0", "engine     an engine", "64 pass", "all good"]:
         assert text in result.stdout
-    assert f"encoder    {encoder.identity.digest()}" in result.stdout
+    assert f"encoder    {encoder.identity.digest}" in result.stdout
 
 
 def test_another_model_after_a_restart_is_reported(encoder, make_model):
@@ -133,9 +137,10 @@ def test_another_model_after_a_restart_is_reported(encoder, make_model):
         serving.encoder = other
 
     with serve(encoder, after=restart) as serving:
-        result = remote("replay", serving, "--trajectories", SEARCHES, "--theorems", "1")
+        arguments = ["--trajectories", SEARCHES, "--theorems", "4", "--threads", "1"]
+        result = remote("replay", serving, *arguments)
     assert result.returncode == 1, result.stderr
-    digests = f"identity is {other.identity.digest()}, expected {encoder.identity.digest()}"
+    digests = f"identity is {other.identity.digest}, expected {encoder.identity.digest}"
     assert "has another encoder: its " + digests in result.stderr
 
 
@@ -184,6 +189,32 @@ def test_a_form_of_states_that_the_server_does_not_take_is_refused(encoder, file
         result = remote("encode", serving, *arguments)
     assert result.returncode == 2
     assert "--state-format lean: the server's encoder takes as-given\nhint: " in result.stderr
+
+
+def with_model(kind, url, llama, file, *more):
+    """Encodes with a server of another software, and the model here."""
+    server = ["--backend", kind, "--server", url, *more]
+    arguments = ["--model-path", llama, "--states", file, "--json"]
+    return prover("encode", *server, *arguments, VIRTUAL_ENV=sys.prefix, PATH=os.environ["PATH"])
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_other_servers_are_asked_through_python(kind, stand_in, llama, states, file):
+    result = with_model(kind, stand_in.play(kind, llama), llama, file)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line)["embedding"] for line in result.stdout.splitlines()]
+    right = plain(llama, states[:40])
+    assert np.abs(np.array(rows) - right).max() / np.abs(right).max() <= 1e-5
+    assert any(request["method"] == "POST" for request in stand_in.requests())
+
+
+def test_an_old_sglang_server_has_to_be_exclusive(stand_in, llama, file):
+    url = stand_in.play("sglang-old", llama)
+    refused = with_model("sglang", url, llama, file)
+    assert refused.returncode in (1, 2)
+    assert "--server-exclusive" in refused.stderr or "server_exclusive" in refused.stderr
+    result = with_model("sglang", url, llama, file, "--server-exclusive")
+    assert result.returncode == 0, result.stderr
 
 
 SERVER = ["--server", "http://127.0.0.1:9"]

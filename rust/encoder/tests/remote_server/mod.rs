@@ -1,6 +1,8 @@
 //! A server that answers as `ebm-encode serve` does, or as told.
 #![allow(dead_code, unreachable_pub, reason = "each test takes what it needs")]
 
+pub mod calls;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
