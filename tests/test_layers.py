@@ -16,7 +16,8 @@ PACKAGE = ROOT / "python" / "ebm_encode"
 LAYERS = (
     "_core", "errors", "options", "texts", "digests", "state_formats",
     "data", "prompts", "loading", "identity", "engines",
-    "reports", "servers", "equal_embeddings", "screening", "row_checks", "encoder", "policy", "description",
+    "reports", "servers", "equal_embeddings", "screening", "row_checks", "encoder", "policy",
+    "description",
     "opening", "dataset", "bulk",
     "heads",
     "ebm_encode",  # what the package itself offers

@@ -15,16 +15,20 @@ from ebm_encode.engines.server import ServerEngine
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """An encoder's model, engine, device and software, beside its identity; JSON values only."""
     model, server = encoder.model, encoder.selection.server
-    return {
-        "model": model.name,
-        "template": encoder.prompts.template.name,
-        "state_format": encoder.state_format,
-        "engine": encoder.choice.to_json(),
-        "batches": _batches(encoder),
-        "attention": getattr(model.base.config, "_attn_implementation", None),
-        "device": model.device_name,
-        "versions": versions(),
-    } | ({"commit": model.commit} if model.commit else {}) | _backend(server)
+    return (
+        {
+            "model": model.name,
+            "template": encoder.prompts.template.name,
+            "state_format": encoder.state_format,
+            "engine": encoder.choice.to_json(),
+            "batches": _batches(encoder),
+            "attention": getattr(model.base.config, "_attn_implementation", None),
+            "device": model.device_name,
+            "versions": versions(),
+        }
+        | ({"commit": model.commit} if model.commit else {})
+        | _backend(server)
+    )
 
 
 def _backend(server: ServerEngine | None) -> dict[str, Any]:

@@ -212,7 +212,9 @@ class Encoder:
             backend, server, token=server_token, exclusive=server_exclusive
         )
         if backend != "hf" and (chosen_engine != "auto" or compile_layers == "on"):
-            raise ArgumentError(f"`engine` and `compile_layers` go with `backend` hf, not {backend}")
+            raise ArgumentError(
+                f"`engine` and `compile_layers` go with `backend` hf, not {backend}"
+            )
         model = load_model(
             model_path,
             dtype=dtype,

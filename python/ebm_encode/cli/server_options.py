@@ -40,7 +40,8 @@ class ServerOptions:
         """The values by name, as `Encoder.load` takes them."""
         if self.backend == "hf" and self.server_token_file is not None:
             raise ArgumentError(
-                "`server_token_file`: goes with a `backend` that is a server: remote, sglang or vllm"
+                "`server_token_file`: goes with a `backend` that is a server: remote, sglang or"
+                " vllm"
             )
         token = None if self.backend == "hf" else read_token(self.server_token_file)
         require_backend(self.backend, self.server, token=token, exclusive=self.server_exclusive)

@@ -72,7 +72,7 @@ class ServerEngine(ABC):
             UnsafeServerError: If a reply is wrong.
         """
 
-    def require_identity(self, identity: Identity) -> None:
+    def require_identity(self, identity: Identity) -> None:  # noqa: B027  (most cannot be asked)
         """Refuses a server that is known to be another encoder.
 
         Raises:
@@ -138,6 +138,6 @@ class ServerEngine(ABC):
             slots.slot(k)[:] = self._pooled(values) if self.gives_states else values
 
     def _pooled(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self._pooling == "last":
-            return states[-1]
-        return np.asarray(states.mean(axis=0, dtype=np.float32))
+        last = self._pooling == "last"
+        pooled: NDArray[np.float32] = states[-1] if last else states.mean(axis=0, dtype=np.float32)
+        return pooled

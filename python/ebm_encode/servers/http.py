@@ -4,6 +4,7 @@ Whatever goes wrong is a `ServerError` that names the server.
 """
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,7 @@ class ServerClient:
         self._client = httpx2.Client(
             headers=headers, timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0))
         )
+        weakref.finalize(self, self._client.close)
         self._timeout = timeout
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=_FAILURES,
@@ -132,6 +134,10 @@ class ServerClient:
     def _json(self, path: str, reply: Reply) -> Any:
         try:
             return orjson.loads(reply.content)
+        except ValueError:
+            pass
+        try:  # with the numbers that JSON lacks, which a server may write all the same
+            return json.loads(reply.content)
         except ValueError as error:
             start = reply.content[:_SHOWN].decode(errors="replace")
             raise ServerError(f"{self.url}{path}: answered what is no JSON: {start!r}") from error

@@ -47,10 +47,12 @@ class RemoteEngine(ServerEngine):
         """
         differences = identity.differences(self._remote.identity)
         if differences:
-            listed = "; ".join(f"{name}: {here} here, {there} there" for name, here, there in differences)
+            listed = "; ".join(
+                f"{name}: {here} here, {there} there" for name, here, there in differences
+            )
             raise IdentityMismatchError(
-                f"{self._url}: serves another encoder: {listed}\nhint: give the same options here as"
-                " to `ebm-encode serve`"
+                f"{self._url}: serves another encoder: {listed}\nhint: give the same options here"
+                " as to `ebm-encode serve`"
             )
 
     def describe(self) -> dict[str, Any]:

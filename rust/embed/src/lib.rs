@@ -55,7 +55,7 @@ pub use exception::PythonException;
 pub use interpreter::Interpreter;
 pub use object::ObjectEncoder;
 #[cfg(feature = "interpreter")]
-pub use options::PythonEncoderOptions;
+pub use options::{PythonEncoderOptions, PythonServer};
 #[cfg(feature = "interpreter")]
 pub use policy::PythonPolicy;
 #[cfg(feature = "interpreter")]

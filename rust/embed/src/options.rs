@@ -1,5 +1,7 @@
 //! How a model is loaded and used.
 
+use std::fmt;
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -48,6 +50,50 @@ pub struct PythonEncoderOptions {
     /// Whether the language-model head stays in memory, so that a
     /// [`PythonPolicy`](crate::PythonPolicy) can share the weights.
     pub keep_head: bool,
+    /// The server that encodes in place of the model; `None` for the model in this process.
+    pub server: Option<PythonServer>,
+}
+
+/// A server that the Python package asks: an SGLang or a vLLM server.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PythonServer {
+    backend: String,
+    url: String,
+    exclusive: bool,
+    token: Option<String>,
+}
+
+impl fmt::Debug for PythonServer {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { backend, url, exclusive, token } = self;
+        let token = token.as_ref().map(|_| "..");
+        let mut shown = f.debug_struct("PythonServer");
+        shown.field("backend", backend).field("url", url).field("exclusive", exclusive);
+        shown.field("token", &token).finish()
+    }
+}
+
+impl PythonServer {
+    /// A server of a kind, `sglang` or `vllm`, that others may use as well.
+    #[must_use]
+    pub fn new(backend: impl Into<String>, url: impl Into<String>) -> Self {
+        Self { backend: backend.into(), url: url.into(), exclusive: false, token: None }
+    }
+
+    /// Says whether nobody else uses the server.
+    #[must_use]
+    pub fn with_exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// Sets the bearer token. It is not shown by `Debug`.
+    #[must_use]
+    pub fn with_token(mut self, token: impl Into<Option<String>>) -> Self {
+        self.token = token.into();
+        self
+    }
 }
 
 /// Methods that set one field each, where `None` leaves what the package takes by default.
@@ -95,6 +141,7 @@ impl PythonEncoderOptions {
             code_revision: None,
             threads: None,
             keep_head: false,
+            server: None,
         }
     }
 
@@ -143,6 +190,13 @@ impl PythonEncoderOptions {
         self
     }
 
+    /// Sets the server that encodes.
+    #[must_use]
+    pub fn with_server(mut self, server: impl Into<Option<PythonServer>>) -> Self {
+        self.server = server.into();
+        self
+    }
+
     /// Arguments of `Encoder.load`.
     pub(crate) fn arguments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let arguments = PyDict::new(py);
@@ -178,6 +232,25 @@ impl PythonEncoderOptions {
         if let Some(layer) = self.layer {
             arguments.set_item("layer", layer)?;
         }
+        if let Some(server) = &self.server {
+            arguments.set_item("backend", &server.backend)?;
+            arguments.set_item("server", &server.url)?;
+            arguments.set_item("server_exclusive", server.exclusive)?;
+            arguments.set_item("server_token", server.token.as_deref())?;
+        }
         Ok(arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PythonEncoderOptions, PythonServer};
+
+    #[test]
+    fn debug_shows_no_token() {
+        let server = PythonServer::new("vllm", "http://h:1").with_token("s3cret".to_owned());
+        let options = PythonEncoderOptions::new("m").with_server(server);
+        let shown = format!("{options:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("http://h:1"), "{shown}");
     }
 }

@@ -5,6 +5,7 @@
 //!   batches, every embedding passes the row checks, and every caller gets its own by reference.
 //! - A [`CachedEncoder`] puts a [`Cache`](ebm_cache::Cache) in front of that, keeps what was encoded in
 //!   memory, and appends it to a file.
+//! - `remote::RemoteEncoder` (feature `remote`) is an encoder behind a server.
 //!
 //! ```
 //! use ebm_cache::Identity;
@@ -55,6 +56,8 @@ mod keep;
 mod memory;
 mod options;
 mod queue;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod statistics;
 #[cfg(feature = "test-util")]
 mod test_encoder;

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use ebm_cache::{Cache, OpenMode, RowChecker, StateKey};
-use ebm_embed::{Environment, Interpreter, PYTHON_VERSION, PythonEncoder};
+use ebm_embed::{Environment, PYTHON_VERSION};
 use ebm_encoder::Encoder;
+use serde_json::Value;
 
+use crate::backend::BackendEncoder;
 use crate::formats::overlap_lines;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
@@ -37,16 +39,19 @@ pub(crate) struct Doctor {
 
 impl Doctor {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
-        let python = self.python.start()?;
-        print_environment(python.environment(), out)?;
+        self.model.check(self.model_path.as_deref(), false)?;
+        let remote = self.model.backend.is_remote();
+        if !remote {
+            print_environment(self.python.start()?.environment(), out)?;
+        }
         if let (Some(cache), Some(states)) = (&self.cache, &self.states) {
             self.print_overlap(cache, states, out)?;
         }
-        let Some(model_path) = &self.model_path else {
+        if self.model_path.is_none() && self.model.backend.is_in_process() {
             writeln!(out, "\nall good so far; --model-path checks a model as well")?;
             return Ok(Outcome::Good);
-        };
-        let encoder = self.load(python, model_path, out)?;
+        }
+        let encoder = self.load(out)?;
         let states: Vec<String> = (0..64).map(state).collect();
         let states: Vec<&str> = states.iter().map(String::as_str).collect();
         let rows_are_right = check_rows(&encoder, &states, out)?;
@@ -76,15 +81,22 @@ impl Doctor {
         Ok(())
     }
 
-    fn load(
-        &self,
-        python: &'static Interpreter,
-        model_path: &str,
-        out: &mut impl Write,
-    ) -> anyhow::Result<PythonEncoder> {
+    fn load(&self, out: &mut impl Write) -> anyhow::Result<BackendEncoder> {
         let start = Instant::now();
-        let encoder = self.model.load(python, model_path)?;
+        let encoder = self.model.load(&self.python, self.model_path.as_deref())?;
+        if let BackendEncoder::Remote(remote) = &encoder {
+            let (took, info) = (start.elapsed(), remote.info());
+            writeln!(out, "server     ebm-encode {}, connected in {took:.1?}", info.version())?;
+            for part in ["model", "engine"] {
+                let said = info.described().get(part).map_or("?".to_owned(), shown);
+                writeln!(out, "{part:<10} {said}")?;
+            }
+            writeln!(out, "dimension  {}", encoder.dim())?;
+            writeln!(out, "encoder    {}", encoder.identity().digest())?;
+            return Ok(encoder);
+        }
         let described = encoder.describe()?;
+        let model_path = self.model_path.as_deref().unwrap_or_default();
         let text =
             |pointer: &str| described.pointer(pointer).and_then(|v| v.as_str()).unwrap_or("?");
         writeln!(out, "\nmodel      {model_path}, loaded in {:.1?}", start.elapsed())?;
@@ -107,6 +119,11 @@ fn print_environment(environment: &Environment, out: &mut impl Write) -> anyhow:
     Ok(())
 }
 
+/// What a server says: a text as it is, anything else as JSON.
+fn shown(said: &Value) -> String {
+    said.as_str().map_or_else(|| said.to_string(), str::to_owned)
+}
+
 /// States that begin alike, as the children of a node do.
 fn state(number: usize) -> String {
     format!("n : ℕ\nh : 0 < n\nih : ∀ m < n, m ^ 2 ≤ m ^ 3\n⊢ n + {number} = {number} + n")
@@ -114,7 +131,7 @@ fn state(number: usize) -> String {
 
 /// Whether all embeddings pass the row checks, and equal those at batch size 1.
 fn check_rows(
-    encoder: &PythonEncoder,
+    encoder: &BackendEncoder,
     states: &[&str],
     out: &mut impl Write,
 ) -> anyhow::Result<bool> {
@@ -156,7 +173,7 @@ fn check_rows(
 
 /// Medians of a request's time, and of the part of it that is not Python's.
 fn print_timings(
-    encoder: &PythonEncoder,
+    encoder: &BackendEncoder,
     states: &[&str],
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
@@ -165,10 +182,10 @@ fn print_timings(
         let mut rows = vec![0.0; states.len() * encoder.dim()];
         let mut times: Vec<(Duration, Duration)> = Vec::new();
         for _ in 0..CALLS {
-            let (before, start) = (encoder.time().so_far(), Instant::now());
+            let (before, start) = (encoder.in_python(), Instant::now());
             encoder.encode_into(states, &mut rows)?;
             let whole = start.elapsed();
-            let in_python = encoder.time().so_far().saturating_sub(before);
+            let in_python = encoder.in_python().saturating_sub(before);
             times.push((whole, whole.saturating_sub(in_python)));
         }
         times.sort_unstable();
@@ -176,9 +193,13 @@ fn print_timings(
         times.sort_unstable_by_key(|(_, outside)| *outside);
         let outside = times[CALLS / 2].1;
         let rate = states.len() as f64 / whole.as_secs_f64();
+        let there = match encoder.time() {
+            Some(_) => format!(", of which {outside:.1?} to get there"),
+            None => String::new(),
+        };
         writeln!(
             out,
-            "request    of {:>2} states: {whole:.1?} ({rate:.0} states/s), of which {outside:.1?} to get there",
+            "request    of {:>2} states: {whole:.1?} ({rate:.0} states/s){there}",
             states.len()
         )?;
     }

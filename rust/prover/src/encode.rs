@@ -17,8 +17,8 @@ use crate::text::{one_line, warn};
 #[derive(Debug, Args)]
 pub(crate) struct Encode {
     /// The model's folder, or its hub id.
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    model_path: String,
+    #[arg(long, value_name = "DIR_OR_HUB_ID", required_unless_present = "backend")]
+    model_path: Option<String>,
     /// A .parquet file with a column `state_pp`, a .jsonl file with a field `state_pp`, or any other
     /// file, which is one state.
     #[arg(long, value_name = "FILE")]
@@ -34,6 +34,7 @@ pub(crate) struct Encode {
 
 impl Encode {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
+        self.model.check(self.model_path.as_deref(), false)?;
         let States { mut texts, without_text } = read_states(&self.states)?;
         if without_text > 0 {
             warn(&format!("{without_text} rows without a state are skipped"));
@@ -41,7 +42,7 @@ impl Encode {
         let conversion = self.model.formats.conversion(texts.iter().map(String::as_str))?;
         texts.iter_mut().try_for_each(|state| conversion.apply(state))?;
         let states: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let encoder = self.model.load(self.python.start()?, &self.model_path)?;
+        let encoder = self.model.load(&self.python, self.model_path.as_deref())?;
         let dim = encoder.dim();
         let mut rows = vec![f32::NAN; states.len() * dim];
         let start = Instant::now();

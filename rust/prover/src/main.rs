@@ -1,5 +1,6 @@
 //! `ebm-prover`: what a prover does with ebm-encode, from the command line.
 
+mod backend;
 mod compare;
 mod doctor;
 mod encode;

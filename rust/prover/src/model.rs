@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
+use ebm_encoder::Encoder;
 
-use crate::formats::FormatArguments;
+use crate::backend::{BackendArguments, BackendEncoder};
+use crate::formats::{FormatArguments, format_of};
 
 /// Where Python is.
 #[derive(Debug, Args)]
@@ -19,6 +22,8 @@ pub(crate) struct PythonArguments {
 /// How the model is loaded and used. What is not given is as for `ebm-encode encode`.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArguments {
+    #[command(flatten)]
+    pub(crate) backend: BackendArguments,
     /// `raw`, `deepseek-prover-v2`, or a file with `{state}` in it.
     #[arg(long)]
     template: Option<String>,
@@ -72,14 +77,76 @@ impl PythonArguments {
 }
 
 impl ModelArguments {
-    pub(crate) fn load(
-        &self,
-        python: &'static Interpreter,
-        model_path: &str,
-    ) -> Result<PythonEncoder, EmbedError> {
-        PythonEncoder::load(python, &self.options(model_path))
+    /// Refuses options that do not belong together, before anything is loaded.
+    ///
+    /// `policy_model`: whether the options of a model here are (also) those of a policy.
+    pub(crate) fn check(&self, model_path: Option<&str>, policy_model: bool) -> anyhow::Result<()> {
+        let mut given = self.given();
+        if model_path.is_some() {
+            given.insert(0, "--model-path");
+        }
+        if policy_model {
+            given.clear();
+        }
+        self.backend.check(&given, model_path)
     }
 
+    /// The options that were given and that only a model in this process has.
+    fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--template", self.template.is_some()),
+            ("--dtype", self.dtype.is_some()),
+            ("--device", self.device.is_some()),
+            ("--pooling", self.pooling.is_some()),
+            ("--layer", self.layer.is_some()),
+            ("--max-length", self.max_length.is_some()),
+            ("--overlong", self.overlong.is_some()),
+            ("--max-batch-tokens", self.max_batch_tokens.is_some()),
+            ("--batch-size", self.batch_size.is_some()),
+            ("--engine", self.engine.is_some()),
+            ("--torch-threads", self.torch_threads.is_some()),
+            ("--revision", self.revision.is_some()),
+            ("--trust-remote-code", self.trust_remote_code),
+            ("--code-revision", self.code_revision.is_some()),
+        ];
+        all.into_iter().filter_map(|(option, given)| given.then_some(option)).collect()
+    }
+
+    /// Loads the model, or connects to the server that has it.
+    pub(crate) fn load(
+        &self,
+        python: &PythonArguments,
+        model_path: Option<&str>,
+    ) -> anyhow::Result<BackendEncoder> {
+        if self.backend.is_remote() {
+            return self.connect();
+        }
+        let options = self.encoder_options(self.backend.model_path(model_path)?)?;
+        Ok(BackendEncoder::Python(PythonEncoder::load(python.start()?, &options)?))
+    }
+
+    /// Connects to a server, and compares the form of states that it takes.
+    fn connect(&self) -> anyhow::Result<BackendEncoder> {
+        let encoder = self.backend.connect()?;
+        let takes = format_of(Some(encoder.identity()))?;
+        if let Some(wanted) = self.formats.option()
+            && wanted != takes.option()
+        {
+            let takes = takes.option();
+            bail!(
+                "--state-format {wanted}: the server's encoder takes {takes}\nhint: give \
+                 --state-format {takes}, or start `ebm-encode serve` with --state-format {wanted}"
+            );
+        }
+        Ok(BackendEncoder::Remote(encoder))
+    }
+
+    /// Options of the encoder: those of the model, and its server.
+    pub(crate) fn encoder_options(&self, model_path: &str) -> anyhow::Result<PythonEncoderOptions> {
+        Ok(self.options(model_path).with_server(self.backend.python_server()?))
+    }
+
+    /// Options of a model in this process.
     pub(crate) fn options(&self, model_path: &str) -> PythonEncoderOptions {
         PythonEncoderOptions::new(model_path)
             .with_template(self.template.as_deref())

@@ -38,8 +38,8 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "T.parquet", num_args = 1.., required = true)]
     trajectories: Vec<PathBuf>,
     /// The model's folder, or its hub id.
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    model_path: String,
+    #[arg(long, value_name = "DIR_OR_HUB_ID", required_unless_present = "backend")]
+    model_path: Option<String>,
     /// A cache of the same encoder, to be asked first.
     #[arg(long, value_name = "C.parquet")]
     cache: Option<PathBuf>,
@@ -82,13 +82,14 @@ struct Tally {
 
 impl Replay {
     pub(crate) fn run(&self, out: &mut impl Write, saved: &Saved) -> anyhow::Result<Outcome> {
+        self.model.check(self.model_path.as_deref(), false)?;
         let mut searches = self.searches()?;
         let open = |path| Cache::open(path, OpenMode::Auto);
         let cache = self.cache.as_ref().map(open).transpose()?;
         let printed = cache.as_ref().map(|cache| self.overlap(&searches, cache)).transpose()?;
         let tally = Tally::default();
         self.convert(&mut searches, &tally)?;
-        let encoder = self.model.load(self.python.start()?, &self.model_path)?;
+        let encoder = self.model.load(&self.python, self.model_path.as_deref())?;
         let (python_time, described, digest) =
             (encoder.time(), encoder.describe()?, encoder.identity().digest());
         let encoder = Arc::new(CachedEncoder::new(encoder, cache, self.options())?);
@@ -96,7 +97,7 @@ impl Replay {
         let bar = bar(&searches);
         let start = Instant::now();
         let walked = self.walk(&searches, &encoder, &tally, &bar);
-        let (wall, in_python) = (start.elapsed(), python_time.so_far());
+        let (wall, in_python) = (start.elapsed(), python_time.map(|time| time.so_far()));
         bar.finish_and_clear();
         walked?;
         let statistics = encoder.statistics();
@@ -251,7 +252,8 @@ struct Result {
     tally: Tally,
     statistics: CachedEncoderStatistics,
     wall: Duration,
-    in_python: Duration,
+    /// Nothing where a server encodes.
+    in_python: Option<Duration>,
     rows_in_file: Option<u64>,
     digest: String,
     /// What the cache holds of the states as they are printed.
@@ -259,8 +261,8 @@ struct Result {
 }
 
 impl Result {
-    fn python_share(&self) -> f64 {
-        self.in_python.as_secs_f64() / self.wall.as_secs_f64()
+    fn python_share(&self) -> Option<f64> {
+        Some(self.in_python?.as_secs_f64() / self.wall.as_secs_f64())
     }
 
     fn print(&self, replay: &Replay, out: &mut impl Write) -> io::Result<()> {
@@ -299,12 +301,9 @@ impl Result {
             s.encoder.shared_batches
         )?;
         writeln!(out, "latency    {:.1?} median, {:.1?} p95, {:.1?} p99", s.p50, s.p95, s.p99)?;
-        writeln!(
-            out,
-            "time       {:.1?}, {:.1} % of it in Python",
-            self.wall,
-            100.0 * self.python_share()
-        )?;
+        let share =
+            self.python_share().map(|share| format!(", {:.1} % of it in Python", 100.0 * share));
+        writeln!(out, "time       {:.1?}{}", self.wall, share.unwrap_or_default())?;
         writeln!(out, "encoder    {}", self.digest)?;
         if let (Some(rows), Some(path)) = (self.rows_in_file, &replay.append_to) {
             writeln!(out, "appended   {} now has {rows} rows", path.display())?;

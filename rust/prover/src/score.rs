@@ -31,8 +31,8 @@ pub(crate) struct Score {
     #[arg(long, value_name = "HEAD.safetensors")]
     head: PathBuf,
     /// The model's folder, or its hub id; it must be the head's encoder.
-    #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    model_path: String,
+    #[arg(long, value_name = "DIR_OR_HUB_ID", required_unless_present = "backend")]
+    model_path: Option<String>,
     /// A cache of the same encoder, to be asked first.
     #[arg(long, value_name = "C.parquet")]
     cache: Option<PathBuf>,
@@ -50,6 +50,7 @@ pub(crate) struct Score {
 
 impl Score {
     pub(crate) fn run(&self, out: &mut impl Write) -> anyhow::Result<Outcome> {
+        self.model.check(self.model_path.as_deref(), false)?;
         let conversion = self.model.formats.conversion_unseen()?;
         let scorer = self.scorer()?;
         let mut lines = NodeLines::read(self.states.as_deref())?;
@@ -81,7 +82,7 @@ impl Score {
         if let Some(cache) = &cache {
             head.require_cache(cache)?;
         }
-        let encoder = self.model.load(self.python.start()?, &self.model_path)?;
+        let encoder = self.model.load(&self.python, self.model_path.as_deref())?;
         let encoder = CachedEncoder::new(encoder, cache, CachedEncoderOptions::default())?;
         Ok(ValueScorer::new(Arc::new(encoder), head)?)
     }

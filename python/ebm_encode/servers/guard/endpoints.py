@@ -38,7 +38,7 @@ class MemoryEndpoints(ABC):
             UnsafeServerError: If it would not give memory back, or would lose its weights.
         """
 
-    def wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:  # noqa: B027  (most need not wait)
         """Waits where giving memory back while it works would end the server.
 
         Raises:
@@ -95,9 +95,9 @@ class SglangMemory(MemoryEndpoints):
         info = get("/server_info") or get("/get_server_info") or {}
         if not info.get("enable_memory_saver"):
             raise UnsafeServerError(
-                f"{self.client.url}: was started without --enable-memory-saver: it would say that it"
-                " gave memory back, and give none, or end\nhint: start it with"
-                " --enable-memory-saver, and with --enable-weights-cpu-backup to release weights too"
+                f"{self.client.url}: was started without --enable-memory-saver: it would say that"
+                " it gave memory back, and give none, or end\nhint: start it with"
+                " --enable-memory-saver; with --enable-weights-cpu-backup it releases weights too"
             )
         weights = ("weights",) if info.get("enable_weights_cpu_backup") else ()
         self._tags = ("kv_cache", *weights)
@@ -116,9 +116,7 @@ class SglangMemory(MemoryEndpoints):
 
     def release(self) -> None:
         """Releases the tags that lose nothing."""
-        self.client.post_json(
-            "/release_memory_occupation", {"tags": list(self._tags)}, retry=False
-        )
+        self.client.post_json("/release_memory_occupation", {"tags": list(self._tags)}, retry=False)
 
     def resume(self) -> None:
         """With the tags of the release: resuming anything else ends the server."""

@@ -83,11 +83,7 @@ class ServerGuard:
         try:
             endpoints.release()
             freed = self._free_memory() - before
-            if freed < self._needed:
-                raise UnsafeServerError(
-                    f"{self._url}: says that it gave memory back, and {max(0, freed) >> 20} MiB are"
-                    f" free now that were not, of {self._needed >> 20} needed"
-                )
+            self._require_freed(freed)
         except BaseException:
             # Also if the answer to the call was lost: what is known of it is the memory.
             if endpoints.resume_is_harmless or self._free_memory() - before > _NOTHING:
@@ -96,6 +92,13 @@ class ServerGuard:
             raise
         self._released = endpoints
         log.info("%s gave %d MiB back", self._url, freed >> 20)
+
+    def _require_freed(self, freed: int) -> None:
+        if freed < self._needed:
+            raise UnsafeServerError(
+                f"{self._url}: says that it gave memory back, and {max(0, freed) >> 20} MiB are"
+                f" free now that were not, of {self._needed >> 20} needed"
+            )
 
     def resume(self) -> None:
         """Has the server take its memory again, if it gave any back; returns once it answers.

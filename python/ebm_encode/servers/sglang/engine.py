@@ -138,16 +138,15 @@ class SglangEngine(ServerEngine):
         items = self._naming(lambda: items_of(reply, len(indices)))
         for i, item, own in zip(indices, items, ids, strict=True):
             try:
-                found[i] = self._naming(
-                    partial(states_of, item, sequences[i], own, self._dim)
-                )
+                found[i] = self._naming(partial(states_of, item, sequences[i], own, self._dim))
             except IncompleteReplyError as error:
                 missing[i] = str(error)
         self._require_unused()
         return missing
 
     def _first_row(self, token: int) -> NDArray[np.float32]:
-        return self._ask([np.array([token], np.uint32)])[0][0]
+        row: NDArray[np.float32] = self._ask([np.array([token], np.uint32)])[0][0]
+        return row
 
     def _require_unused(self) -> None:
         """On a version that mixes people's rows, others may be seen at work, if they are slow."""

@@ -153,8 +153,8 @@ def refusals(info: SglangInfo, *, dtype: str | None, exclusive: bool) -> list[st
     if not info.keeps_rows_apart and not exclusive:
         ends = ", and a request for states may end it" if info.may_end else ""
         found.append(
-            f"SGLang {info.version} puts rows of other people's prompts into replies, with the right"
-            f" count{ends}\nhint: SGLang {OWN_ROWS} or newer; or, if nobody else uses this server,"
+            f"SGLang {info.version} puts rows of other people's prompts into replies, with the"
+            f" right count{ends}\nhint: SGLang {OWN_ROWS} or newer; or, if nobody else uses this server,"
             " --server-exclusive"
         )
     return found

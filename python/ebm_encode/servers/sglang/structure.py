@@ -6,13 +6,14 @@ have the right count and a mean whose cosine with the right one is 0.9999 or mor
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.errors import UnsafeServerError
 
-_TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.15}
+_TOLERANCE = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.15}
 """Relative L2 by which rounding may move a token's row; foreign rows are off by about 1."""
 _MOST_UNSTABLE = 0.02
 """Share of compared rows that rounding may move further."""
@@ -51,7 +52,7 @@ class StructureCheck:
                     " token: rows are missing or another prompt's"
                 )
         order = sorted(range(len(sequences)), key=lambda i: sequences[i].tolist())
-        for i, j in zip(order, order[1:], strict=False):
+        for i, j in pairwise(order):
             self._compare(sequences[i], states[i], sequences[j], states[j])
 
     def _first_row(self, token: int) -> NDArray[np.float32]:
@@ -73,8 +74,8 @@ class StructureCheck:
         wrong = int((apart > self._tolerance).sum())
         if wrong > max(1, _MOST_UNSTABLE * shared):
             raise UnsafeServerError(
-                f"two prompts begin with the same {shared} tokens, and {wrong} of their rows differ:"
-                " rows are another prompt's"
+                f"two prompts begin with the same {shared} tokens, and {wrong} of their rows"
+                " differ: rows are another prompt's"
             )
 
 

@@ -42,8 +42,8 @@ class VllmEngine(ServerEngine):
         info = read_info(lambda path: client.get_json(path, missing_ok=True), client.url)
         if info.dtype not in (None, dtype):
             raise UnsafeServerError(
-                f"{client.url}: computes in {info.dtype}, this encoder in {dtype}\nhint: use --dtype"
-                f" {info.dtype}, or start the server with --dtype {dtype}"
+                f"{client.url}: computes in {info.dtype}, this encoder in {dtype}\nhint: use"
+                f" --dtype {info.dtype}, or start the server with --dtype {dtype}"
             )
         if info.pooling is not None and info.pooling.upper() != "MEAN":
             raise UnsafeServerError(f"{client.url}: pools by {info.pooling}\nhint: {START}")

@@ -38,9 +38,7 @@ def read_info(get: Get, where: str) -> VllmInfo:
     """
     version, models = get("/version"), get("/v1/models")
     if version is None or models is None or "version" not in version:
-        raise ServerError(
-            f"{where}: is no vLLM server: it does not answer /version and /v1/models"
-        )
+        raise ServerError(f"{where}: is no vLLM server: it does not answer /version and /v1/models")
     served = [model for model in models.get("data", []) if not model.get("parent")]
     if len(served) != 1:
         names = ", ".join(str(model.get("id")) for model in served) or "none"
@@ -48,7 +46,9 @@ def read_info(get: Get, where: str) -> VllmInfo:
     (model,) = served
     settings = get("/server_info?config_format=json") or {}
     config = settings.get("vllm_config", settings)
-    pooler = config.get("pooler_config") or config.get("model_config", {}).get("pooler_config") or {}
+    pooler = (
+        config.get("pooler_config") or config.get("model_config", {}).get("pooler_config") or {}
+    )
     dtype = str(config.get("model_config", {}).get("dtype", "")).removeprefix("torch.")
     longest = model.get("max_model_len")
     return VllmInfo(

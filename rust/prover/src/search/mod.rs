@@ -163,6 +163,8 @@ impl Search {
         saved: &Saved,
         cancel: &Cancel,
     ) -> anyhow::Result<Outcome> {
+        let model_path = self.scorer.model_path.as_deref();
+        self.model.check(model_path, self.policy.uses_model())?;
         let control = Control::new(cancel.clone());
         let options = self.options()?;
         let recording = self.recording()?.map(Arc::new);
@@ -173,7 +175,9 @@ impl Search {
         let source = self.scorer.open(self, recording.as_ref())?;
         let options = options.with_ranking(self.ranking.ranking(source.head(), source.by_rule())?);
         if options.ranking.needs_scores() && source.is_none() {
-            bail!("--ranking: needs scores\nhint: give --head and --cache, or --model-path");
+            bail!(
+                "--ranking: needs scores\nhint: give --head and --cache, --model-path or --server"
+            );
         }
         let (environment, described) = self.environment.open(self, recording.as_ref(), &control)?;
         let (proposer, policy_settings) = self.policy.open(self, recording.as_ref(), &control)?;
@@ -185,7 +189,9 @@ impl Search {
         }
         let resumed = names.len() - theorems.len();
         let printed = self.environment.printed(self, recording.as_ref());
-        let beside = proposer.beside(self.scorer.model_path.as_ref());
+        // Only an encoder in this process has weights to share.
+        let shared = self.scorer.model_path.as_ref().filter(|_| self.model.backend.is_in_process());
+        let beside = proposer.beside(shared);
         let (started, loaded) = source.start(self, saved, printed, beside)?;
         let policy = proposer.start(self, loaded)?;
         let mut searcher = Searcher::new(&*environment, &*policy, &options);

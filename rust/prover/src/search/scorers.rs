@@ -38,7 +38,7 @@ pub(super) struct ScorerArguments {
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     pub(super) model_path: Option<String>,
     /// Cache to which new embeddings are appended, crash-safe.
-    #[arg(long, value_name = "FILE.parquet", requires = "model_path")]
+    #[arg(long, value_name = "FILE.parquet")]
     append_to: Option<PathBuf>,
     /// Memory for embeddings encoded during the search, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
@@ -80,7 +80,11 @@ impl ScorerArguments {
         if let Some((name, rule)) = rule {
             return Ok(Scores::Rule { name, rule });
         }
+        let backend = &search.model.backend;
         let Some(path) = &self.head else {
+            if !backend.is_in_process() {
+                bail!("--backend: serves a head\nhint: give --head HEAD.safetensors");
+            }
             if self.cache.is_some() || (self.model_path.is_some() && !search.policy.uses_model()) {
                 bail!("--cache and --model-path: serve a head\nhint: give --head HEAD.safetensors");
             }
@@ -92,8 +96,12 @@ impl ScorerArguments {
         if let Some(cache) = &cache {
             head.require_cache(cache)?;
         }
-        if cache.is_none() && self.model_path.is_none() {
+        let encodes = self.model_path.is_some() || backend.is_remote();
+        if cache.is_none() && !encodes {
             bail!("--head: needs embeddings\nhint: give --cache, --model-path, or both");
+        }
+        if self.append_to.is_some() && !encodes {
+            bail!("--append-to: there are no new embeddings\nhint: give --model-path or --server");
         }
         let digest = ebm_cache::storage::read_file(path)?
             .map(|bytes| blake3::hash(&bytes).to_hex()[..32].to_owned());
@@ -149,18 +157,22 @@ impl Scores {
             options = options.with_append_to(output);
         }
         let mut policy = None;
-        let encoder = if let Some(model) = &arguments.model_path {
-            let wanted = search.model.options(model).with_keep_head(beside.is_some());
-            let encoder = PythonEncoder::load(search.python.start()?, &wanted)?;
-            if let Some(options) = beside {
-                policy = Some(PythonPolicy::beside(&encoder, options.clone())?);
+        let encoder: Box<dyn Encoder> = match &arguments.model_path {
+            _ if search.model.backend.is_remote() => {
+                Box::new(search.model.load(&search.python, None)?)
             }
-            CachedEncoder::new(encoder, cache, options)?
-        } else {
-            let encoder = CacheOnly { dim: head.dim(), identity: head.identity().clone() };
-            CachedEncoder::new(encoder, cache, options)?
+            Some(model) => {
+                let wanted = search.model.encoder_options(model)?;
+                let wanted = wanted.with_keep_head(beside.is_some());
+                let encoder = PythonEncoder::load(search.python.start()?, &wanted)?;
+                if let Some(options) = beside {
+                    policy = Some(PythonPolicy::beside(&encoder, options.clone())?);
+                }
+                Box::new(encoder)
+            }
+            None => Box::new(CacheOnly { dim: head.dim(), identity: head.identity().clone() }),
         };
-        let encoder = Arc::new(encoder);
+        let encoder = Arc::new(CachedEncoder::new(encoder, cache, options)?);
         saved.watch(&encoder);
         let wanted = format_of(Some(encoder.identity()))?;
         let scorer = ValueScorer::new(encoder, *head)?;
@@ -220,7 +232,7 @@ impl Encoder for CacheOnly {
     }
 
     fn encode_into(&self, states: &[&str], _rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
-        let reason = "is not in the cache, and there is no --model-path to encode it";
+        let reason = "is not in the cache, and there is no --model-path or --server to encode it";
         let missing = || Err(NoEmbedding::Failed { reason: reason.to_owned() });
         Ok(states.iter().map(|_| missing()).collect())
     }
