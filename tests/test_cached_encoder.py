@@ -230,10 +230,11 @@ def test_that_a_prompt_was_cut_is_reported(llama):
     encoder = CachedEncoder(Encoder.load(llama, max_length=8, overlong="truncate"))
     long = ["n m k : ℕ\nh : n < m\n⊢ n < m + 1", "n m k : ℕ\nh : n < m\n⊢ n < m + 2"]
     reported = encoder.encode_reported(["⊢ a", *long])
-    assert [(row.shape, truncated) for row, _, truncated in reported] == [
+    assert [(row.shape, truncated) for row, _, truncated, _ in reported] == [
         ((encoder.dim,), False), ((encoder.dim,), True), ((encoder.dim,), True),
     ]  # fmt: skip
-    assert all(tokens > 8 for _, tokens, _ in reported[1:])
+    assert all(tokens > 8 for _, tokens, *_ in reported[1:])
+    assert reported[0][3] != reported[1][3] == reported[2][3]
     assert (reported[1][0] == reported[2][0]).all(), "the same tokens are left of both"
     assert encoder.statistics()["truncated"] == 2
 

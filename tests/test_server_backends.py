@@ -7,9 +7,8 @@ import pytest
 import torch
 import transformers
 
-from ebm_encode.cli import main
 from ebm_encode.encoder import Encoder
-from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
+from ebm_encode.errors import ServerError, UnsafeServerError
 from servers.stand_in import replies, sglang_defects, vllm
 
 SELF_TEST_REQUESTS = 12
@@ -108,9 +107,9 @@ SEEN_BY_VLLM = sorted({*vllm.EACH, *vllm.WHOLE, *replies.OF_CONNECTIONS})
 )
 def test_no_defect_makes_a_wrong_embedding(stand_in, llama64, some, truth, kind, defect, after):
     url = stand_in.play(kind, llama64, defect=defect, after=after, seconds=0.5)
+    found, refused = None, ""
     try:
         found = load(kind, llama64, url).encode(some)
     except (ServerError, UnsafeServerError) as error:
-        assert url in str(error)
-    else:
-        assert near(found, truth)
+        refused = str(error)
+    assert url in refused if found is None else near(found, truth)

@@ -1,6 +1,7 @@
 """Checked embeddings of proof states, and energy heads that score them.
 
-The readers load without torch; `Encoder` and `EmbeddingDataset` bring it in on first use.
+The readers and `RemoteEncoder` load without torch; `Encoder` and `EmbeddingDataset` bring it in on
+first use.
 """
 
 import os
@@ -15,6 +16,7 @@ from ebm_encode.opening import open_cache
 if TYPE_CHECKING:
     from ebm_encode.dataset import EmbeddingDataset
     from ebm_encode.encoder import Encoder
+    from ebm_encode.servers.remote import RemoteEncoder
 
 __all__ = [
     "EbmEncodeError",
@@ -24,6 +26,7 @@ __all__ = [
     "EnergyHead",
     "Identity",
     "MappedCache",
+    "RemoteEncoder",
     "__version__",
     "open_cache",
 ]
@@ -48,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from ebm_encode.encoder import Encoder  # noqa: PLC0415
 
         return Encoder
+    if name == "RemoteEncoder":
+        from ebm_encode.servers.remote import RemoteEncoder  # noqa: PLC0415
+
+        return RemoteEncoder
     if name == "EmbeddingDataset":
         from ebm_encode.dataset import EmbeddingDataset  # noqa: PLC0415
 

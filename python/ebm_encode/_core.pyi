@@ -311,11 +311,12 @@ class CachedEncoder:
         """
     def encode_reported(
         self, states: list[str], *, timeout: float | None = None
-    ) -> list[tuple[NDArray[np.float32] | NoEmbedding, int | None, bool | None]]:
-        """The same, each with the prompt's length in tokens before any cut, and whether it was cut.
+    ) -> list[tuple[NDArray[np.float32] | NoEmbedding, int | None, bool | None, int | None]]:
+        """The same, each with the prompt's length in tokens before any cut, cut or not, and digest.
 
-        Both are `None` where there is no embedding, or where it comes from the cache, which does
-        not record them.
+        The digest is that of `RowReport.token_digest`. All three are `None` where there is no
+        embedding, but the length of a prompt that is too long; and where the embedding comes from
+        the cache, which does not record them.
         """
     def get(self, state: str) -> NDArray[np.float32] | None:
         """The embedding of a state that is known already; nothing is encoded."""

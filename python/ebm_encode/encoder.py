@@ -4,7 +4,7 @@ Knows nothing of files other than the model's.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -404,6 +404,41 @@ class Encoder:
                 why = f"not in the format {self.state_format}: {reason}"
                 reports[i] = RowReport("other_format", 0, reason=why)
         note_same(texts, tokens, reports)
+        self._fill(texts, tokens, out, reports)
+        return reports
+
+    def encode_tokens_into(
+        self, sequences: Sequence[NDArray[np.uint32]], out: NDArray[np.float32]
+    ) -> list[RowReport]:
+        """As `encode_into`, of token ids: they are used as they are, without template or cut.
+
+        Args:
+            sequences: Token ids, uint32 `[length]` each.
+            out: float32 `[len(sequences), dim]`, C order, writeable.
+
+        Returns:
+            One report per sequence.
+
+        Raises:
+            ArgumentError: If `out` is of another shape, dtype or order.
+            ModelError: As of `encode_into`.
+        """
+        self._require_out(len(sequences), out)
+        self.require_finite()
+        tokens = Tokens.of([np.ascontiguousarray(own, dtype=np.uint32) for own in sequences])
+        reports = self.screen(tokens)
+        # The row checks know states by their texts: equal sequences are one.
+        self._fill([own.tobytes().hex() for own in sequences], tokens, out, reports)
+        return reports
+
+    def _fill(
+        self,
+        texts: Sequence[str],
+        tokens: Tokens,
+        out: NDArray[np.float32],
+        reports: list[RowReport],
+    ) -> None:
+        """Runs what was found usable, checks it, and completes the reports."""
         usable = [i for i, report in enumerate(reports) if report.status == "ok"]
         selected = tokens.select(usable)
         for done in self.runner.run(selected, OutputSlots(out, usable)):
@@ -415,7 +450,6 @@ class Encoder:
                 reports[i] = replace(report, token_digest=digest_tokens(self.classes.of(tokens[i])))
             else:
                 out[i] = np.nan
-        return reports
 
     def screen(self, tokens: Tokens) -> list[RowReport]:
         """What can be said of each sequence before it is run."""

@@ -19,6 +19,7 @@ Status = Literal[
     "unknown_token",
     "not_text",
     "other_format",
+    "failed",
 ]
 
 
@@ -33,7 +34,8 @@ class RowReport:
             the model has no embedding for.
             `out_of_memory`: the state does not fit the memory even at batch size 1.
             `not_text`: it is no `str`, or has half of a surrogate pair.
-            `other_format`: it is not in the printed form that the encoder takes.
+            `other_format`: it is not in the printed form that the encoder takes. `failed`: a server
+        says no more than the reason.
         tokens: Length of its prompt before any cut.
         truncated: Whether the prompt was cut.
         reason: Why, where the status is not `ok`.

@@ -27,6 +27,7 @@ from ebm_encode.cli.evaluate_head import evaluate_head
 from ebm_encode.cli.inspect import inspect
 from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
+from ebm_encode.cli.serve import serve
 from ebm_encode.cli.train_head import train_head
 from ebm_encode.errors import EbmEncodeError
 
@@ -49,7 +50,7 @@ app = cyclopts.App(
     An embedding is the mean-pooled last hidden state. `encode` writes a Parquet cache of them, and
     `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
     row, `compact` merges many parts into one. `train-head` trains an energy head on a cache and
-    recorded searches, and `evaluate-head` shows what it is worth.
+    recorded searches, and `evaluate-head` shows what it is worth. `serve` embeds over HTTP.
     """,
     version=__version__,
     console=_Output(),
@@ -60,7 +61,7 @@ app = cyclopts.App(
 )
 COMMANDS = {
     own.__name__.replace("_", "-"): own
-    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head)
+    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head, serve)
 }
 for _name, _command in COMMANDS.items():
     app.command(_command, name=_name)

@@ -21,6 +21,12 @@ impl TokenDigest {
         Self(digest)
     }
 
+    /// The number.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+
     /// The digest of some token ids.
     #[must_use]
     pub fn of(tokens: &[u32]) -> Self {

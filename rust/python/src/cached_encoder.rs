@@ -11,6 +11,7 @@ use ebm_cache::Cache;
 use ebm_embed::ObjectEncoder;
 use ebm_encoder::{
     CachedAnswer, CachedEncoder, CachedEncoderOptions, CoalescerOptions, EncoderError, NoEmbedding,
+    TokenDigest,
 };
 use numpy::PyArray1;
 use pyo3::exceptions::{PyTimeoutError, PyTypeError};
@@ -257,8 +258,8 @@ impl PyCachedEncoder {
     }
 }
 
-/// An embedding or a `NoEmbedding`, the length of its prompt, and whether it was cut.
-type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>);
+/// An embedding or a `NoEmbedding`, the length of its prompt, whether it was cut, and its token digest.
+type Reported<'py> = (Bound<'py, PyAny>, Option<usize>, Option<bool>, Option<u64>);
 
 fn take(encoder: &Slot) -> Option<Arc<CachedEncoder>> {
     encoder.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -287,14 +288,18 @@ fn report_each<'py>(
     let reported = (0..texts.len()).map(|i| {
         if let Some(reason) = wrong.remove(&i) {
             let none = Bound::new(py, PyNoEmbedding { why: Why::NotText(reason) })?.into_any();
-            return Ok((none, None, None));
+            return Ok((none, None, None, None));
         }
         let too_few = || encoding_error("the encoder answered for too few states");
         let answer = answers.next().ok_or_else(too_few)?;
         let prompt = answer.as_ref().ok().and_then(|embedding| embedding.prompt()).copied();
-        let tokens = prompt.map(|prompt| prompt.tokens);
+        let tokens = match &answer {
+            Err(NoEmbedding::TooLong { tokens }) => Some(*tokens),
+            _ => prompt.map(|prompt| prompt.tokens),
+        };
         let truncated = prompt.map(|prompt| prompt.truncated);
-        Ok((row_or_reason(py, answer)?, tokens, truncated))
+        let digest = prompt.and_then(|prompt| prompt.digest).map(TokenDigest::value);
+        Ok((row_or_reason(py, answer)?, tokens, truncated, digest))
     });
     reported.collect()
 }

@@ -154,7 +154,7 @@ def refusals(info: SglangInfo, *, dtype: str | None, exclusive: bool) -> list[st
         ends = ", and a request for states may end it" if info.may_end else ""
         found.append(
             f"SGLang {info.version} puts rows of other people's prompts into replies, with the"
-            f" right count{ends}\nhint: SGLang {OWN_ROWS} or newer; or, if nobody else uses this server,"
+            f" right count{ends}\nhint: SGLang {OWN_ROWS} or newer; or, if nobody else uses it,"
             " --server-exclusive"
         )
     return found

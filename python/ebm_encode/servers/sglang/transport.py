@@ -1,7 +1,6 @@
 """How a SGLang server is reached: over HTTP, or as an engine in this process."""
 
 import importlib.metadata
-from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import Any, Protocol
 
@@ -14,7 +13,6 @@ class Transport(Protocol):
 
     Attributes:
         where: The server, for errors.
-        post: Sends a body to `/generate` and returns the reply.
     """
 
     where: str
@@ -81,14 +79,12 @@ class InProcess:
         settings: dict[str, Any] = (
             asdict(arguments) if is_dataclass(arguments) else dict(vars(arguments))  # type: ignore[arg-type]
         )
-        answers: dict[str, Callable[[], dict[str, Any]]] = {
-            "/model_info": lambda: {
-                "model_path": settings.get("model_path"),
-                "is_generation": not settings.get("is_embedding"),
-            },
-            "/server_info": lambda: settings | {"version": importlib.metadata.version("sglang")},
-        }
-        return answers[path]() if path in answers else None
+        if path == "/model_info":
+            generates = not settings.get("is_embedding")
+            return {"model_path": settings.get("model_path"), "is_generation": generates}
+        if path == "/server_info":
+            return settings | {"version": importlib.metadata.version("sglang")}
+        return None
 
     def generate(self, body: dict[str, Any]) -> Any:
         """The engine's answer.

@@ -81,8 +81,8 @@ class VllmEngine(ServerEngine):
         reply = self._client.post("/v1/embeddings", body)
         try:
             return _embeddings(reply, [len(s) for s in sequences], self._dim)
-        except UnsafeServerError as error:
-            raise UnsafeServerError(
+        except (ServerError, UnsafeServerError) as error:
+            raise type(error)(
                 f"{self._client.url} (vLLM {self.info.version}): {error}; no embedding of this"
                 " request was used\nhint: `ebm-encode doctor --server` tells what is wrong"
             ) from error
@@ -103,8 +103,7 @@ def _embeddings(reply: Reply, lengths: Sequence[int], dim: int) -> list[NDArray[
         places = {entry["index"]: entry for entry in entries}
     except (KeyError, ValueError, TypeError) as error:
         raise ServerError(
-            "a reply has no metadata of its rows\nhint: vLLM 0.12 or newer, with encoding_format"
-            " bytes"
+            "a reply has no metadata of its rows, as encoding_format bytes gives in 2026"
         ) from error
     if sorted(places) != list(range(len(lengths))) or len(entries) != len(lengths):
         raise UnsafeServerError(f"answered {len(entries)} of {len(lengths)} prompts")

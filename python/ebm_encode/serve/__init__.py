@@ -1,0 +1,1 @@
+"""`ebm-encode serve`: embeddings over HTTP."""

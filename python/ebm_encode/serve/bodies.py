@@ -1,0 +1,143 @@
+"""What requests and replies hold, as the OpenAPI document describes it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+
+TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+
+
+class EncodeRequest(BaseModel):
+    """States to encode: texts, or their token ids, which are used as they are."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"texts": ["n : ℕ\n⊢ n + 0 = n"]}]}
+    )
+
+    texts: list[StrictStr] | None = None
+    tokens: list[list[TokenId]] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "EncodeRequest":
+        if (self.texts is None) == (self.tokens is None):
+            raise ValueError("expected either texts or tokens")
+        return self
+
+
+class Item(BaseModel):
+    """What became of one state."""
+
+    status: str = Field(description="`ok`, or why there is no embedding")
+    tokens: int = Field(description="Length of the prompt before any cut; 0 where not known")
+    truncated: bool
+    token_digest: str | None = Field(description="States with equal ones may have equal embeddings")
+    reason: str
+    embedding: list[float] | None
+
+
+class EncodeReply(BaseModel):
+    """Embeddings in the order of the states."""
+
+    identity: str = Field(description="Digest of the encoder's identity")
+    instance: str = Field(description="Another one after each start of the server")
+    dim: int
+    items: list[Item]
+
+
+class EmbeddingsRequest(BaseModel):
+    """A request as to OpenAI's `/v1/embeddings`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: StrictStr | list[StrictStr] | list[TokenId] | list[list[TokenId]]
+    model: StrictStr
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: StrictInt | None = Field(default=None, ge=1)
+    user: StrictStr | None = None
+
+
+class OpenAIEmbedding(BaseModel):
+    """One embedding."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or little-endian float32 in base64")
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts, before any cut."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsReply(BaseModel):
+    """An answer as of OpenAI's `/v1/embeddings`."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """The model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: Literal["ebm-encode"] = "ebm-encode"
+
+
+class Models(BaseModel):
+    """An answer as of OpenAI's `/v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """Whether requests are taken."""
+
+    status: Literal["ready", "loading", "stopping", "failed"]
+    reason: str = ""
+
+
+class Limits(BaseModel):
+    """What the server takes."""
+
+    max_texts: int
+    max_body_bytes: int
+    max_tokens: int | None = Field(description="Longest prompt; null: any")
+    queue_texts: int
+    timeout_seconds: float
+
+
+class Info(BaseModel):
+    """What the server is."""
+
+    software: Literal["ebm-encode"] = "ebm-encode"
+    version: str
+    instance: str
+    identity: dict[str, Any]
+    identity_digest: str
+    dim: int
+    model: str
+    engine: str
+    state_format: str
+    limits: Limits
+    versions: dict[str, str]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: str
+    hint: str | None = None
+
+
+class Error(BaseModel):
+    """The body of every answer other than 200."""
+
+    error: ErrorBody

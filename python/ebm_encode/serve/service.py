@@ -1,0 +1,266 @@
+"""The encoder behind a server: loaded in a thread, shared by all requests."""
+
+import asyncio
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from ebm_encode._core import CachedEncoder, EmbeddingCache, MappedCache, NoEmbedding
+from ebm_encode.description import versions
+from ebm_encode.encoder import Encoder
+from ebm_encode.errors import EbmEncodeError, EncodingError, one_line
+from ebm_encode.serve.bodies import Info, Limits
+from ebm_encode.serve.failures import RequestError
+from ebm_encode.serve.forms import Encoded, Origin
+from ebm_encode.serve.metrics import Metrics
+from ebm_encode.serve.options import ServeOptions
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "stopping", "failed"]
+Loader = Callable[[], tuple[Encoder, EmbeddingCache | MappedCache | None]]
+
+_THREADS = 512
+"""Requests that wait at the same time, at most; each wait takes a thread, and no core."""
+_FAILURES = 3
+"""So many requests that fail one after another for reasons of the encoder end the server."""
+_STATUSES = {"too_long": "overlong"}
+"""Statuses by the kinds of `NoEmbedding` that are called otherwise."""
+
+
+class Service:
+    """One encoder, its queue, and what is counted.
+
+    Args:
+        options: Limits.
+        load: Makes the encoder, and the cache in front of it.
+        append_to: A cache to which new embeddings are appended.
+
+    Attributes:
+        options: As given.
+        metrics: The counters.
+        state: Whether requests are taken.
+        failure: Why not, if it failed.
+        stop: Called when it failed; set by whoever runs the server.
+    """
+
+    def __init__(
+        self, options: ServeOptions, load: Loader, *, append_to: str | None = None
+    ) -> None:
+        self.options = options
+        self.metrics = Metrics(lambda: self._waiting)
+        self.state: State = "loading"
+        self.failure: Exception | None = None
+        self.stop: Callable[[], None] = lambda: None
+        self._load = load
+        self._append_to = append_to
+        self._instance = uuid.uuid4().hex
+        self._encoder: Encoder | None = None
+        self._cached: CachedEncoder | None = None
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
+        self._tokens_lock = threading.Lock()
+        self._waiting = 0
+        self._failures = 0
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder.
+
+        Raises:
+            RequestError: If requests are not taken now.
+        """
+        if self._encoder is None or self.state != "ready":
+            message = {
+                "loading": "the model is being loaded",
+                "stopping": "the server is stopping",
+            }.get(self.state, f"the encoder failed: {self.failure}")
+            raise RequestError(503, self.state, message, {"retry-after": "5"})
+        return self._encoder
+
+    @property
+    def origin(self) -> Origin | None:
+        """What answers say of the encoder; `None` until it is loaded."""
+        encoder = self._encoder
+        return None if encoder is None else Origin(encoder.identity.digest, self._instance)
+
+    def start(self) -> None:
+        """Loads the encoder in a thread."""
+        threading.Thread(target=self._begin, name="load", daemon=True).start()
+
+    def finish(self) -> int | None:
+        """Saves what is appended; returns the number of rows of that cache, if there is one."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._cached is None or self._encoder is None:
+            return None
+        made = {"command": "serve", "model": self._encoder.model.name, "versions": versions()}
+        return self._cached.finish(made)
+
+    async def encode(
+        self, texts: Sequence[str] | None, tokens: Sequence[list[int]] | None
+    ) -> Encoded:
+        """The embeddings of some states, once the batch that they are in is done.
+
+        Args:
+            texts: The states.
+            tokens: Their token ids, if not their texts.
+
+        Raises:
+            RequestError: If there are too many, too much waits, it takes too long, or the encoder
+                fails.
+        """
+        encoder, count = self.encoder, len(texts if texts is not None else tokens or [])
+        self._admit(count)
+        self._waiting += count
+        loop = asyncio.get_running_loop()
+        try:
+            if texts is not None:
+                work = loop.run_in_executor(self._threads, self._encode_texts, texts)
+            else:
+                work = loop.run_in_executor(
+                    self._threads, self._encode_tokens, encoder, tokens or []
+                )
+            # Work goes on in its thread if the request is cancelled; it counts until then.
+            work.add_done_callback(lambda _: self._leave(count))
+        except BaseException:
+            self._leave(count)
+            raise
+        try:
+            found = await asyncio.shield(work)
+        except TimeoutError as error:
+            raise RequestError(
+                504, "timeout", f"not encoded within {self.options.timeout:g} s"
+            ) from error
+        except EbmEncodeError as error:
+            self._note_failure(error)
+            raise
+        self._failures = 0
+        self.metrics.count_outcomes(found.statuses, sum(found.tokens))
+        return found
+
+    def info(self) -> Info:
+        """What the server is."""
+        encoder, options = self.encoder, self.options
+        return Info(
+            version=versions()["ebm_encode"],
+            instance=self._instance,
+            identity=json.loads(encoder.identity.to_json()),
+            identity_digest=encoder.identity.digest,
+            dim=encoder.dim,
+            model=encoder.model.name,
+            engine=encoder.choice.engine.name,
+            state_format=encoder.state_format,
+            limits=Limits(
+                max_texts=options.max_texts,
+                max_body_bytes=options.max_body_bytes,
+                max_tokens=encoder.prompts.max_length,
+                queue_texts=options.queue_texts,
+                timeout_seconds=options.timeout,
+            ),
+            versions=versions(),
+        )
+
+    def _begin(self) -> None:
+        try:
+            encoder, cache = self._load()
+            encoder.require_finite()
+            self._cached = CachedEncoder(
+                encoder,
+                cache,
+                max_wait=self.options.wait,
+                max_states=self.options.batch_states,
+                memory_bytes=self.options.memory_bytes,
+                append_to=self._append_to,
+            )
+        except Exception as error:  # noqa: BLE001  (it is told, and ends the server)
+            self._fail(error)
+            return
+        self.metrics.follow(self._cached.statistics)
+        self._encoder = encoder
+        self.state = "ready"
+        log.info("ready: engine %s (%s)", encoder.choice.engine.name, encoder.choice.reason)
+
+    def _fail(self, error: Exception) -> None:
+        self.failure, self.state = error, "failed"
+        self.stop()
+
+    def _note_failure(self, error: Exception) -> None:
+        """A model that does not run any more fails on every request."""
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._fail(error)
+
+    def _admit(self, count: int) -> None:
+        options = self.options
+        if count > options.max_texts:
+            raise RequestError(
+                413,
+                "too_many_texts",
+                f"{count} states in a request, and {options.max_texts} are allowed\nhint: send"
+                " several requests",
+            )
+        if self._waiting + count > options.queue_texts:
+            self.metrics.rejected.labels("queue").inc()
+            raise RequestError(
+                429,
+                "queue_full",
+                f"{self._waiting} states wait, and {options.queue_texts} may",
+                {"retry-after": "1"},
+            )
+
+    def _leave(self, count: int) -> None:
+        self._waiting -= count
+
+    def _encode_texts(self, texts: Sequence[str]) -> Encoded:
+        assert self._cached is not None
+        assert self._encoder is not None
+        reported = self._cached.encode_reported([*texts], timeout=self.options.timeout)
+        out = np.full((len(texts), self._encoder.dim), np.nan, np.float32)
+        statuses, reasons = [], []
+        for row, (found, *_) in zip(out, reported, strict=True):
+            if isinstance(found, NoEmbedding):
+                if found.kind == "error":
+                    raise EncodingError(found.reason)
+                statuses.append(_STATUSES.get(found.kind, found.kind))
+                reasons.append(found.reason)
+                continue
+            row[:] = found
+            statuses.append("ok")
+            reasons.append("")
+        return Encoded(
+            embeddings=out,
+            statuses=statuses,
+            tokens=[tokens or 0 for _, tokens, *_ in reported],
+            truncated=[bool(truncated) for _, _, truncated, _ in reported],
+            digests=[digest for *_, digest in reported],
+            reasons=reasons,
+        )
+
+    def _encode_tokens(self, encoder: Encoder, tokens: Sequence[list[int]]) -> Encoded:
+        out = np.empty((len(tokens), encoder.dim), np.float32)
+        if not self._tokens_lock.acquire(timeout=self.options.timeout):
+            raise TimeoutError
+        try:
+            reports = encoder.encode_tokens_into(
+                [np.asarray(ids, np.uint32) for ids in tokens], out
+            )
+        finally:
+            self._tokens_lock.release()
+        return Encoded(
+            embeddings=out,
+            statuses=[report.status for report in reports],
+            tokens=[report.tokens for report in reports],
+            truncated=[report.truncated for report in reports],
+            digests=[report.token_digest for report in reports],
+            reasons=[report.reason for report in reports],
+        )
+
+
+def failure_text(error: Exception) -> str:
+    """What ended the server, for its log."""
+    return str(error) if isinstance(error, EbmEncodeError) else one_line(error)
