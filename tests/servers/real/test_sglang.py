@@ -171,12 +171,12 @@ def test_a_cache_made_with_it_has_the_embeddings_of_plain_transformers(
         np.testing.assert_allclose(found[text], reference.mean(i), atol=2e-5)
 
 
-def test_without_the_cure_no_embedding_comes(server, served_model, note):
+def test_without_the_cure_no_embedding_comes(server, served_model, many, note):
     with (
         changed(server.url, request=without_cure) as url,
         pytest.raises(ServerError, match="only a part") as error,
     ):
-        Encoder.load(served_model, backend="sglang", server=url, dtype="float32")
+        Encoder.load(served_model, backend="sglang", server=url, dtype="float32").encode(many)
     note(f"ebm-encode with SGLang 0.5.23, its cure taken out of requests: {error.value}")
 
 
