@@ -317,6 +317,8 @@ def test_memory_is_released_or_only_said_to_be(
     assert (stand_in.status()["free_memory"] > before) is freed
     if kind == "vllm":
         assert get(url + "/is_sleeping").json() == {"is_sleeping": True}
+        with pytest.raises(httpx2.ReadTimeout):
+            post(url, "/v1/embeddings", {"input": [IDS[0]]}, timeout=0.5)
     assert post(url, pair[1], {}).status_code == 200
     assert stand_in.status()["free_memory"] == before
 

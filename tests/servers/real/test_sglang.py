@@ -26,8 +26,8 @@ def server(start, served_model):
 
 @pytest.fixture(scope="module")
 def small_chunks(start, served_model):
-    """One that was given no dtype, and prefills 64 tokens at a time."""
-    with start("sglang", served_model, *SGLANG, "--chunked-prefill-size", "64") as found:
+    """One that was given no dtype, and prefills 512 tokens at a time."""
+    with start("sglang", served_model, *SGLANG, "--chunked-prefill-size", "512") as found:
         yield found
 
 
@@ -118,15 +118,22 @@ def test_dtype_is_auto_where_none_was_given(small_chunks, note):
 def test_a_prompt_longer_than_the_chunk_comes_without_its_first_chunks(
     small_chunks, asked, reference, note
 ):
-    long = next(i for i in SHORT if len(reference.ids[i]) > 70)
+    long = 8
     _, items = asked([long], at=small_chunks, **LOGPROBS)
     (rows,) = [prefill(item) for item in items]
-    assert len(rows) == len(reference.ids[long]) % 64
-    assert items[0]["meta_info"]["cached_tokens"] == 0
     whole = len(reference.ids[long])
-    note(f"SGLang 0.5.23, --chunked-prefill-size 64: {len(rows)} rows of {whole}, cached_tokens 0")
-    own = reference.states[long][-len(rows) :]
-    note(f"  its values are {'equal to' if near(rows, own) else 'unlike'} those of float32")
+    assert len(rows) == whole % 512
+    assert items[0]["meta_info"]["cached_tokens"] == 0
+    note(f"SGLang 0.5.23, --chunked-prefill-size 512: {len(rows)} rows of {whole}, cached_tokens 0")
+
+
+def test_a_float32_model_without_dtype_runs_in_float16(small_chunks, asked, reference, note):
+    _, items = asked([0], at=small_chunks, **LOGPROBS)
+    (rows,) = [prefill(item) for item in items]
+    apart = float(np.abs(rows - reference.states[0]).max())
+    assert np.array_equal(rows, rows.astype(np.float16).astype(np.float32))
+    assert not near(rows, reference.states[0])
+    note(f"  float32 model: its states are values of float16, up to {apart:.0e} from float32")
 
 
 # This package's client
@@ -150,7 +157,7 @@ def test_a_cache_made_with_it_has_the_embeddings_of_plain_transformers(
     server, served_model, run_cli, reference, tmp_path
 ):
     source, output = tmp_path / "states.jsonl", tmp_path / "out.parquet"
-    source.write_text("".join(json.dumps({"state": t}) + "\n" for t in reference.texts))
+    source.write_text("".join(json.dumps({"state_pp": t}) + "\n" for t in reference.texts))
     code, out, err = run_cli(
         "encode",
         *("--model-path", served_model, "--trajectories", source, "--output", output),
@@ -164,12 +171,12 @@ def test_a_cache_made_with_it_has_the_embeddings_of_plain_transformers(
         np.testing.assert_allclose(found[text], reference.mean(i), atol=2e-5)
 
 
-def test_without_the_cure_no_embedding_comes(server, served_model, note):
+def test_without_the_cure_no_embedding_comes(server, served_model, many, note):
     with (
         changed(server.url, request=without_cure) as url,
         pytest.raises(ServerError, match="only a part") as error,
     ):
-        Encoder.load(served_model, backend="sglang", server=url, dtype="float32")
+        Encoder.load(served_model, backend="sglang", server=url, dtype="float32").encode(many)
     note(f"ebm-encode with SGLang 0.5.23, its cure taken out of requests: {error.value}")
 
 
@@ -183,10 +190,10 @@ def test_prompts_beyond_the_chunk_are_right_all_the_same(
     small_chunks, served_model, reference, note
 ):
     """Its dtype is float16, though it says auto; longer prompts go to the encoder's own model."""
-    assert max(map(len, reference.ids)) > 64
+    assert max(map(len, reference.ids)) > 512
     encoder = Encoder.load(served_model, backend="sglang", server=small_chunks.url, dtype="float16")
     got = encoder.encode(reference.texts)
     wanted = np.stack([reference.mean(i) for i in range(len(reference.texts))])
     apart = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-    note(f"ebm-encode in float16, SGLang 0.5.23 in chunks of 64: within {apart.max():.1e} (L2)")
+    note(f"ebm-encode in float16, SGLang 0.5.23 in chunks of 512: within {apart.max():.1e} (L2)")
     assert apart.max() < 5e-3

@@ -48,6 +48,7 @@ class Settings:
         memory_saver: `--enable-memory-saver` or `--enable-sleep-mode`: memory can be released.
         cpu_backup: `--enable-weights-cpu-backup` (SGLang).
         running: What the server says of its running requests.
+        settling: Replies of `/get_load` after a request that still count it (0.4.9).
         pooling: "mean" or "last" (vLLM).
         normalize: Whether vectors have norm 1 where the request does not say.
         dev_mode: `VLLM_SERVER_DEV_MODE=1` (vLLM).
@@ -70,6 +71,7 @@ class Settings:
     memory_saver: bool = False
     cpu_backup: bool = False
     running: int = 0
+    settling: int = 0
     pooling: str = "mean"
     normalize: bool = False
     dev_mode: bool = False

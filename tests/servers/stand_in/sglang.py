@@ -30,6 +30,7 @@ class Sglang:
         self.cached: dict[str, list[list[int]]] = {"": [list(ids) for ids in settings.warm]}
         self.released: set[str] = set()
         self.asked = 0
+        self.unsettled = 0
         self.lock = threading.Lock()
 
     def answer(self, method: str, path: str, _query: dict[str, list[str]], body: Any) -> Reply:
@@ -42,7 +43,7 @@ class Sglang:
             "/server_info": self._server_info,
             "/get_server_info": self._server_info,
             "/v1/models": self._models,
-            "/get_load": lambda: {"load": self.settings.running},
+            "/get_load": self._load,
             "/v1/loads": self._loads,
         }
         if path in told:
@@ -95,6 +96,11 @@ class Sglang:
         found["data"][0] |= {"id": self.model.folder, "root": self.model.folder}
         found["data"][0]["max_model_len"] = self.longest()
         return found
+
+    def _load(self) -> dict[str, Any]:
+        counted = self.unsettled > 0
+        self.unsettled = max(0, self.unsettled - 1)
+        return {"load": self.settings.running + counted}
 
     def _loads(self) -> dict[str, Any]:
         found = json.loads(json.dumps(self.samples["loads"]))
@@ -157,6 +163,7 @@ class Sglang:
         with self.lock:
             items = self._compute(prompts, body, single=single)
             self.asked += 1
+            self.unsettled = s.settling
             items = spoil(items, s, self.model, self.asked - 1)
         made = [self._object(item, body) for item in items]
         return as_json(made[0] if single else made)

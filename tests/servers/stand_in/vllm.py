@@ -107,8 +107,9 @@ class Vllm:
     # Encoding
 
     def _embed(self, path: str, body: dict[str, Any]) -> Reply:
-        if self.asleep and (self.really_asleep or self.settings.defect == "asleep"):
-            time.sleep(self.settings.seconds)  # health says 200 all the while
+        end = time.monotonic() + self.settings.seconds
+        while self.asleep and time.monotonic() < end:
+            time.sleep(0.02)  # health says 200 all the while, whether memory was released or not
         refusal = self._refusal(path, body)
         if refusal is not None:
             return refusal

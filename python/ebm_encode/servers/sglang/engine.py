@@ -1,5 +1,6 @@
 """The hidden states of a SGLang server as an engine."""
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,10 @@ _BYTES_PER_VALUE = 20
 _MOST_SEQUENCES = 64
 _TRIES = 3
 """How often a prompt whose first rows are missing is asked for, each time in a request for it."""
+
+_SETTLING_SECONDS = 2.0
+"""How long a server may go on counting a request that it has answered; seen: 0.05."""
+_LOOK_SECONDS = 0.02
 
 
 class SglangEngine(ServerEngine):
@@ -150,12 +155,17 @@ class SglangEngine(ServerEngine):
 
     def _require_unused(self) -> None:
         """On a version that mixes people's rows, others may be seen at work, if they are slow."""
-        if not self.info.keeps_rows_apart and self._transport.running():
-            raise UnsafeServerError(
-                f"{self._transport.where}: somebody else uses this server, and SGLang"
-                f" {self.info.version} mixes their rows into replies; nothing of this request was"
-                f" used\nhint: SGLang {OWN_ROWS} or newer"
-            )
+        if self.info.keeps_rows_apart:
+            return
+        end = time.monotonic() + _SETTLING_SECONDS
+        while self._transport.running():
+            if time.monotonic() > end:
+                raise UnsafeServerError(
+                    f"{self._transport.where}: somebody else uses this server, and SGLang"
+                    f" {self.info.version} mixes their rows into replies; nothing of this request"
+                    f" was used\nhint: SGLang {OWN_ROWS} or newer"
+                )
+            time.sleep(_LOOK_SECONDS)
 
     def _naming(self, check: Callable[[], T]) -> T:
         """Has what a check refuses name the server."""
