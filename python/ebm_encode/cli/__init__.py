@@ -22,6 +22,7 @@ from ebm_encode import __version__
 from ebm_encode.cli.audit import audit
 from ebm_encode.cli.compact import compact
 from ebm_encode.cli.console import stderr_console
+from ebm_encode.cli.doctor import doctor
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.evaluate_head import evaluate_head
 from ebm_encode.cli.inspect import inspect
@@ -50,7 +51,8 @@ app = cyclopts.App(
     An embedding is the mean-pooled last hidden state. `encode` writes a Parquet cache of them, and
     `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
     row, `compact` merges many parts into one. `train-head` trains an energy head on a cache and
-    recorded searches, and `evaluate-head` shows what it is worth. `serve` embeds over HTTP.
+    recorded searches, and `evaluate-head` shows what it is worth. `serve` embeds over HTTP, and
+    `doctor` tells whether another server's embeddings can be used.
     """,
     version=__version__,
     console=_Output(),
@@ -61,7 +63,7 @@ app = cyclopts.App(
 )
 COMMANDS = {
     own.__name__.replace("_", "-"): own
-    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head, serve)
+    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head, serve, doctor)
 }
 for _name, _command in COMMANDS.items():
     app.command(_command, name=_name)

@@ -3,11 +3,10 @@
 import base64
 import json
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import FastAPI, Header, Response
+from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ebm_encode._core import __version__
@@ -15,7 +14,8 @@ from ebm_encode.serve.bodies import (
     EmbeddingsReply,
     EmbeddingsRequest,
     EncodeReply,
-    EncodeRequest,
+    EncodeTexts,
+    EncodeTokens,
     Error,
     Health,
     Info,
@@ -74,16 +74,18 @@ def _add_native(app: FastAPI, service: Service) -> None:
             408: {"model": Error, "description": "The body came too slowly"},
         },
     )
-    async def encode(body: EncodeRequest, accept: Annotated[str, Header()] = "") -> Response:
+    async def encode(body: EncodeTexts | EncodeTokens, request: Request) -> Response:
         """Embeds states.
 
         The answer is JSON, or by `Accept` raw float32 (`application/octet-stream`) or an Arrow
         stream (`application/vnd.apache.arrow.stream`).
         """
-        form = chosen_form(accept)
+        form = chosen_form(request.headers.get("accept", ""))
         if form is None:
             raise RequestError(406, "not_acceptable", f"answers are {JSON}, {RAW} or {ARROW}")
-        found = await service.encode(body.texts, body.tokens)
+        texts = body.texts if isinstance(body, EncodeTexts) else None
+        tokens = body.tokens if isinstance(body, EncodeTokens) else None
+        found = await service.encode(texts, tokens)
         origin = service.origin
         assert origin is not None
         if form == ARROW:

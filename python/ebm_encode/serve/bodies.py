@@ -2,26 +2,49 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
 
-TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+
+def _whole(value: Any) -> Any:
+    """In JSON, `3.0` is a whole number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class EncodeRequest(BaseModel):
-    """States to encode: texts, or their token ids, which are used as they are."""
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+TokenId = Annotated[
+    StrictInt,
+    BeforeValidator(_whole),
+    Field(ge=0, lt=2**31),
+    WithJsonSchema({"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}),
+]
+
+
+class EncodeTexts(BaseModel):
+    """States to encode."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"texts": ["n : ℕ\n⊢ n + 0 = n"]}]}
     )
 
-    texts: list[StrictStr] | None = None
-    tokens: list[list[TokenId]] | None = None
+    texts: list[StrictStr]
 
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "EncodeRequest":
-        if (self.texts is None) == (self.tokens is None):
-            raise ValueError("expected either texts or tokens")
-        return self
+
+class EncodeTokens(BaseModel):
+    """States to encode, as token ids: used as they are, without template, special tokens or cut."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"tokens": [[1, 5]]}]}
+    )
+
+    tokens: list[list[TokenId]]
 
 
 class Item(BaseModel):
@@ -52,7 +75,9 @@ class EmbeddingsRequest(BaseModel):
     input: StrictStr | list[StrictStr] | list[TokenId] | list[list[TokenId]]
     model: StrictStr
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: StrictInt | None = Field(default=None, ge=1)
+    dimensions: (
+        Annotated[Whole, Field(ge=1), WithJsonSchema({"type": "integer", "minimum": 1})] | None
+    ) = None
     user: StrictStr | None = None
 
 

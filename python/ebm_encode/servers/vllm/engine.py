@@ -11,7 +11,7 @@ from ebm_encode.engines.server import ServerEngine
 from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
 from ebm_encode.options import Pooling
 from ebm_encode.servers.http import Reply, ServerClient
-from ebm_encode.servers.vllm.info import read_info
+from ebm_encode.servers.vllm.info import VllmInfo, read_info
 
 _MOST_TOKENS = 65_536
 _MOST_SEQUENCES = 256
@@ -70,17 +70,8 @@ class VllmEngine(ServerEngine):
 
     def ask(self, sequences: Sequence[NDArray[np.uint32]]) -> list[NDArray[np.float32]]:
         """The embeddings of some prompts, float32 `[dim]` each."""
-        body = {
-            "model": self.info.model,
-            "input": [sequence.tolist() for sequence in sequences],
-            "encoding_format": "bytes",
-            "embed_dtype": "float32",
-            "endianness": "little",
-            "use_activation": False,
-        }
-        reply = self._client.post("/v1/embeddings", body)
         try:
-            return _embeddings(reply, [len(s) for s in sequences], self._dim)
+            return embeddings_of(self._client, self.info, sequences, self._dim)
         except (ServerError, UnsafeServerError) as error:
             raise type(error)(
                 f"{self._client.url} (vLLM {self.info.version}): {error}; no embedding of this"
@@ -95,7 +86,37 @@ START = (
 """How a vLLM server is started so that it pools as this package does."""
 
 
-def _embeddings(reply: Reply, lengths: Sequence[int], dim: int) -> list[NDArray[np.float32]]:
+def embeddings_of(
+    client: ServerClient,
+    info: VllmInfo,
+    sequences: Sequence[NDArray[np.uint32]],
+    dim: int | None = None,
+) -> list[NDArray[np.float32]]:
+    """Asks for some prompts' embeddings, float32 `[dim]` each, and checks the reply.
+
+    Args:
+        client: The server.
+        info: What it says of itself.
+        sequences: Token ids.
+        dim: Length of an embedding; `None`: any.
+
+    Raises:
+        ServerError: If the server cannot be reached, or answers with an error.
+        UnsafeServerError: If the reply is wrong.
+    """
+    body = {
+        "model": info.model,
+        "input": [sequence.tolist() for sequence in sequences],
+        "encoding_format": "bytes",
+        "embed_dtype": "float32",
+        "endianness": "little",
+        "use_activation": False,
+    }
+    reply = client.post("/v1/embeddings", body)
+    return _embeddings(reply, [len(sequence) for sequence in sequences], dim)
+
+
+def _embeddings(reply: Reply, lengths: Sequence[int], dim: int | None) -> list[NDArray[np.float32]]:
     """The rows of a reply, each where its metadata says, in the order of the prompts."""
     try:
         metadata = json.loads(reply.headers["metadata"])
@@ -115,12 +136,15 @@ def _embeddings(reply: Reply, lengths: Sequence[int], dim: int) -> list[NDArray[
     rows = []
     for i in range(len(lengths)):
         entry = places[i]
-        if entry["shape"] != [dim] or entry["embed_dtype"] != "float32":
+        shape = entry["shape"]
+        known = shape if dim is None else [dim]
+        if shape != known or entry["embed_dtype"] != "float32" or entry["endianness"] != "little":
             raise UnsafeServerError(
-                f"gave {entry['embed_dtype']} {entry['shape']}, expected float32 [{dim}]"
+                f"gave {entry['endianness']}-endian {entry['embed_dtype']} {shape}, expected"
+                f" little-endian float32 {known}"
             )
         own = reply.content[entry["start"] : entry["end"]]
-        if len(own) != dim * np.dtype(np.float32).itemsize:
-            raise UnsafeServerError(f"gave {len(own)} bytes for an embedding of {dim} values")
+        if len(own) != shape[0] * np.dtype(np.float32).itemsize:
+            raise UnsafeServerError(f"gave {len(own)} bytes for an embedding of {shape[0]} values")
         rows.append(np.frombuffer(own, dtype="<f4").astype(np.float32))
     return rows
