@@ -7,6 +7,7 @@ The file goes to tests/data/servers; paths of the server's machine are replaced.
 """
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -117,7 +118,9 @@ def main() -> None:
     model = found["info"]["models"]["data"][0]["root"]
     source = f"a real {name} server, version {version}, on a CPU; tests/servers/real/record.py"
     text = json.dumps({"source": source} | found, ensure_ascii=False)
-    text = text.replace(model, "/models/llama")
+    text = re.sub(
+        r"/[^\s\"\\]*/site-packages", "site-packages", text.replace(model, "/models/llama")
+    )
     (DATA / f"{name}.json").write_text(text + "\n")
     sys.stdout.write(f"{len(text)} characters in {DATA / name}.json\n")
 

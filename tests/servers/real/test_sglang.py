@@ -166,7 +166,7 @@ def test_a_cache_made_with_it_has_the_embeddings_of_plain_transformers(
     assert code == 0, err
     assert json.loads(out)
     table = pq.read_table(output).to_pydict()
-    found = dict(zip(table["state"], table["embedding"], strict=True))
+    found = dict(zip(table["state_pp"], table["embedding"], strict=True))
     for i, text in enumerate(reference.texts):
         np.testing.assert_allclose(found[text], reference.mean(i), atol=2e-5)
 

@@ -145,7 +145,12 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(raw) if raw else None
         number = STAGE.enter(method, url.path, body)
         try:
-            self._respond(STAGE.act(method, url.path, parse_qs(url.query), body, number))
+            # Left before the reply goes out, since the next request may come before that is over.
+            try:
+                reply = STAGE.act(method, url.path, parse_qs(url.query), body, number)
+            finally:
+                STAGE.leave()
+            self._respond(reply)
         except Died:
             STAGE.dead = self.close_connection = True
         except Cut as cut:
@@ -154,8 +159,6 @@ class Handler(BaseHTTPRequestHandler):
                 shown = Reply(200, half, cut.reply.kind, cut.reply.headers)
                 self._respond(shown, len(cut.reply.body))
             self.close_connection = True
-        finally:
-            STAGE.leave()
 
     def do_GET(self) -> None:
         self._any("GET")
