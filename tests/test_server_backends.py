@@ -7,12 +7,11 @@ import pytest
 import torch
 import transformers
 
+from ebm_encode import EmbeddingCache
+from ebm_encode.cli import main
 from ebm_encode.encoder import Encoder
-from ebm_encode.errors import ServerError, UnsafeServerError
+from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
 from servers.stand_in import replies, sglang_defects, vllm
-
-SELF_TEST_REQUESTS = 12
-"""More than a self-test sends, with the prompts of one token that come with it."""
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +99,108 @@ SEEN_BY_SGLANG = sorted(
 SEEN_BY_VLLM = sorted({*vllm.EACH, *vllm.WHOLE, *replies.OF_CONNECTIONS})
 
 
-@pytest.mark.parametrize("after", [0, SELF_TEST_REQUESTS])
-@pytest.mark.parametrize(
-    ("kind", "defect"),
-    [("sglang", name) for name in SEEN_BY_SGLANG] + [("vllm", name) for name in SEEN_BY_VLLM],
-)
-def test_no_defect_makes_a_wrong_embedding(stand_in, llama64, some, truth, kind, defect, after):
-    url = stand_in.play(kind, llama64, defect=defect, after=after, seconds=0.5)
+CASES = [("sglang", name) for name in SEEN_BY_SGLANG] + [("vllm", name) for name in SEEN_BY_VLLM]
+
+
+@pytest.fixture(scope="module")
+def loaded(llama64):
+    """Encoders that were loaded while the server was right."""
+    found = {}
+
+    def get(stand_in, kind, defect):
+        url = stand_in.play(kind, llama64)
+        # Connections that fail make a client wait before it asks again.
+        key = (kind, defect if defect in replies.OF_CONNECTIONS else "")
+        if key not in found:
+            found[key] = load(kind, llama64, url)
+        return url, found[key]
+
+    return get
+
+
+@pytest.mark.parametrize(("kind", "defect"), CASES)
+def test_no_defect_makes_a_wrong_embedding(stand_in, llama64, loaded, some, truth, kind, defect):
+    url, encoder = loaded(stand_in, kind, defect)
+    stand_in.play(kind, llama64, defect=defect, seconds=0.5)
     found, refused = None, ""
     try:
-        found = load(kind, llama64, url).encode(some)
+        found = encoder.encode(some)
     except (ServerError, UnsafeServerError) as error:
         refused = str(error)
     assert url in refused if found is None else near(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("kind", "defect"),
+    [
+        *[("sglang", name) for name in ("zeros", "foreign_states", "swapped", "scaled", "death")],
+        *[("vllm", name) for name in ("zeros", "not_json", "gone")],
+    ],
+)
+def test_a_defect_at_the_start_is_found_by_the_self_test(stand_in, llama64, kind, defect):
+    url = stand_in.play(kind, llama64, defect=defect)
+    with pytest.raises((ServerError, UnsafeServerError), match=url):
+        load(kind, llama64, url)
+
+
+def test_a_server_in_another_16_bit_dtype_is_refused(stand_in, llama64):
+    url = stand_in.play("sglang", llama64, info={"dtype": "auto"}, defect="float16")
+    with pytest.raises(UnsafeServerError, match="values are not of bfloat16"):
+        Encoder.load(llama64, backend="sglang", server=url, dtype="bfloat16")
+    stand_in.play("sglang", llama64, info={"dtype": "bfloat16"})
+    with pytest.raises(UnsafeServerError, match="--dtype bfloat16"):
+        load("sglang", llama64, url)
+
+
+def test_prompts_beyond_a_chunk_are_encoded_here(stand_in, llama64, some, truth, heard):
+    url = stand_in.play("sglang", llama64, chunk=40)
+    assert near(load("sglang", llama64, url).encode(some), truth)
+    assert "longer than the sglang server takes (40 tokens)" in heard.text
+
+
+def test_a_pooling_server_is_told_apart_before_anything_is_encoded(stand_in, llama64):
+    url = stand_in.play("vllm", llama64, pooling="last", normalize=True)
+    with pytest.raises(UnsafeServerError, match="same pooling") as refused:
+        load("vllm", llama64, url)
+    assert "batch size 1" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"server": "http://localhost:1"}, "goes with a `backend`"),
+        ({"server_token": "x"}, "goes with a `backend`"),
+        ({"server_exclusive": True}, "goes with `backend` sglang"),
+        ({"backend": "vllm"}, "needs a server"),
+        ({"backend": "vllm", "server": "localhost:1"}, "expected a URL"),
+        ({"backend": "vllm", "server": object()}, "expected a URL"),
+        ({"backend": "other"}, "expected hf, remote, sglang or vllm"),
+        ({"backend": "sglang", "server": "http://localhost:1", "layer": 1}, "the last one only"),
+        ({"backend": "sglang", "server": "http://localhost:1", "engine": "padded"}, "`engine`"),
+        ({"backend": "vllm", "server": "http://localhost:1", "pooling": "last"}, "mean pooling"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(llama64, options, said):
+    with pytest.raises(ArgumentError, match=said):
+        Encoder.load(llama64, **options)
+
+
+def test_encode_records_the_server_and_verifies(stand_in, llama64, tmp_path, capsys):
+    out = tmp_path / "states.parquet"
+    command = ["encode", "--model-path", llama64, "--dtype", "float32", "--output", str(out)]
+    command += ["--trajectories", "samples/burnqed_roots.parquet", "--backend", "sglang"]
+    url = stand_in.play("sglang", llama64)
+    assert main([*command, "--server", url, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["engine"]["name"] == "sglang"
+    cache = EmbeddingCache.open(out)
+    (provenance,) = cache.provenance
+    assert provenance["backend"]["version"] == "0.5.23"
+    assert provenance["verification"]["max_relative_error"] < 1e-5
+    assert cache.identity != Encoder.load(llama64, dtype="float32").identity
+    # A server that goes away: what is encoded stays, and the same command resumes.
+    stand_in.play("sglang", llama64, defect="gone", after=4)
+    assert main([*command, "--server", url, "--overwrite"]) == 2
+    assert "went away" in capsys.readouterr().err
+    stand_in.play("sglang", llama64)
+    assert main([*command, "--server", url, "--overwrite"]) == 0

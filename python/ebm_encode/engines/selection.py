@@ -74,6 +74,8 @@ class Selection:
             self.server = next((own for own in known if isinstance(own, ServerEngine)), None)
             candidates = [own for own in known if engine in ("auto", own.name)]
             probes = _together(model, probes)
+            if self.server is not None:
+                probes = _taken(self.server, probes)
             self._test = SelfTest.prepare(model, reference, probes)
             self.choice: EngineChoice = self._test.choose(candidates)
         longest = probes[int(probes.lengths.argmax())]
@@ -84,7 +86,7 @@ class Selection:
         self._forced = engine != "auto"
         if self._forced:
             require_engine(self.choice, engine)
-        self._require_server(self.choice.reason)
+        self._require_server()
         if compile_layers == "on":
             self.use(self._compiled_or_fail())
 
@@ -154,9 +156,9 @@ class Selection:
         """Uses a candidate of `compiled_candidate`. The lock must be held once threads share it."""
         self.choice = candidate
 
-    def _require_server(self, reason: str) -> None:
+    def _require_server(self) -> None:
         if self.server is not None and self.choice.engine is not self.server and self.choice.finite:
-            raise _unsafe(self.server, reason)
+            raise _unsafe(self.server, "; ".join(self.choice.refused))
 
     def _compiled_or_fail(self) -> EngineChoice:
         before = self.choice
@@ -197,8 +199,22 @@ def _unsafe(server: ServerEngine, reason: str) -> UnsafeServerError:
     where = server.describe().get("server", server.name)
     return UnsafeServerError(
         f"{where}: its embeddings are not those of the model in this process: {reason}\nhint: it"
-        " must serve the same weights, in the same dtype; `ebm-encode doctor --server` tells more"
+        " must serve the same weights, in the same dtype, with the same pooling; `ebm-encode doctor"
+        " --server URL --model-path MODEL` tells more"
     )
+
+
+def _taken(server: ServerEngine, probes: Tokens) -> Tokens:
+    """The sequences that a server takes.
+
+    Raises:
+        UnsafeServerError: If there are none.
+    """
+    too_long = {*server.too_long(probes)}
+    taken = [i for i in range(len(probes)) if i not in too_long]
+    if not taken:
+        raise _unsafe(server, f"it takes no more than {server.longest} tokens")
+    return probes.select(taken)
 
 
 def _together(model: Model, probes: Tokens) -> Tokens:

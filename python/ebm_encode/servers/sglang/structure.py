@@ -28,6 +28,7 @@ class StructureCheck:
     """
 
     def __init__(self, dtype: str, first_row: Callable[[int], NDArray[np.float32]]) -> None:
+        self._dtype = dtype
         self._tolerance = _TOLERANCE[dtype]
         self._ask = first_row
         self._first_rows: dict[int, NDArray[np.float32]] = {}
@@ -44,6 +45,8 @@ class StructureCheck:
         Raises:
             UnsafeServerError: If rows cannot be those of their tokens.
         """
+        for own in states:
+            self._require_dtype(own)
         for sequence, own in zip(sequences, states, strict=True):
             known = self._first_row(int(sequence[0]))
             if _apart(own[:1], known[None])[0] > self._tolerance:
@@ -54,6 +57,22 @@ class StructureCheck:
         order = sorted(range(len(sequences)), key=lambda i: sequences[i].tolist())
         for i, j in pairwise(order):
             self._compare(sequences[i], states[i], sequences[j], states[j])
+
+    def _require_dtype(self, states: NDArray[np.float32]) -> None:
+        """In 16 bits a state's values are numbers of that dtype, and hardly ever of the other."""
+        finite = states[np.isfinite(states)]
+        if self._dtype == "bfloat16":
+            fits = (finite.view(np.uint32) & 0xFFFF) == 0
+        elif self._dtype == "float16":
+            with np.errstate(over="ignore"):
+                fits = finite.astype(np.float16).astype(np.float32) == finite
+        else:
+            return
+        if not fits.all():
+            raise UnsafeServerError(
+                f"its values are not of {self._dtype}: it computes in another dtype than this"
+                f" encoder, or returns another one\nhint: start it with --dtype {self._dtype}"
+            )
 
     def _first_row(self, token: int) -> NDArray[np.float32]:
         if token not in self._first_rows:
