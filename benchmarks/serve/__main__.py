@@ -27,11 +27,10 @@ from pathlib import Path
 import httpx2
 import numpy as np
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "samples"))
-sys.path.insert(0, str(HERE.parent / "bridge"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
 import tiny_model
 
+HERE = Path(__file__).parent
 SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
          "num_attention_heads": 6, "num_key_value_heads": 6}  # fmt: skip
 STATES, CLIENTS, OF_CLIENT, REQUESTS = 32, 16, 8, 12
@@ -98,7 +97,7 @@ def milliseconds(ask, calls, texts):
 
 def overhead(model, texts, rounds, calls):
     """One request after the other, in turns."""
-    from free import make_free
+    from near_free import make_free
 
     from ebm_encode import Encoder, RemoteEncoder
     from ebm_encode._core import CachedEncoder

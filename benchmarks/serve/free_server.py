@@ -1,10 +1,8 @@
-"""`ebm-encode serve` with an encoder that writes a constant embedding, if asked."""
+"""`ebm-encode serve` with an encoder that costs nearly nothing, if asked."""
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bridge"))
-from free import make_free
+from near_free import make_free
 
 from ebm_encode.cli import main
 

@@ -47,7 +47,7 @@ def run(service: Service) -> None:
     log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     service.start()
     with listening:
-        asyncio.run(server.serve(sockets=[listening]))
+        server.run(sockets=[listening])  # in uvloop
     rows = service.finish()
     if rows is not None:
         log.info("%d embeddings in the cache that was appended to", rows)
