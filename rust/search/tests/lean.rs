@@ -4,6 +4,9 @@
 #[path = "support/lean.rs"]
 mod support;
 
+#[path = "lean/attacks.rs"]
+mod attacks;
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;

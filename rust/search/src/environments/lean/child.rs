@@ -14,9 +14,16 @@ const KEPT_STDERR: usize = 4096;
 /// How long a process may take to end after its output has.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Bytes of a line that are read. No message is that long.
+pub(super) const MOST_LINE: usize = 1 << 24;
+/// Lines that wait to be looked at. A process that floods its output waits for us, and not in our memory.
+const MOST_LINES: usize = 64;
+
 /// What came next from a process.
 pub(super) enum Next {
     Line(String),
+    /// A line of more than [`MOST_LINE`] bytes; no other is read.
+    TooLong,
     /// Nothing yet.
     Silence,
     /// Its output has ended.
@@ -26,7 +33,7 @@ pub(super) enum Next {
 /// A process that is killed with all its children when this is dropped.
 pub(super) struct Process {
     child: Child,
-    lines: flume::Receiver<String>,
+    lines: flume::Receiver<Option<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_reader: Option<JoinHandle<()>>,
     reaped: bool,
@@ -42,7 +49,7 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let (sender, lines) = flume::unbounded();
+        let (sender, lines) = flume::bounded(MOST_LINES);
         let stderr = Arc::new(Mutex::new(Vec::new()));
         let mut stderr_reader = None;
         // Both pipes are read all the time: a full one would stop Lean.
@@ -59,7 +66,8 @@ impl Process {
     /// The next line of its output, waited for as long as said.
     pub(super) fn next(&self, most: Duration) -> Next {
         match self.lines.recv_timeout(most) {
-            Ok(line) => Next::Line(line),
+            Ok(Some(line)) => Next::Line(line),
+            Ok(None) => Next::TooLong,
             Err(flume::RecvTimeoutError::Timeout) => Next::Silence,
             Err(flume::RecvTimeoutError::Disconnected) => Next::End,
         }
@@ -112,10 +120,22 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(pipe: impl Read, sender: &flume::Sender<String>) {
-    for line in BufReader::new(pipe).split(b'\n') {
-        let Ok(line) = line else { return };
-        if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+/// Sends each line; `None` for one that is too long, after which nothing is read.
+fn read_lines(pipe: impl Read, sender: &flume::Sender<Option<String>>) {
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let Ok(1..) = reader.by_ref().take(MOST_LINE as u64 + 1).read_until(b'\n', &mut line)
+        else {
+            return;
+        };
+        let fits = line.len() <= MOST_LINE;
+        let text = fits.then(|| {
+            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            String::from_utf8_lossy(line).into_owned()
+        });
+        if sender.send(text).is_err() || !fits {
             return;
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::child::{Next, Process};
+use super::child::{MOST_LINE, Next, Process};
 use super::options::LeanOptions;
 use super::unavailable;
 use crate::search::{Control, EnvironmentError, EnvironmentResult};
@@ -221,9 +221,12 @@ fn wait(command: &mut Command, limit: Duration, control: &Control) -> Environmen
     loop {
         control.check()?;
         match process.next(control.wait(limit)) {
-            Next::Line(line) => {
+            Next::Line(line) if output.len() <= MOST_LINE => {
                 output.push_str(&line);
                 output.push('\n');
+            }
+            Next::Line(_) | Next::TooLong => {
+                return Ok(Ended { code: None, said: "it writes without an end".to_owned() });
             }
             Next::Silence if started.elapsed() > limit => {
                 return Ok(Ended { code: None, said: format!("no end after {limit:?}") });

@@ -7,13 +7,17 @@ use serde::Deserialize;
 pub(super) struct Message {
     pub(super) severity: String,
     pub(super) pos: Position,
+    /// Absent where Lean knows only where something starts.
+    #[serde(default, rename = "endPos")]
+    pub(super) end: Option<Position>,
     pub(super) data: String,
 }
 
-/// Where it is about; lines count from 1.
+/// Where it is about; lines count from 1, columns from 0 in characters.
 #[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) line: usize,
+    pub(super) column: usize,
 }
 
 impl Message {
@@ -86,7 +90,8 @@ mod tests {
     use super::*;
 
     fn message(severity: &str, line: usize, data: &str) -> Message {
-        Message { severity: severity.to_owned(), pos: Position { line }, data: data.to_owned() }
+        let pos = Position { line, column: 0 };
+        Message { severity: severity.to_owned(), pos, end: None, data: data.to_owned() }
     }
 
     #[test]
@@ -94,7 +99,9 @@ mod tests {
         let line = r#"{"caption":"","data":"Unknown identifier `x`","endPos":{"column":35,"line":3},
             "fileName":"B.lean","isSilent":false,"keepFullRange":false,"kind":"k",
             "pos":{"column":27,"line":3},"severity":"error"}"#;
-        let wanted = message("error", 3, "Unknown identifier `x`");
+        let mut wanted = message("error", 3, "Unknown identifier `x`");
+        wanted.pos.column = 27;
+        wanted.end = Some(Position { line: 3, column: 35 });
         assert_eq!(Message::parse(&line.replace('\n', "")), Some(wanted));
         assert_eq!(Message::parse("{ not JSON"), None);
         assert_eq!(Message::parse("PANIC at foo"), None);
