@@ -1,6 +1,7 @@
 //! Environments: what applies tactics.
 
 pub mod lean;
+pub mod lean_file;
 pub mod pantograph;
 mod replay;
 pub mod statement;
