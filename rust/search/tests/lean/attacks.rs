@@ -202,3 +202,17 @@ fn too_many_workers_are_an_error_and_no_crash() {
     let lean = open(options().workers(NonZeroUsize::new(1024).unwrap())).unwrap();
     assert_eq!(at_root(&lean, "True", &["constructor"]), [Applied::Finished]);
 }
+
+#[test]
+fn a_statement_that_prints_otherwise_than_its_record_does_not_start() {
+    let lean = open(options()).unwrap();
+    let start = |statement: &str, state: &str| {
+        let theorem = theorem(statement).with_first_state(state);
+        lean.start(&theorem, &Control::default()).map(|(_, root)| root.to_string())
+    };
+    let state = "p : Prop\n⊢ p → p";
+    assert_eq!(start("(p : Prop) : p → p", state).unwrap(), state);
+    let error = start("(p : Prop) : p → True", state).unwrap_err();
+    assert!(matches!(error, EnvironmentError::Theorem { .. }), "{error}");
+    assert!(error.to_string().contains("but it starts with \"p : Prop\\n⊢ p → True\""), "{error}");
+}

@@ -128,6 +128,7 @@ impl Environment for LeanEnvironment {
         let Some(Answer::Open(root)) = answers.into_iter().next() else {
             return Err(failed("no answer"));
         };
+        theorem.require_first_state(&root)?;
         let states = HashMap::from([(StateId::ROOT, Path::default())]);
         let session = LeanSession { workers: &self.workers, signature, states, made: 0 };
         Ok((Box::new(session), root.into()))
