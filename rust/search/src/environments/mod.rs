@@ -5,6 +5,7 @@ pub mod lean_file;
 pub mod pantograph;
 mod replay;
 pub mod statement;
+mod watch;
 
 pub use lean::{LeanEnvironment, LeanOptions};
 pub use pantograph::{PantographEnvironment, PantographOptions};

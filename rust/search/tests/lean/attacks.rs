@@ -216,3 +216,69 @@ fn a_statement_that_prints_otherwise_than_its_record_does_not_start() {
     assert!(matches!(error, EnvironmentError::Theorem { .. }), "{error}");
     assert!(error.to_string().contains("but it starts with \"p : Prop\\n⊢ p → True\""), "{error}");
 }
+
+/// It is its own host: the test runs itself in another process, and kills that.
+#[test]
+fn a_host_that_is_killed_leaves_no_lean_of_a_command() {
+    const HOST: &str = "EBM_TEST_HOST_LOG";
+    let hangs = super::HANGS;
+    if let Some(log) = env::var_os(HOST) {
+        let log = PathBuf::from(log);
+        let logs = format!(
+            "open({:?}, 'a').write(f'{{os.getpid()}}\\n')\nfor line in lean():\n    say(line)",
+            log.display().to_string()
+        );
+        let lean = open(options().command(command(&logs))).unwrap();
+        std::fs::write(&log, "ready\n").unwrap();
+        at_root(&lean, "True", &[hangs]);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let mut host = std::process::Command::new(env::current_exe().unwrap())
+        .args(["--exact", "attacks::a_host_that_is_killed_leaves_no_lean_of_a_command"])
+        .env(HOST, &log)
+        .spawn()
+        .unwrap();
+    let pids = || -> Vec<i32> {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let mut lines = text.lines().skip_while(|line| *line != "ready");
+        lines.by_ref().skip(1).map(|line| line.parse().unwrap()).collect()
+    };
+    // The second is that of the tactic. Lean is a child of it, so that no parent-death signal reaches it.
+    let children = |pid: i32| -> Vec<i32> {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    };
+    wait_until("Lean at work", || pids().get(1).is_some_and(|&pid| !children(pid).is_empty()));
+    let (wrapper, real) = (pids()[1], children(pids()[1])[0]);
+    assert!(runs(wrapper) && runs(real));
+    host.kill().unwrap();
+    host.wait().unwrap();
+    wait_until("no Lean", || !runs(wrapper) && !runs(real));
+}
+
+#[test]
+fn a_damaged_compiled_prelude_is_compiled_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let proves = || {
+        let lean = open(options().cache(cache.path())).unwrap();
+        assert_eq!(at_root(&lean, "True", &["constructor"]), [Applied::Finished]);
+    };
+    proves();
+    let folder = std::fs::read_dir(cache.path().join("lean")).unwrap().next().unwrap().unwrap();
+    let compiled = folder.path().join("EbmPrelude.olean");
+    let whole = std::fs::read(&compiled).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 0x40;
+    for damaged in [Vec::new(), whole[..whole.len() / 2].to_vec(), flipped] {
+        // Under another file, since a Lean may still have the old one in memory.
+        let other = folder.path().join("other");
+        std::fs::write(&other, damaged).unwrap();
+        std::fs::rename(&other, &compiled).unwrap();
+        proves();
+    }
+    std::fs::remove_file(compiled.with_extension("olean.blake3")).unwrap();
+    proves();
+}

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::environments::watch::{forget, watch};
+
 /// How much of what a process writes to stderr is kept: its end, where the cause is.
 const KEPT_STDERR: usize = 4096;
 /// How long a process may take to end after its output has.
@@ -49,18 +51,23 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
+        let pipes = (child.stdout.take(), child.stderr.take());
         let (sender, lines) = flume::bounded(MOST_LINES);
         let stderr = Arc::new(Mutex::new(Vec::new()));
-        let mut stderr_reader = None;
+        let mut process =
+            Self { child, lines, stderr: Arc::clone(&stderr), stderr_reader: None, reaped: false };
+        // From here on an error drops `process`, which ends the child.
+        if let Some(group) = process.pid() {
+            watch(group)?;
+        }
         // Both pipes are read all the time: a full one would stop Lean.
-        if let Some(pipe) = child.stdout.take() {
+        if let Some(pipe) = pipes.0 {
             std::thread::spawn(move || read_lines(pipe, &sender));
         }
-        if let Some(pipe) = child.stderr.take() {
-            let kept = Arc::clone(&stderr);
-            stderr_reader = Some(std::thread::spawn(move || read_end(pipe, &kept)));
+        if let Some(pipe) = pipes.1 {
+            process.stderr_reader = Some(std::thread::spawn(move || read_end(pipe, &stderr)));
         }
-        Ok(Self { child, lines, stderr, stderr_reader, reaped: false })
+        Ok(process)
     }
 
     /// The next line of its output, waited for as long as said.
@@ -106,6 +113,7 @@ impl Process {
         if let Some(group) = self.pid() {
             // It fails where the group has ended, which is what is wanted.
             let _ = kill_process_group(group, Signal::KILL);
+            forget(group);
         }
         self.reaped = true;
         self.child.wait()

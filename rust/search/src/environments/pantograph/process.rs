@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 use super::fault::{CallError, Fault};
 use super::options::PantographOptions;
+use crate::environments::watch::{forget, watch};
 use crate::search::Control;
 
 /// Bytes of stderr that are kept for messages.
@@ -58,6 +59,9 @@ impl Process {
         let answer_bytes = options.answer_bytes;
         let process = Self { child, group, input, output, errors, answer_bytes };
         // From here on an error drops `process`, which ends the child.
+        if let Some(group) = process.group {
+            watch(group)?;
+        }
         if let (Some(stdin), Some(stdout), Some(stderr)) = pipes {
             let errors = Arc::clone(&process.errors);
             run("pantograph stdin", move || write_requests(stdin, &requests))?;
@@ -132,6 +136,7 @@ impl Process {
         if let Some(group) = self.group.take() {
             // An error says that nothing is left of the group.
             let _ = kill_process_group(group, Signal::KILL);
+            forget(group);
         }
         self.child.wait().ok()
     }
