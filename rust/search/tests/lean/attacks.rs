@@ -282,3 +282,17 @@ fn a_damaged_compiled_prelude_is_compiled_again() {
     std::fs::remove_file(compiled.with_extension("olean.blake3")).unwrap();
     proves();
 }
+
+#[test]
+fn what_a_lean_says_is_shown_in_one_line_and_does_nothing_to_a_terminal() {
+    let script = "printf '\\033[2Jgone\\nand more' >&2; exit 3";
+    let error = open(options().command(["sh", "-c", script])).unwrap_err().to_string();
+    assert!(error.contains(": \\u{1b}[2Jgone and more\nhint: "), "{error}");
+    let colours =
+        command("for line in lean():\n    say(line.replace(b'ebm_red', b'\\\\u001b[31mred'))\n");
+    let lean = open(options().command(colours)).unwrap();
+    let applied = at_root(&lean, "True", &["exact ebm_red"]);
+    assert!(reason(&applied[0]).contains("\\u{1b}[31mred"), "{:?}", applied[0]);
+    let found = refused(&lean, "True", &["exact ebm_red"]);
+    assert!(found.contains("\\u{1b}[31mred") && !found.contains('\u{1b}'), "{found:?}");
+}

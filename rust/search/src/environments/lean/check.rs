@@ -9,6 +9,7 @@ use super::unavailable;
 use super::workers::{Block, STATEMENT, Shared, TACTICS, block, failed, run_blocks};
 use crate::environments::statement::Statement;
 use crate::search::{Control, EnvironmentError, EnvironmentResult, Verdict};
+use crate::shown::one_line;
 
 /// Axioms of Lean itself, which any proof may use, with what they must say.
 const AXIOMS: [(&str, &str); 3] = [
@@ -112,7 +113,7 @@ fn fault(
     let parts = ran.parts.iter().skip(2).flat_map(|said| &said.messages);
     let messages = ran.header.iter().chain(parts).chain(&ran.unfinished);
     if let Some(error) = messages.clone().find(|message| message.is_error()) {
-        return Some(error.data.clone());
+        return Some(error.reason());
     }
     match ran.end {
         End::Complete => {}
@@ -120,7 +121,7 @@ fn fault(
         End::Hung | End::Stopped | End::Unbound => return Some("Lean did not end".to_owned()),
     }
     if let Some(message) = messages.clone().find(|message| message.is_sorry()) {
-        return Some(message.data.clone());
+        return Some(message.reason());
     }
     let listed = |(line, theorem): (usize, &String)| {
         let mut messages = messages.clone();
@@ -201,7 +202,7 @@ fn closed(control: &Control) -> EnvironmentError {
 fn ask(shared: &Shared, file: &File, parts: usize, control: &Control) -> EnvironmentResult<Ran> {
     let ran = shared.run(file, &shared.limits(), &|| shared.stopped(std::iter::once(control)))?;
     if let Some(error) = ran.header.iter().find(|message| message.is_error()) {
-        return Err(hint_import(&error.data));
+        return Err(hint_import(&one_line(&error.data)));
     }
     match &ran.end {
         End::Stopped => Err(closed(control)),

@@ -8,6 +8,7 @@ use super::child::{MOST_LINE, Next, Process};
 use super::launch::Lean;
 use super::messages::{Message, Position};
 use crate::search::Control;
+use crate::shown::one_line;
 
 /// A command whose answer shows how far Lean has come.
 const MARK: &str = "#check Prop";
@@ -128,7 +129,7 @@ impl Bounds {
             Some(first) if first.is_error() && first.pos == self.from => {
                 (first.end != Some(self.to)).then_some(Fault::Early)
             }
-            Some(first) if first.is_error() => Some(Fault::Wrong(first.data.clone())),
+            Some(first) if first.is_error() => Some(Fault::Wrong(first.reason())),
             _ => Some(Fault::Early),
         };
         messages.retain(|message| message.pos.line > self.to.line);
@@ -309,7 +310,7 @@ fn last_words(process: Process) -> io::Result<String> {
     let (status, stderr) = process.finish()?;
     let mut said = format!("Lean ended early ({status})");
     if let Some(last) = stderr.lines().rev().find(|line| !line.trim().is_empty()) {
-        let _ = write!(said, ": {}", last.trim());
+        let _ = write!(said, ": {}", one_line(last));
     }
     Ok(said)
 }

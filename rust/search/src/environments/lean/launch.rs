@@ -14,6 +14,7 @@ use super::child::{MOST_LINE, Next, Process};
 use super::options::LeanOptions;
 use super::unavailable;
 use crate::search::{Control, EnvironmentError, EnvironmentResult};
+use crate::shown::one_line;
 
 const LAUNCHER: &str = include_str!("launcher.py");
 const PRELUDE: &str = include_str!("prelude.lean");
@@ -258,13 +259,10 @@ fn wait(command: &mut Command, limit: Duration, control: &Control) -> Environmen
         }
     }
     Ok(match process.finish() {
-        Ok((status, _)) if status.success() => {
-            Ended { code: Some(0), said: output.trim().to_owned() }
-        }
+        Ok((status, _)) if status.success() => Ended { code: Some(0), said: one_line(&output) },
         Ok((status, stderr)) => {
-            let said = [output.trim(), stderr.as_str()].join("\n");
-            let said = said.trim();
-            let said = if said.is_empty() { status.to_string() } else { said.to_owned() };
+            let said = one_line(&[output.trim(), stderr.as_str()].join("\n"));
+            let said = if said.is_empty() { status.to_string() } else { said };
             Ended { code: status.code(), said }
         }
         Err(error) => failed(error),

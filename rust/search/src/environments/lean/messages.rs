@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::shown::harmless;
+
 /// A message of `lean --json`. Lean writes more fields than these.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 pub(super) struct Message {
@@ -24,6 +26,11 @@ impl Message {
     /// A line of Lean's output; `None` if it is something else, printed by a tactic or a tool around Lean.
     pub(super) fn parse(line: &str) -> Option<Self> {
         line.starts_with('{').then(|| serde_json::from_str(line).ok())?
+    }
+
+    /// What it says, as the reason of a refusal.
+    pub(super) fn reason(&self) -> String {
+        harmless(&self.data)
     }
 
     pub(super) fn is_error(&self) -> bool {
@@ -61,13 +68,13 @@ pub(super) fn read_block(messages: &[Message], by_line: usize) -> Answer {
     };
     match errors.as_slice() {
         [] => match messages.iter().find(|message| message.is_sorry()) {
-            Some(message) => Answer::Refused(message.data.clone()),
+            Some(message) => Answer::Refused(message.reason()),
             None => Answer::Finished,
         },
-        [error] => goals(error).map_or_else(|| Answer::Refused(error.data.clone()), Answer::Open),
+        [error] => goals(error).map_or_else(|| Answer::Refused(error.reason()), Answer::Open),
         [first, second, ..] => {
             let error = if goals(first).is_some() { second } else { first };
-            Answer::Refused(error.data.clone())
+            Answer::Refused(error.reason())
         }
     }
 }

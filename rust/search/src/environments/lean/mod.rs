@@ -25,6 +25,7 @@ use crate::search::{
     Applied, Control, Environment, EnvironmentError, EnvironmentResult, Session, StateId, Theorem,
     Verdict,
 };
+use crate::shown::one_line;
 
 const NAME: &str = "lean";
 /// Lean processes at once, at most: more than any machine has use for, and less than breaks one.
@@ -123,7 +124,7 @@ impl Environment for LeanEnvironment {
             Answer::Open(_) => None,
         });
         if let Some(reason) = refused {
-            return Err(wrong(theorem, reason));
+            return Err(wrong(theorem, one_line(&reason)));
         }
         let Some(Answer::Open(root)) = answers.into_iter().next() else {
             return Err(failed("no answer"));

@@ -12,6 +12,7 @@ use super::launch::Lean;
 use super::messages::{Answer, read_block};
 use super::options::LeanOptions;
 use crate::search::{Cancel, Control, EnvironmentError, EnvironmentResult};
+use crate::shown::one_line;
 
 /// A statement, and tactics from its root.
 #[derive(Debug, Clone)]
@@ -288,7 +289,7 @@ fn run_file(
         blocks.iter().map(|block| block.write(&mut file, shared.refused)).collect();
     let ran = shared.run(&file, &shared.limits(), stop)?;
     if let Some(error) = ran.header.iter().find(|message| message.is_error()) {
-        return Err(failed(format!("the header has an error: {}", error.data)));
+        return Err(failed(format!("the header has an error: {}", one_line(&error.data))));
     }
     let read = |(said, by): (&Said, usize)| match &said.fault {
         Some(fault) => Answer::Refused(fault.clone()),

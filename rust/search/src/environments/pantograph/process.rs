@@ -14,6 +14,7 @@ use super::fault::{CallError, Fault};
 use super::options::PantographOptions;
 use crate::environments::watch::{forget, watch};
 use crate::search::Control;
+use crate::shown::one_line;
 
 /// Bytes of stderr that are kept for messages.
 const KEPT_ERRORS: usize = 4096;
@@ -110,7 +111,7 @@ impl Process {
     /// The end of what it wrote to stderr, as the end of a message.
     pub(super) fn errors(&self) -> String {
         let kept = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        match String::from_utf8_lossy(&kept).trim() {
+        match one_line(&String::from_utf8_lossy(&kept)).as_str() {
             "" => String::new(),
             text => format!("; the end of its stderr: {text}"),
         }
