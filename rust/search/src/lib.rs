@@ -87,6 +87,7 @@ mod recorded;
 mod recording;
 mod scorer;
 pub mod search;
+mod shown;
 pub mod state_format;
 
 pub use head::{EnergyHead, HeadError, HeadResult, Mixing, Scale};

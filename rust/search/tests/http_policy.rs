@@ -249,13 +249,14 @@ fn what_may_pass_is_tried_again() {
 
 #[test]
 fn what_does_not_pass_is_an_error_after_the_retries() {
-    let server = answering(|_, _| Reply::text(500, r#"{"message": "CUDA out of memory"}"#));
+    let server =
+        answering(|_, _| Reply::text(500, r#"{"message": "\u001b[31mCUDA\nout of memory"}"#));
     let policy = connect(options(&server)).unwrap();
     let error = cause(propose(&policy, &["⊢ True"]).unwrap_err());
     let HttpPolicyError::Status { status: 500, message, .. } = &error else {
         unreachable!("{error:?}")
     };
-    assert_eq!(message, "CUDA out of memory (3 attempts)");
+    assert_eq!(message, "\\u{1b}[31mCUDA out of memory (3 attempts)");
     assert_eq!(server.requests().len(), 4);
 
     let server = answering(|_, _| right().cut_in_half());

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use ebm_cache::storage;
+use ebm_search::environments::lean_file;
 use ebm_search::search::Theorem;
 use serde_json::Value;
 
 /// Some editors put it before UTF-8 text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
-const KEYWORDS: [&str; 2] = ["theorem ", "lemma "];
 
-/// The theorems of a file: of a `.lean` file its lines `theorem NAME STATEMENT`, of any other JSON lines with
+/// The theorems of a file: of a `.lean` file those that it states, of any other JSON lines with
 /// `theorem_name` (or `name`) and `statement`; without a statement the environment must know the name.
 pub(super) fn read_theorems(path: &Path) -> anyhow::Result<Vec<Theorem>> {
     let name = path.display();
@@ -20,15 +20,16 @@ pub(super) fn read_theorems(path: &Path) -> anyhow::Result<Vec<Theorem>> {
     let text = String::from_utf8(bytes)
         .with_context(|| format!("{name}: is not UTF-8 text\nhint: save the file as UTF-8"))?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
-    let is_lean = path.extension().is_some_and(|ending| ending == "lean");
+    let found = if path.extension().is_some_and(|ending| ending == "lean") {
+        lean_file::theorems(text).with_context(|| name.to_string())?
+    } else {
+        json_lines(text).with_context(|| name.to_string())?
+    };
     let mut theorems = Vec::new();
     let mut names = HashSet::new();
-    for (number, line) in text.lines().enumerate() {
-        let found = if is_lean { lean_line(line) } else { json_line(line) };
-        let found = found.with_context(|| format!("{name}: line {}", number + 1))?;
-        let Some(theorem) = found else { continue };
+    for (line, theorem) in found {
         if !names.insert(theorem.name.clone()) {
-            bail!("{name}: line {}: theorem {:?} stands there twice", number + 1, theorem.name);
+            bail!("{name}: line {line}: theorem {:?} stands there twice", theorem.name);
         }
         theorems.push(theorem);
     }
@@ -36,6 +37,15 @@ pub(super) fn read_theorems(path: &Path) -> anyhow::Result<Vec<Theorem>> {
         bail!("{name}: holds no theorem");
     }
     Ok(theorems)
+}
+
+fn json_lines(text: &str) -> anyhow::Result<Vec<(usize, Theorem)>> {
+    let mut found = Vec::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        let theorem = json_line(text).with_context(|| format!("line {line}"))?;
+        found.extend(theorem.map(|theorem| (line, theorem)));
+    }
+    Ok(found)
 }
 
 fn json_line(line: &str) -> anyhow::Result<Option<Theorem>> {
@@ -57,20 +67,4 @@ fn json_line(line: &str) -> anyhow::Result<Option<Theorem>> {
         }
         Some(_) => bail!("\"statement\" is no text, or empty"),
     }))
-}
-
-/// A line `theorem NAME BINDERS : TYPE`, perhaps with `:=` and a proof, which is not read.
-fn lean_line(line: &str) -> anyhow::Result<Option<Theorem>> {
-    let Some(rest) = KEYWORDS.iter().find_map(|keyword| line.strip_prefix(keyword)) else {
-        return Ok(None);
-    };
-    let rest = rest.split(":=").next().unwrap_or_default().trim();
-    let end = rest.find(|symbol: char| symbol.is_whitespace() || "({[:⦃".contains(symbol));
-    let (name, statement) = rest.split_at(end.context("a theorem without a statement")?);
-    let statement = statement.trim();
-    if name.is_empty() || statement.is_empty() {
-        bail!("a theorem without a name or a statement");
-    }
-    let statement = statement.strip_prefix(':').map_or(statement, str::trim);
-    Ok(Some(Theorem::named(name).with_statement(statement)))
 }

@@ -51,7 +51,11 @@ impl<'a> Statement<'a> {
     }
 
     /// The statement whose first state is a printed state with one goal: its variables as binders. `None` if
-    /// the state has no goal or several, names that cannot be written, or values.
+    /// the state has no goal or several, names that cannot be written, or values; or what reads as something
+    /// else than was printed: `⋯` for what Lean left out, comments and `sorry`. A state may still mean something
+    /// else than the statement, since types are not printed: use [`Theorem::with_first_state`] as well.
+    ///
+    /// [`Theorem::with_first_state`]: crate::search::Theorem::with_first_state
     ///
     /// ```
     /// use ebm_search::environments::statement::Statement;
@@ -59,9 +63,13 @@ impl<'a> Statement<'a> {
     /// let statement = Statement::of_state(state);
     /// assert_eq!(statement.as_deref(), Some("(p q : Prop) (h : p ∧ q) : q ∧ p"));
     /// assert_eq!(Statement::of_state("x : Nat := 1\n⊢ x = 1"), None);
+    /// assert_eq!(Statement::of_state("⊢ 1 + 1 = 2\n  -- ∧ False"), None);
     /// ```
     #[must_use]
     pub fn of_state(state: &str) -> Option<String> {
+        if ["--", "/-", "⋯", "sorry"].iter().any(|sign| state.contains(sign)) {
+            return None;
+        }
         let (mut entries, mut target): (Vec<String>, Option<String>) = (Vec::new(), None);
         for line in state.lines() {
             if let Some(rest) = line.strip_prefix(' ') {
@@ -141,6 +149,19 @@ mod tests {
         assert_eq!(split(""), ("", ""));
         assert_eq!(split("(p"), ("", "(p"));
         assert_eq!(split(")("), ("", ")("));
+    }
+
+    #[test]
+    fn a_state_that_would_be_read_as_another_has_no_statement() {
+        for state in [
+            "⊢ 1 + 1 = 2\n  -- ∧ False",
+            "⊢ 1 + 1 = 2\n  /- ∧ False -/",
+            "h : p ⋯\n⊢ q",
+            "⊢ f ⋯ = 1",
+            "⊢ sorry = 1",
+        ] {
+            assert_eq!(Statement::of_state(state), None, "{state}");
+        }
     }
 
     proptest! {

@@ -13,13 +13,15 @@ pub struct Theorem {
     /// What it says, as in Lean: a type (`∀ (p : Prop), p → p`), or binders, a colon and a type
     /// (`(p : Prop) (h : p) : p`). `None` where the environment knows the theorem by its name.
     pub statement: Option<String>,
+    /// The text that its first state must have, where the statement was read off that text.
+    pub first_state: Option<String>,
 }
 
 impl Theorem {
     /// A theorem that the environment knows by its name.
     #[must_use]
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), statement: None }
+        Self { name: name.into(), statement: None, first_state: None }
     }
 
     /// The same with its statement.
@@ -27,6 +29,28 @@ impl Theorem {
     pub fn with_statement(mut self, statement: impl Into<String>) -> Self {
         self.statement = Some(statement.into());
         self
+    }
+
+    /// The same with the text that its first state must have. A statement that was read off a printed state may
+    /// say something else than the state's, since print leaves things out.
+    #[must_use]
+    pub fn with_first_state(mut self, text: impl Into<String>) -> Self {
+        self.first_state = Some(text.into());
+        self
+    }
+
+    /// Compares the first state that an environment prints with the one that is wanted.
+    pub(crate) fn require_first_state(&self, text: &str) -> EnvironmentResult<()> {
+        match &self.first_state {
+            Some(wanted) if wanted != text => Err(EnvironmentError::Theorem {
+                theorem: self.name.clone(),
+                reason: format!(
+                    "its statement was read off the state {wanted:?}, but it starts with {text:?}\nhint: give \
+                     its statement in a file of theorems"
+                ),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

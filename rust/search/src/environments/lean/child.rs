@@ -9,14 +9,23 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::environments::watch::{forget, watch};
+
 /// How much of what a process writes to stderr is kept: its end, where the cause is.
 const KEPT_STDERR: usize = 4096;
 /// How long a process may take to end after its output has.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Bytes of a line that are read. No message is that long.
+pub(super) const MOST_LINE: usize = 1 << 24;
+/// Lines that wait to be looked at. A process that floods its output waits for us, and not in our memory.
+const MOST_LINES: usize = 64;
+
 /// What came next from a process.
 pub(super) enum Next {
     Line(String),
+    /// A line of more than [`MOST_LINE`] bytes; no other is read.
+    TooLong,
     /// Nothing yet.
     Silence,
     /// Its output has ended.
@@ -26,7 +35,7 @@ pub(super) enum Next {
 /// A process that is killed with all its children when this is dropped.
 pub(super) struct Process {
     child: Child,
-    lines: flume::Receiver<String>,
+    lines: flume::Receiver<Option<String>>,
     stderr: Arc<Mutex<Vec<u8>>>,
     stderr_reader: Option<JoinHandle<()>>,
     reaped: bool,
@@ -42,24 +51,30 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let (sender, lines) = flume::unbounded();
+        let pipes = (child.stdout.take(), child.stderr.take());
+        let (sender, lines) = flume::bounded(MOST_LINES);
         let stderr = Arc::new(Mutex::new(Vec::new()));
-        let mut stderr_reader = None;
+        let mut process =
+            Self { child, lines, stderr: Arc::clone(&stderr), stderr_reader: None, reaped: false };
+        // From here on an error drops `process`, which ends the child.
+        if let Some(group) = process.pid() {
+            watch(group)?;
+        }
         // Both pipes are read all the time: a full one would stop Lean.
-        if let Some(pipe) = child.stdout.take() {
+        if let Some(pipe) = pipes.0 {
             std::thread::spawn(move || read_lines(pipe, &sender));
         }
-        if let Some(pipe) = child.stderr.take() {
-            let kept = Arc::clone(&stderr);
-            stderr_reader = Some(std::thread::spawn(move || read_end(pipe, &kept)));
+        if let Some(pipe) = pipes.1 {
+            process.stderr_reader = Some(std::thread::spawn(move || read_end(pipe, &stderr)));
         }
-        Ok(Self { child, lines, stderr, stderr_reader, reaped: false })
+        Ok(process)
     }
 
     /// The next line of its output, waited for as long as said.
     pub(super) fn next(&self, most: Duration) -> Next {
         match self.lines.recv_timeout(most) {
-            Ok(line) => Next::Line(line),
+            Ok(Some(line)) => Next::Line(line),
+            Ok(None) => Next::TooLong,
             Err(flume::RecvTimeoutError::Timeout) => Next::Silence,
             Err(flume::RecvTimeoutError::Disconnected) => Next::End,
         }
@@ -98,6 +113,7 @@ impl Process {
         if let Some(group) = self.pid() {
             // It fails where the group has ended, which is what is wanted.
             let _ = kill_process_group(group, Signal::KILL);
+            forget(group);
         }
         self.reaped = true;
         self.child.wait()
@@ -112,10 +128,22 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(pipe: impl Read, sender: &flume::Sender<String>) {
-    for line in BufReader::new(pipe).split(b'\n') {
-        let Ok(line) = line else { return };
-        if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+/// Sends each line; `None` for one that is too long, after which nothing is read.
+fn read_lines(pipe: impl Read, sender: &flume::Sender<Option<String>>) {
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let Ok(1..) = reader.by_ref().take(MOST_LINE as u64 + 1).read_until(b'\n', &mut line)
+        else {
+            return;
+        };
+        let fits = line.len() <= MOST_LINE;
+        let text = fits.then(|| {
+            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            String::from_utf8_lossy(line).into_owned()
+        });
+        if sender.send(text).is_err() || !fits {
             return;
         }
     }

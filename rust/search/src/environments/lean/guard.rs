@@ -164,7 +164,7 @@ fn check(text: &str) -> Result<(), String> {
             }
             '`' => return Err("it contains a backtick, of quoted syntax".to_owned()),
             '"' => string(rest, before)?,
-            '\'' => char_literal(rest),
+            '\'' => quote(rest, before)?,
             '«' => rest.find('»').ok_or("« is not closed")? + '»'.len_utf8(),
             '-' if rest.starts_with("--") => {
                 require_apart(before, "--")?;
@@ -219,12 +219,15 @@ fn closing(open: char) -> char {
 }
 
 /// The length of the words and numbers that a text starts with, without space between them, if they may
-/// stand there.
+/// stand there; up to a quote that is part of none of them.
 fn words(text: &str) -> Result<usize, String> {
     let length = text.find(|character| !is_word(character)).unwrap_or(text.len());
     let mut rest = &text[..length];
     let mut after_number = false;
     while let Some(character) = rest.chars().next() {
+        if character == '\'' {
+            break;
+        }
         let end = if character.is_ascii_digit() {
             rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())
         } else if is_letter(character) {
@@ -239,7 +242,7 @@ fn words(text: &str) -> Result<usize, String> {
         after_number = character.is_ascii_digit();
         rest = &rest[end..];
     }
-    Ok(length)
+    Ok(length - rest.len())
 }
 
 fn require_no_command(word: &str) -> Result<(), String> {
@@ -319,19 +322,60 @@ fn string(text: &str, before: char) -> Result<usize, String> {
     Err("a string is not closed".to_owned())
 }
 
-/// `'x'` and `'\n'`; the quote of anything else is a character like others.
-fn char_literal(text: &str) -> usize {
-    let mut characters = text.char_indices().skip(1);
-    let Some((_, first)) = characters.next() else { return 1 };
-    if first == '\\' {
-        characters.next();
+/// The length of what a quote outside an identifier starts: a character literal, Mathlib's `''`, or itself
+/// as the end of a token such as `⁻¹'`.
+///
+/// Lean reads a literal where the quote starts a token and no other quote follows it at once, and then takes
+/// one character or an escape and a quote, or fails. Which tokens have a quote depends on the library, so a
+/// quote is refused wherever a Lean with other tokens would read on from another place.
+fn quote(text: &str, before: char) -> Result<usize, String> {
+    let apart = before.is_whitespace() || "()[]{}⟨⟩,;".contains(before);
+    if let Some(rest) = text.strip_prefix("''") {
+        if apart && !rest.starts_with('\'') {
+            return Ok(2);
+        }
+        return Err("'' stands directly beside another sign; put spaces around it".to_owned());
     }
-    let is_quote = |&(_, character): &(usize, char)| character == '\'';
-    characters
-        .take(6)
-        .find(is_quote)
-        .filter(|&(at, _)| first == '\\' || at <= 5)
-        .map_or(1, |(at, _)| at + 1)
+    match (apart, char_literal(text)) {
+        (true, Some(length)) => Ok(length),
+        (true, None) => Err("a quote starts no character such as 'a' or '\\n'".to_owned()),
+        // Read as the start of a literal, this is an error and never something else.
+        (false, None) if !text[1..].starts_with('\\') => Ok(1),
+        (false, _) => {
+            Err(format!("a quote stands directly behind {before:?}; put a space between them"))
+        }
+    }
+}
+
+/// The length of `'x'`, or of an escape in quotes.
+fn char_literal(text: &str) -> Option<usize> {
+    let rest = text.strip_prefix('\'')?;
+    let mut characters = rest.chars();
+    let length = match characters.next()? {
+        '\'' | '\n' | '\r' => return None,
+        '\\' => {
+            let digits = match characters.next()? {
+                '\\' | '\'' | '"' | 'n' | 't' | 'r' => 0,
+                'x' => 2,
+                'u' => 4,
+                _ => return None,
+            };
+            let read = characters.take(digits).filter(char::is_ascii_hexdigit).count();
+            if read != digits {
+                return None;
+            }
+            2 + digits
+        }
+        character => character.len_utf8(),
+    };
+    rest[length..].starts_with('\'').then_some(length + 2)
+}
+
+/// Whether a command may be named anywhere in a text, be it in a string, a comment or a longer word.
+pub(super) fn names_commands(text: &str) -> bool {
+    let mut pieces = text.split('#').skip(1);
+    pieces.any(|rest| rest.starts_with(char::is_alphabetic))
+        || COMMANDS.iter().any(|command| text.contains(command))
 }
 
 fn comment(text: &str) -> Result<usize, String> {
@@ -388,6 +432,16 @@ mod tests {
             "norm_num [x₁, 1e5, 0xff]",
             "simpa using Nat.succ_le_of_lt h₂.default",
             "exact ∑ x, λ y, y",
+            // As users of Mathlib write: a quote in a word, in a token, and the token of images.
+            "exact f '' s",
+            "exact (f '' s) '' t",
+            "exact Set.mem_image_of_mem f '' s",
+            "exact f ⁻¹' s",
+            "exact f ⁻¹' (s ∩ t)",
+            "exact ∑' x', f x'",
+            "exact h₁'.1 x' ℕ' h''.2",
+            "exact Σ' x : α, p x",
+            r#"exact ('\'', '\\', '\"', '\x41', '\u03bb', '"')"#,
         ] {
             assert_eq!(tactic(text), Ok(()), "{text}");
         }
@@ -450,6 +504,18 @@ mod tests {
             ("exact `r\"\\\" x \" axiom \"", "a backtick"),
             ("exact (h : {x : ℕ //-x = y} axiom -- -/ })", "put a space before a comment"),
             ("exact a |-- axiom\nb", "put a space before a comment"),
+            (r#"exact f '' "' x " axiom foo : False --""#, "\"axiom\" starts a command"),
+            (r#"exact f '''"''' axiom foo : False --""#, "spaces around it"),
+            (r#"exact a+'' " axiom ""#, "spaces around it"),
+            (r"exact '\'end '", "a quote starts no character"),
+            ("exact 'ab'", "a quote starts no character"),
+            (r#"exact ' "'"#, "a quote starts no character"),
+            (r"exact '\q'", "a quote starts no character"),
+            (r"exact '\x4'", "a quote starts no character"),
+            ("exact '\n'", "a quote starts no character"),
+            (r#"exact 0'\"' axiom foo : False --""#, "a quote stands directly behind '0'"),
+            (r#"exact f ⁻¹'"' axiom x --""#, "a quote stands directly behind '¹'"),
+            (r#"exact a+'"' axiom x --""#, "a quote stands directly behind '+'"),
         ] {
             assert!(reason(text).contains(why), "{text}: {}", reason(text));
         }

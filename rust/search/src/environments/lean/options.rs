@@ -55,7 +55,8 @@ impl LeanOptions {
     }
 
     /// What every file starts with, instead of the small prelude: `import Mathlib`, with options and
-    /// `open` as needed. Axioms in it are not trusted.
+    /// `open` as needed. Axioms in it are not trusted, whatever their names: `propext`, `Classical.choice` and
+    /// `Quot.sound` are allowed in proofs only if they say what Lean's do.
     #[must_use]
     pub fn header(mut self, header: impl Into<String>) -> Self {
         self.header = Some(header.into());
@@ -91,7 +92,8 @@ impl LeanOptions {
         self
     }
 
-    /// Lean processes at once. Default: as many as the machine has cores.
+    /// Lean processes at once, 1024 at most; checks of proofs are among them. Default: as many as the machine
+    /// has cores.
     #[must_use]
     pub fn workers(mut self, workers: NonZeroUsize) -> Self {
         self.workers = workers;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::NAME;
-use super::file::{End, File, Limits, Ran, run};
-use super::guard::indented;
+use super::file::{End, File, Limits, REFUSED, Ran, Said, Stop, run};
+use super::guard::{indented, names_commands};
 use super::launch::Lean;
 use super::messages::{Answer, read_block};
 use super::options::LeanOptions;
 use crate::search::{Cancel, Control, EnvironmentError, EnvironmentResult};
+use crate::shown::one_line;
 
 /// A statement, and tactics from its root.
 #[derive(Debug, Clone)]
@@ -19,19 +20,37 @@ pub(super) struct Block {
     /// What stands behind `example`.
     pub(super) signature: Arc<str>,
     pub(super) tactics: Vec<Arc<str>>,
+    /// The statement as a type, if it is that which Lean must read as one piece, and not the tactics.
+    pub(super) statement: Option<String>,
 }
 
 impl Block {
     /// Its lines in a file; the line of its `by`, where goals that are left are reported.
-    fn write(&self, file: &mut File) -> usize {
+    fn write(&self, file: &mut File, refused: &str) -> usize {
+        let tactics = block(&self.tactics);
+        let (brackets, text) = match &self.statement {
+            Some(statement) => (STATEMENT, statement),
+            None => (TACTICS, &tactics),
+        };
+        file.ask_bounds(refused, brackets, text);
+        // Behind an error Lean goes on with the next command that it finds, wherever that is.
+        let stop = if names_commands(text) { Stop::Fault } else { Stop::Early };
         file.push(&format!("example {}", self.signature));
-        let by = file.push(":= by");
-        for tactic in &self.tactics {
-            file.push(&indented(tactic));
-        }
-        file.mark();
+        let by = file.push(&format!(":= ({}", TACTICS[0]));
+        file.push(&tactics);
+        file.push(")");
+        file.mark(stop);
         by
     }
+}
+
+/// What stands around a statement in the brackets of [`File::ask_bounds`], and around tactics.
+pub(super) const STATEMENT: [&str; 2] = ["(", ")"];
+pub(super) const TACTICS: [&str; 2] = ["by", ""];
+
+/// The lines of a block of tactics.
+pub(super) fn block(tactics: &[Arc<str>]) -> String {
+    tactics.iter().map(|tactic| indented(tactic)).collect()
 }
 
 type Reply = EnvironmentResult<Vec<Answer>>;
@@ -46,12 +65,41 @@ struct Request {
 pub(super) struct Shared {
     pub(super) lean: Lean,
     pub(super) options: LeanOptions,
+    /// How this Lean is asked where a text ends: one of [`REFUSED`].
+    pub(super) refused: &'static str,
+    /// Axioms of Lean that a proof may use, where they say what they should.
+    pub(super) axioms: Vec<&'static str>,
     closing: Cancel,
+    /// One for each Lean process that may run.
+    permits: (flume::Sender<()>, flume::Receiver<()>),
 }
 
 impl Shared {
     pub(super) fn new(lean: Lean, options: LeanOptions) -> Self {
-        Self { lean, options, closing: Cancel::default() }
+        let workers = options.workers.get();
+        let permits = flume::bounded(workers);
+        for _ in 0..workers {
+            let _ = permits.0.send(());
+        }
+        let closing = Cancel::default();
+        Self { lean, options, refused: REFUSED[0], axioms: Vec::new(), closing, permits }
+    }
+
+    /// Runs a file as soon as a process may be started: workers and checks of proofs share the number.
+    pub(super) fn run(
+        &self,
+        file: &File,
+        limits: &Limits,
+        stop: &dyn Fn() -> bool,
+    ) -> EnvironmentResult<Ran> {
+        while self.permits.1.recv_timeout(Control::TICK).is_err() {
+            if stop() {
+                return Ok(Ran::stopped());
+            }
+        }
+        let _permit = Permit(&self.permits.0);
+        run(&self.lean, file, limits, stop)
+            .map_err(|error| failed(format!("Lean cannot be run: {error}")))
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -61,6 +109,15 @@ impl Shared {
     /// Whether nobody waits: the environment is dropped, or all searches that asked have stopped.
     pub(super) fn stopped<'a>(&self, mut controls: impl Iterator<Item = &'a Control>) -> bool {
         self.closing.is_cancelled() || controls.all(|control| control.check().is_err())
+    }
+}
+
+/// Gives back what a process was started with.
+struct Permit<'a>(&'a flume::Sender<()>);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
     }
 }
 
@@ -187,6 +244,13 @@ pub(super) fn run_blocks(
         let reason = match ran.end {
             End::Stopped => return Ok(None),
             End::Complete => continue,
+            End::Unbound => {
+                let behind = file.split_off(done);
+                if !behind.is_empty() {
+                    files.push_front(behind);
+                }
+                continue;
+            }
             End::Hung => format!("no answer within {:?}", shared.options.tactic_limit),
             End::Died(said) => said,
         };
@@ -221,12 +285,16 @@ fn run_file(
     stop: &dyn Fn() -> bool,
 ) -> EnvironmentResult<(Ran, Vec<Answer>)> {
     let mut file = File::new(&shared.lean.header);
-    let by: Vec<usize> = blocks.iter().map(|block| block.write(&mut file)).collect();
-    let ran = run(&shared.lean, &file, &shared.limits(), stop)
-        .map_err(|error| failed(format!("Lean cannot be run: {error}")))?;
+    let by: Vec<usize> =
+        blocks.iter().map(|block| block.write(&mut file, shared.refused)).collect();
+    let ran = shared.run(&file, &shared.limits(), stop)?;
     if let Some(error) = ran.header.iter().find(|message| message.is_error()) {
-        return Err(failed(format!("the header has an error: {}", error.data)));
+        return Err(failed(format!("the header has an error: {}", one_line(&error.data))));
     }
-    let answers = ran.parts.iter().zip(by).map(|(part, by)| read_block(part, by)).collect();
+    let read = |(said, by): (&Said, usize)| match &said.fault {
+        Some(fault) => Answer::Refused(fault.clone()),
+        None => read_block(&said.messages, by),
+    };
+    let answers = ran.parts.iter().zip(by).map(read).collect();
     Ok((ran, answers))
 }

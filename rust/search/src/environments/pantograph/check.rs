@@ -10,6 +10,7 @@ use super::step::{Step, not_closed, print, start, step};
 use super::worker::Worker;
 use crate::environments::statement::Statement;
 use crate::search::{Control, EnvironmentError, EnvironmentResult, Theorem, Verdict};
+use crate::shown::harmless;
 
 /// What the theorem is called in its file: a name that no library has, since the theorem's own may be
 /// taken.
@@ -175,7 +176,7 @@ fn fault_of_message(message: &Message) -> Option<String> {
     let text = message.text();
     let sorry = message.kind.as_deref() == Some("hasSorry")
         || text.starts_with("declaration uses") && text.contains("sorry");
-    (message.is_error() || sorry).then(|| text.to_owned())
+    (message.is_error() || sorry).then(|| harmless(text))
 }
 
 /// The axioms of the message of `#print axioms`.

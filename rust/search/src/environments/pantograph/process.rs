@@ -12,7 +12,9 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 use super::fault::{CallError, Fault};
 use super::options::PantographOptions;
+use crate::environments::watch::{forget, watch};
 use crate::search::Control;
+use crate::shown::one_line;
 
 /// Bytes of stderr that are kept for messages.
 const KEPT_ERRORS: usize = 4096;
@@ -58,6 +60,9 @@ impl Process {
         let answer_bytes = options.answer_bytes;
         let process = Self { child, group, input, output, errors, answer_bytes };
         // From here on an error drops `process`, which ends the child.
+        if let Some(group) = process.group {
+            watch(group)?;
+        }
         if let (Some(stdin), Some(stdout), Some(stderr)) = pipes {
             let errors = Arc::clone(&process.errors);
             run("pantograph stdin", move || write_requests(stdin, &requests))?;
@@ -106,7 +111,7 @@ impl Process {
     /// The end of what it wrote to stderr, as the end of a message.
     pub(super) fn errors(&self) -> String {
         let kept = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        match String::from_utf8_lossy(&kept).trim() {
+        match one_line(&String::from_utf8_lossy(&kept)).as_str() {
             "" => String::new(),
             text => format!("; the end of its stderr: {text}"),
         }
@@ -132,6 +137,7 @@ impl Process {
         if let Some(group) = self.group.take() {
             // An error says that nothing is left of the group.
             let _ = kill_process_group(group, Signal::KILL);
+            forget(group);
         }
         self.child.wait().ok()
     }

@@ -6,6 +6,7 @@ use super::text;
 use super::worker::Worker;
 use crate::environments::statement::Statement;
 use crate::search::{Control, Theorem};
+use crate::shown::harmless;
 
 /// What a tactic did. States are numbered by the process.
 #[derive(Debug)]
@@ -119,7 +120,7 @@ fn refusal(done: &TacticDone) -> Option<String> {
         Some("it uses something unsafe".to_owned())
     } else {
         let errors: Vec<_> = errors.map(Message::text).collect();
-        if errors.is_empty() { None } else { Some(errors.join("\n")) }
+        if errors.is_empty() { None } else { Some(harmless(&errors.join("\n"))) }
     }
 }
 
@@ -143,5 +144,5 @@ fn messages(messages: &[Message]) -> String {
     if messages.is_empty() {
         return "neither goals nor a message".to_owned();
     }
-    messages.iter().map(Message::text).collect::<Vec<_>>().join("\n")
+    harmless(&messages.iter().map(Message::text).collect::<Vec<_>>().join("\n"))
 }

@@ -11,6 +11,7 @@ use super::options::{Framing, PantographOptions};
 use super::process::{LineError, Process};
 use super::protocol::{ErrorAnswer, Nothing, PrintedOptions, SetOptions, request};
 use crate::search::Control;
+use crate::shown::{harmless, one_line};
 
 /// Most bytes of a strange line that a message shows.
 const SHOWN: usize = 300;
@@ -162,7 +163,7 @@ impl Worker {
             return Err(self.broken(Fault::Garbage(excerpt(line))).into());
         };
         if let Some(kind) = error.error {
-            let text = error.desc.unwrap_or_default();
+            let text = harmless(&error.desc.unwrap_or_default());
             // Our requests are right for the Pantographs that we know.
             if kind == "command" || kind == "arguments" {
                 let reason = format!("{text} ({kind})");
@@ -207,9 +208,10 @@ impl Worker {
             }
             if let Some(text) = import_error(&line) {
                 return Err(StartError::Failed(format!(
-                    "{} could not import its modules: {text}{}\n\
+                    "{} could not import its modules: {}{}\n\
                      hint: build them in the working folder, with the Lean that built Pantograph",
                     shown(options),
+                    one_line(&text),
                     self.process.errors()
                 )));
             }

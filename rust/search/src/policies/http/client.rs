@@ -14,6 +14,7 @@ use super::answer::{Models, Wrong, parse, proposal};
 use super::error::HttpPolicyError;
 use super::options::{HttpApi, HttpPolicyOptions};
 use crate::search::{NoCandidates, Proposal};
+use crate::shown::one_line;
 
 /// Longest wait between two attempts, where the server does not ask for one.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
@@ -293,7 +294,7 @@ fn message_of(body: &[u8]) -> String {
         places.iter().find_map(|place| json.pointer(place).and_then(Value::as_str))
     });
     let text = found.map_or_else(|| String::from_utf8_lossy(body), Into::into);
-    let text = text.trim();
+    let text = one_line(&text);
     if text.is_empty() { "no message".to_owned() } else { text.chars().take(MESSAGE).collect() }
 }
 

@@ -1,5 +1,7 @@
 //! What can go wrong with a policy server.
 
+use crate::shown::one_line;
+
 /// Why a policy server gives no tactics.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -23,7 +25,7 @@ pub enum HttpPolicyError {
     /// The server does not serve the model.
     #[error(
         "{url}: serves no model {model:?}, only {}\nhint: name one of them, or start the server with it",
-        served.join(", ")
+        one_line(&served.join(", "))
     )]
     UnknownModel {
         /// What was asked.
@@ -85,7 +87,7 @@ pub enum HttpPolicyError {
 fn listed(served: &[String]) -> String {
     match served {
         [] => "no model".to_owned(),
-        _ => format!("{} models: {}", served.len(), served.join(", ")),
+        _ => format!("{} models: {}", served.len(), one_line(&served.join(", "))),
     }
 }
 
