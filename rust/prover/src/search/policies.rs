@@ -1,6 +1,6 @@
 //! What proposes tactics: options.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +140,14 @@ impl PolicyArguments {
     /// Whether --model-path is the policy's, too.
     pub(super) fn uses_model(&self) -> bool {
         self.policy == Some(Kind::Hf)
+    }
+
+    /// The files that are read, with their options.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let tactics = self.tactics.as_deref().map(|path| ("--tactics", path));
+        let template = Path::new(&self.policy_template);
+        let named = self.policy_template != RAW;
+        tactics.into_iter().chain(named.then_some(("--policy-template", template)))
     }
 
     /// Opens the policy; says what the results depend on.

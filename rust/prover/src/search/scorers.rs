@@ -1,7 +1,7 @@
 //! What scores states: a head over embeddings, or a rule.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -39,7 +39,7 @@ pub(super) struct ScorerArguments {
     pub(super) model_path: Option<String>,
     /// Cache to which new embeddings are appended, crash-safe.
     #[arg(long, value_name = "FILE.parquet")]
-    append_to: Option<PathBuf>,
+    pub(super) append_to: Option<PathBuf>,
     /// Memory for embeddings encoded during the search, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u64,
@@ -62,6 +62,12 @@ pub(super) enum Started {
 }
 
 impl ScorerArguments {
+    /// The files that are read, with their options.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files = [("--head", &self.head), ("--cache", &self.cache)];
+        files.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?)))
+    }
+
     pub(super) fn open(
         &self,
         search: &Search,

@@ -70,7 +70,7 @@ impl SearchError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Ended {
-    /// A proof was found, and the record after it is complete.
+    /// A proof was found, and the record after it is complete, or something failed then.
     Proved,
     /// No open state is left.
     Exhausted,
@@ -126,6 +126,8 @@ pub struct SearchResult {
     pub proof: Option<Proof>,
     /// Why the search ended.
     pub ended: Ended,
+    /// What failed after the proof was found, so that the record after it is not complete.
+    pub failed_after_proof: Option<SearchError>,
     /// The states and steps that were found.
     pub graph: ProofGraph,
     /// The states that were expanded, by their numbers in the graph, in that order.
