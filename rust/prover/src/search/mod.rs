@@ -1,5 +1,6 @@
 //! `ebm-prover search`.
 
+mod applicable;
 mod environments;
 mod outputs;
 mod policies;
@@ -28,6 +29,7 @@ use self::ranking::RankingArguments;
 use self::report::Report;
 use self::scorers::ScorerArguments;
 use self::tally::Tally;
+use crate::given::Given;
 use crate::interrupt::Saved;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
@@ -102,6 +104,9 @@ pub(crate) struct Search {
     python: PythonArguments,
     #[command(flatten)]
     model: ModelArguments,
+    /// Which of these stand on the command line.
+    #[arg(skip)]
+    pub(crate) given: Given,
 }
 
 /// The finished output.
@@ -141,6 +146,8 @@ impl Search {
     ) -> anyhow::Result<Outcome> {
         let model_path = self.scorer.model_path.as_deref();
         self.model.check(model_path, self.policy.uses_model())?;
+        self.python.check()?;
+        applicable::check(self)?;
         self.check_outputs()?;
         let control = Control::new(cancel.clone());
         let options = self.options()?;
@@ -240,6 +247,20 @@ impl Search {
             if count > 0 {
                 warn(&format!("--trajectories: {count} {what}"));
             }
+        }
+        if !recording.has_policy() && self.policy.is_recorded(self.is_live()) {
+            warn(&format!(
+                "--trajectories: {}, so the recorded policy holds all recorded tactics alike",
+                match recording.files_without_policy() {
+                    count if count < self.trajectories.len() => {
+                        format!(
+                            "{count} of {} files have no log-probabilities",
+                            self.trajectories.len()
+                        )
+                    }
+                    _ => "there are no log-probabilities".to_owned(),
+                }
+            ));
         }
         Ok(Some(recording))
     }

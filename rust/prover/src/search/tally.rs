@@ -5,6 +5,7 @@ use ebm_search::record::{TheoremSummary, TrajectoryWriter};
 use ebm_search::search::{Ended, SearchError, SearchResult};
 use indicatif::ProgressBar;
 
+use super::policies::in_options;
 use crate::outcome::Outcome;
 use crate::text::{one_line, warn};
 
@@ -59,11 +60,15 @@ impl Tally {
             None if complete => self.finished.push(TheoremSummary::of(search, 0)),
             None => {}
         }
-        if let Some(error) = failed.filter(|error| error.concerns_all()) {
-            bail!("{error}");
-        }
         if let Some(error) = failed {
-            self.show(bar, &failure(search, error));
+            let said = match error {
+                SearchError::Policy(error) => in_options(error),
+                other => other.to_string(),
+            };
+            if error.concerns_all() {
+                bail!("{said}");
+            }
+            self.show(bar, &failure(search, &said));
         }
         bar.set_message(format!("{} solved", self.solved));
         bar.inc(1);
@@ -101,7 +106,7 @@ impl Tally {
     }
 }
 
-fn failure(search: &SearchResult, error: &SearchError) -> String {
+fn failure(search: &SearchResult, error: &str) -> String {
     let theorem = &search.theorem;
     match search.ended {
         Ended::Failed(_) => format!("{theorem}: failed: {error}"),

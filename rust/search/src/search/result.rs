@@ -62,7 +62,11 @@ impl SearchError {
     /// Whether every other theorem would fail in the same way.
     #[must_use]
     pub fn concerns_all(&self) -> bool {
-        matches!(self, Self::Environment(EnvironmentError::Unavailable { .. }))
+        matches!(
+            self,
+            Self::Environment(EnvironmentError::Unavailable { .. })
+                | Self::Policy(PolicyError::Unavailable { .. })
+        )
     }
 }
 
