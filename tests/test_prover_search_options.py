@@ -146,3 +146,32 @@ def test_a_search_is_not_resumed_with_another_lean(tmp_path):
     wrapper.chmod(0o755)
     done = prover(*arguments, "--max-expansions", "1", "--resume", "--lean", wrapper)
     refused(done, "command", "wrapper")
+
+
+def test_an_empty_variable_is_no_environment(theorems, tmp_path):
+    trap = tmp_path / "here" / "bin" / "python"
+    trap.parent.mkdir(parents=True)
+    trap.write_text("#!/bin/sh\ntouch trapped\n")
+    trap.chmod(0o755)
+    bare = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "VIRTUAL_ENV": ""}
+    done = prover("--theorems", theorems, env=bare, cwd=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "here" / "trapped").exists()
+
+
+def test_a_search_is_not_resumed_with_another_model(llama, tmp_path):
+    """Nor with another way to load the same one, or with other weights in the same folder."""
+    model = tmp_path / "model"
+    shutil.copytree(llama, model)
+    arguments = (
+        *RECORD, "--first", "1", "--max-expansions", "1", "--policy", "hf", "--policy-model", model,
+        "--candidates", "1", "--max-tactic-tokens", "2", "--output", tmp_path / "t.parquet",
+    )  # fmt: skip
+    done = prover(*arguments)
+    assert done.returncode in {0, 1}, done.stderr
+    refused(prover(*arguments, "--resume", "--dtype", "bfloat16"), "policy was", "bfloat16")
+    same = prover(*arguments, "--resume")
+    assert same.returncode in {0, 1}, same.stderr
+    with (model / "config.json").open("a") as config:
+        config.write("\n")
+    refused(prover(*arguments, "--resume"), "policy was")
