@@ -1,4 +1,4 @@
-"""`ebm-prover search` when something fails: what was found is kept, and what is wrong is said once."""
+"""`ebm-prover search` when something fails: what was found is kept, and the fault is said once."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""`ebm-prover search`: options that mean nothing, or would do harm, are refused before anything starts."""
+"""`ebm-prover search`: options that mean nothing, or would do harm, are refused at once."""
 
 import json
 import os
