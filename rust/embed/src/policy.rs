@@ -181,7 +181,7 @@ impl Policy for PythonPolicy {
             return Ok(Vec::new());
         }
         let answer = self.ask(queries, control)?;
-        answer.map_err(|error| PolicyError::Failed { policy: "hf", source: error.into() })
+        answer.map_err(|error| PolicyError::Failed { policy: "hf", cause: error.into() })
     }
 }
 

@@ -80,8 +80,8 @@ fn same(one: &[(String, f64)], other: &[(String, f64)]) -> bool {
 }
 
 fn cause(error: PolicyError) -> EmbedError {
-    let PolicyError::Failed { policy: "hf", source } = error else { unreachable!("{error:?}") };
-    *source.downcast().unwrap()
+    let PolicyError::Failed { policy: "hf", cause } = error else { unreachable!("{error:?}") };
+    *cause.downcast().unwrap()
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(crate) struct BackendArguments {
     /// The backend's server: `http://127.0.0.1:30001`.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// File with the server's bearer token; else the environment variable EBM_ENCODE_TOKEN, if it is set.
+    /// File with the server's bearer token; else the environment variable `EBM_ENCODE_TOKEN`, if it is set.
     #[arg(long, value_name = "FILE")]
     server_token_file: Option<PathBuf>,
     /// Nobody else uses the server while this runs (sglang).

@@ -6,6 +6,7 @@ mod doctor;
 mod encode;
 mod end;
 mod formats;
+mod given;
 mod inspect;
 mod interrupt;
 mod model;
@@ -20,10 +21,11 @@ mod text;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use ebm_embed::{EmbedError, Interpreter};
 use tracing_subscriber::EnvFilter;
 
+use crate::given::Given;
 use crate::interrupt::Saved;
 use crate::outcome::{CLOSED_PIPE, Outcome, exit_code, is_closed_pipe};
 
@@ -52,8 +54,22 @@ enum Command {
     Compare(compare::Compare),
 }
 
+impl Arguments {
+    /// As `parse`, and a search knows which of its options were given.
+    fn of_command_line() -> Self {
+        let matches = Self::command().get_matches();
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let (Command::Search(search), Some((_, matches))) =
+            (&mut arguments.command, matches.subcommand())
+        {
+            search.given = Given::of(matches);
+        }
+        arguments
+    }
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_command_line();
     log_to_stderr();
     let code = match run(arguments.command) {
         Ok(outcome) => outcome.code(),

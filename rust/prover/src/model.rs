@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use ebm_embed::{EmbedError, Interpreter, PythonEncoder, PythonEncoderOptions};
 use ebm_encoder::Encoder;
+use serde_json::{Value, json};
 
 use crate::backend::{BackendArguments, BackendEncoder};
 use crate::formats::{FormatArguments, format_of};
@@ -71,6 +72,30 @@ pub(crate) struct ModelArguments {
 }
 
 impl PythonArguments {
+    /// Refuses one that is not there, whether or not it turns out to be needed.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.interpreter().map(|_| ())
+    }
+
+    /// The interpreter that was named, by itself or by its environment.
+    pub(crate) fn interpreter(&self) -> anyhow::Result<Option<PathBuf>> {
+        let Some(named) = &self.python else { return Ok(None) };
+        let python = if named.is_dir() { named.join("bin").join("python") } else { named.clone() };
+        let on_path = || {
+            let paths = std::env::var_os("PATH").unwrap_or_default();
+            python.components().count() == 1
+                && std::env::split_paths(&paths).any(|folder| folder.join(&python).is_file())
+        };
+        let there = python.is_file() || on_path();
+        there.then_some(Some(python)).with_context(|| {
+            format!(
+                "--python: {}: there is no Python\nhint: the folder of a virtual environment, or an \
+                 interpreter",
+                named.display()
+            )
+        })
+    }
+
     pub(crate) fn start(&self) -> Result<&'static Interpreter, EmbedError> {
         Interpreter::start(self.python.as_deref())
     }
@@ -139,6 +164,13 @@ impl ModelArguments {
             );
         }
         Ok(BackendEncoder::Remote(encoder))
+    }
+
+    /// What a policy's tactics depend on, beside its own options: those of its model that are given.
+    pub(crate) fn describe_for_policy(&self) -> Value {
+        json!({
+            "dtype": self.dtype, "revision": self.revision, "code_revision": self.code_revision,
+        })
     }
 
     /// Options of the encoder: those of the model, and its server.

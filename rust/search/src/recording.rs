@@ -9,6 +9,9 @@ use crate::columns::Columns;
 use crate::recorded::TrajectoryError;
 use crate::search::Target;
 
+/// A log-probability above 0 by more than rounding is none.
+const ROUNDING: f64 = 1e-4;
+
 /// Least number of steps to the end of a proof, by the state's text.
 pub type DistanceByText = std::collections::HashMap<Arc<str>, u32>;
 
@@ -70,7 +73,7 @@ pub struct Recording {
     names: Vec<String>,
     theorems: HashMap<String, RecordedTheorem>,
     counts: RecordingCounts,
-    has_policy: bool,
+    without_policy: usize,
 }
 
 /// One row of a trajectory file.
@@ -90,13 +93,13 @@ impl Recording {
     ///
     /// # Errors
     /// [`TrajectoryError`], with file and column, or file and row: a missing file or column, another type,
-    /// a log-probability that is no finite number or that some steps have and others do not, or no step
-    /// at all.
+    /// a log-probability that is no finite number, is above 0, or that some steps have and others do not, or
+    /// no step at all.
     pub fn read<P: AsRef<Path>>(files: &[P]) -> Result<Self, TrajectoryError> {
-        let mut recording = Self { has_policy: true, ..Self::default() };
+        let mut recording = Self::default();
         for file in files {
             let rows = read_rows(file.as_ref(), &mut recording)?;
-            recording.has_policy &= has_policy(file.as_ref(), &rows)?;
+            recording.without_policy += usize::from(!has_policy(file.as_ref(), &rows)?);
             recording.add(rows);
         }
         let mut states = recording.theorems.values().flat_map(|theorem| &theorem.states);
@@ -121,10 +124,16 @@ impl Recording {
         self.counts
     }
 
-    /// Whether the steps have log-probabilities.
+    /// Whether all steps have log-probabilities.
     #[must_use]
     pub fn has_policy(&self) -> bool {
-        self.has_policy
+        self.without_policy == 0
+    }
+
+    /// Number of files whose steps have no log-probabilities.
+    #[must_use]
+    pub fn files_without_policy(&self) -> usize {
+        self.without_policy
     }
 
     /// The root of a theorem.
@@ -291,6 +300,12 @@ fn read_rows(path: &Path, recording: &mut Recording) -> Result<Vec<Row>, Traject
         if let Some(value) = log_probs[row].filter(|value| !value.is_finite()) {
             return Err(wrong(&format!("llm_log_prob is {value}, expected a finite number")));
         }
+        if let Some(value) = log_probs[row].filter(|value| *value > ROUNDING) {
+            return Err(wrong(&format!(
+                "llm_log_prob is {value}, expected at most 0\nhint: it is the natural logarithm of a \
+                 probability, not a probability or a score"
+            )));
+        }
         let finished = finished[row].unwrap_or(false);
         let state = state.filter(|text| !text.is_empty() && !finished);
         if state.is_none() && !finished {
@@ -303,7 +318,7 @@ fn read_rows(path: &Path, recording: &mut Recording) -> Result<Vec<Row>, Traject
             state: state.map(&mut share),
             parent: parents[row],
             tactic: share(tactic.unwrap_or_default()),
-            log_prob: log_probs[row],
+            log_prob: log_probs[row].map(|value| value.min(0.0)),
             expanded: visits[row].is_some_and(|visits| visits > 0),
         });
     }

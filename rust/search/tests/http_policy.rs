@@ -4,6 +4,7 @@
 
 mod policy_server;
 
+use std::error::Error;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,8 +40,12 @@ fn no_candidates(policy: &HttpPolicy) -> String {
 }
 
 fn cause(error: PolicyError) -> HttpPolicyError {
-    let PolicyError::Failed { policy: "http", source } = error else { unreachable!("{error:?}") };
-    *source.downcast().unwrap()
+    let (PolicyError::Failed { policy: "http", cause }
+    | PolicyError::Unavailable { policy: "http", cause }) = error
+    else {
+        unreachable!("{error:?}")
+    };
+    *cause.downcast().unwrap()
 }
 
 /// A server that answers every completion with these choices.
@@ -202,6 +207,21 @@ fn answers_that_are_none_are_errors_with_the_url_and_a_hint() {
 }
 
 #[test]
+fn numbers_that_are_none_are_called_so() {
+    for number in ["NaN", "-Infinity", "-1e999"] {
+        let body = format!(
+            r#"{{"choices": [{{"text": "a", "finish_reason": "stop", "logprobs":
+                {{"tokens": ["a"], "token_logprobs": [{number}]}}}}]}}"#
+        );
+        let server = answering(move |_, _| Reply::text(200, &body));
+        let error = propose(&connect(options(&server)).unwrap(), &["⊢ True"]).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(&format!("{number} is no finite number (line 2")), "{message}");
+        assert!(!message.contains("OpenAI"), "{message}");
+    }
+}
+
+#[test]
 fn a_rounding_above_zero_is_zero() {
     let server = serving(json!([choice("a", &[("a", 1e-7)]), choice("b", &[("b", -1.0)])]));
     let policy = connect(options(&server)).unwrap();
@@ -312,9 +332,12 @@ fn a_prompt_that_is_refused_fails_only_its_own_state() {
 fn other_refusals_are_errors() {
     for status in [301, 401, 403, 404, 418] {
         let server = answering(move |_, _| Reply::text(status, "no"));
-        let error = cause(propose(&connect(options(&server)).unwrap(), &["⊢ True"]).unwrap_err());
-        let HttpPolicyError::Status { status: found, .. } = error else {
-            unreachable!("{error:?}")
+        let error = propose(&connect(options(&server)).unwrap(), &["⊢ True"]).unwrap_err();
+        assert!(error.source().is_none(), "whoever prints causes would print it twice");
+        let for_all = matches!(error, PolicyError::Unavailable { .. });
+        assert_eq!(for_all, [401, 403, 404].contains(&status), "{error:?}");
+        let HttpPolicyError::Status { status: found, .. } = cause(error) else {
+            unreachable!("{status}")
         };
         assert_eq!(found, status);
         assert_eq!(server.requests().len(), 2);

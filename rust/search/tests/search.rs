@@ -277,6 +277,48 @@ fn faults_are_in_the_result_and_nothing_panics() {
 }
 
 #[test]
+fn a_proof_is_kept_whatever_fails_after_it() {
+    let steps = [("root", "a", "finish"), ("root", "b", "way"), ("way", "c", "end")];
+    let mut tree = Tree::new(&steps);
+    tree.fails_at = Some("c");
+    let result = run(&tree, &SearchOptions::default().with_record_after_proof(5));
+    assert!(matches!(result.ended, Ended::Proved) && result.ended.is_complete());
+    assert_eq!(tactics(&result), ["a"]);
+    assert!(result.graph.find("way").is_some(), "what was found is kept");
+    let failed = result.failed_after_proof.map(|error| error.to_string());
+    assert_eq!(failed.as_deref(), Some("tree: died twice"));
+}
+
+#[test]
+fn whoever_takes_results_is_told_when_none_comes() {
+    let tree = Tree::new(&TREE);
+    let policy = TreePolicy(tree.steps.clone());
+    let options = ranked(Ranking::value());
+    // The search goes on once nothing was said to have come.
+    let quiet = Barrier::new(2);
+    let scorer = RuleScorer(|theorem: &str, state: &str| {
+        if theorem == "slow" && state == "decoy" {
+            quiet.wait();
+        }
+        Score::Scored(Scored::by_rule(0.0))
+    });
+    let search = Search::new(&tree, &policy, &options).with_scorer(&scorer);
+    let theorems = [Theorem::named("quick"), Theorem::named("slow")];
+    let mut came = Vec::new();
+    let taken = search.run_all_with_ticks(&theorems, 1, &Cancel::default(), |result| {
+        if result.is_none() && came.last() == Some(&Some("quick".to_owned())) {
+            quiet.wait();
+        }
+        came.push(result.map(|result| result.theorem));
+        Ok::<(), ()>(())
+    });
+    assert!(taken.is_ok());
+    came.dedup();
+    let quick_quiet_slow = [Some("quick".to_owned()), None, Some("slow".to_owned())];
+    assert_eq!(came[came.len() - 3..], quick_quiet_slow);
+}
+
+#[test]
 fn a_state_without_candidates_is_counted_and_not_exhausted() {
     let steps = [("root", "a", "mute"), ("root", "b", "dead end")];
     let result = run(&Tree::new(&steps), &SearchOptions::default());

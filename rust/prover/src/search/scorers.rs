@@ -1,7 +1,7 @@
 //! What scores states: a head over embeddings, or a rule.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -29,7 +29,7 @@ const NOT_PROVED: f32 = -1e9;
 pub(super) struct ScorerArguments {
     /// The head file, of `ebm-encode train-head`.
     #[arg(long, value_name = "HEAD.safetensors")]
-    head: Option<PathBuf>,
+    pub(super) head: Option<PathBuf>,
     /// A cache of the head's encoder, to be asked first.
     #[arg(long, value_name = "C.parquet")]
     cache: Option<PathBuf>,
@@ -39,7 +39,7 @@ pub(super) struct ScorerArguments {
     pub(super) model_path: Option<String>,
     /// Cache to which new embeddings are appended, crash-safe.
     #[arg(long, value_name = "FILE.parquet")]
-    append_to: Option<PathBuf>,
+    pub(super) append_to: Option<PathBuf>,
     /// Memory for embeddings encoded during the search, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     memory: u64,
@@ -50,7 +50,7 @@ type Rule = Box<dyn Fn(&str, &str) -> Score + Send + Sync>;
 /// Where scores come from, before a model is loaded.
 pub(super) enum Scores {
     None,
-    Head { head: Box<EnergyHead>, cache: Option<Cache>, digest: String },
+    Head { head: Box<EnergyHead>, cache: Option<Cache>, digest: String, encodes: bool },
     Rule { name: &'static str, rule: Rule },
 }
 
@@ -62,15 +62,18 @@ pub(super) enum Started {
 }
 
 impl ScorerArguments {
+    /// The files that are read, with their options.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files = [("--head", &self.head), ("--cache", &self.cache)];
+        files.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?)))
+    }
+
     pub(super) fn open(
         &self,
         search: &Search,
         recording: Option<&Arc<Recording>>,
     ) -> anyhow::Result<Scores> {
         let order = search.ranking.order(self.head.is_some());
-        if self.head.is_some() && !matches!(order, Order::Head | Order::Mixture) {
-            bail!("--head: this --ranking does not use it\nhint: give --ranking head or mixture");
-        }
         let rule = match order {
             Order::Shortest => Some(("shortest", shortest())),
             Order::Random => Some(("random", random(search.seed))),
@@ -85,9 +88,6 @@ impl ScorerArguments {
             if !backend.is_in_process() {
                 bail!("--backend: serves a head\nhint: give --head HEAD.safetensors");
             }
-            if self.cache.is_some() || (self.model_path.is_some() && !search.policy.uses_model()) {
-                bail!("--cache and --model-path: serve a head\nhint: give --head HEAD.safetensors");
-            }
             return Ok(Scores::None);
         };
         let head = EnergyHead::open(path)?;
@@ -100,13 +100,17 @@ impl ScorerArguments {
         if cache.is_none() && !encodes {
             bail!("--head: needs embeddings\nhint: give --cache, --model-path, or both");
         }
-        if self.append_to.is_some() && !encodes {
-            bail!("--append-to: there are no new embeddings\nhint: give --model-path or --server");
+        let takes = format_of(Some(head.identity()))?.option();
+        if let Some(wanted) = search.model.formats.option().filter(|wanted| *wanted != takes) {
+            bail!(
+                "--state-format {wanted}: the head's encoder takes {takes}\nhint: leave it out, or give \
+                 --state-format {takes}"
+            );
         }
         let digest = ebm_cache::storage::read_file(path)?
             .map(|bytes| blake3::hash(&bytes).to_hex()[..32].to_owned());
         let digest = digest.with_context(|| format!("{}: is gone", path.display()))?;
-        Ok(Scores::Head { head: Box::new(head), cache, digest })
+        Ok(Scores::Head { head: Box::new(head), cache, digest, encodes })
     }
 }
 
@@ -130,9 +134,9 @@ impl Scores {
     pub(super) fn describe(&self) -> Value {
         match self {
             Self::None => Value::Null,
-            Self::Head { head, digest, .. } => {
-                json!({ "head": digest, "encoder": head.identity().digest() })
-            }
+            Self::Head { head, digest, encodes, .. } => json!({
+                "head": digest, "encoder": head.identity().digest(), "encodes": encodes,
+            }),
             Self::Rule { name, .. } => json!({ "rule": name }),
         }
     }

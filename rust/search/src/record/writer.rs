@@ -51,8 +51,10 @@ struct Finished {
 /// Writes searches to a trajectory file, each once it is complete.
 ///
 /// Finished searches are flushed about once a second to shards in `OUTPUT.partial/`, which is locked; the
-/// end merges them, sorted, into the output. A process that dies loses the searches of the last second,
-/// and the output is the former one or a complete one at any time.
+/// end merges them, sorted, into the output. The output is the former one or a complete one at any time.
+///
+/// The writer has no thread of its own: [`flush_if_due`](Self::flush_if_due) is to be called also while
+/// no search ends. Then a process that dies loses the searches of the last second.
 #[derive(Debug)]
 pub struct TrajectoryWriter {
     lock: OutputLock,
@@ -182,6 +184,14 @@ impl TrajectoryWriter {
         let summary = TheoremSummary::of(search, rows.num_rows());
         self.known.insert(search.theorem.clone(), summary.clone());
         self.waiting.push(Finished { summary, rows });
+        self.flush_if_due()
+    }
+
+    /// Writes what was added to the disk, if that was not done for a second.
+    ///
+    /// # Errors
+    /// [`TrajectoryError`], if the disk does not take it; it is kept for the next attempt.
+    pub fn flush_if_due(&mut self) -> Result<(), TrajectoryError> {
         if self.flushed.elapsed() >= FLUSH { self.flush() } else { Ok(()) }
     }
 

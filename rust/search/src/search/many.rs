@@ -3,6 +3,9 @@
 use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
+
+use flume::RecvTimeoutError;
 
 use super::control::Cancel;
 use super::environment::Theorem;
@@ -12,6 +15,8 @@ use super::timings::Timings;
 
 /// Results that wait to be taken before searches wait for that.
 const WAITING: usize = 64;
+/// How long nothing may come until whoever takes results is told so.
+const QUIET: Duration = Duration::from_millis(250);
 
 impl Search<'_> {
     /// Searches for proofs of theorems with some threads, each with one theorem at a time.
@@ -31,6 +36,26 @@ impl Search<'_> {
         threads: usize,
         cancel: &Cancel,
         mut take: impl FnMut(SearchResult) -> Result<(), E>,
+    ) -> Result<Timings, E> {
+        self.run_all_with_ticks(theorems, threads, cancel, |result| {
+            result.map_or(Ok(()), &mut take)
+        })
+    }
+
+    /// The same, and `take` gets `None` whenever no result came for a quarter of a second: time to write
+    /// what waits, or to show that searches are under way.
+    ///
+    /// # Errors
+    /// What `take` returns.
+    ///
+    /// # Panics
+    /// If a policy, an environment or a scorer panics.
+    pub fn run_all_with_ticks<E>(
+        &self,
+        theorems: &[Theorem],
+        threads: usize,
+        cancel: &Cancel,
+        mut take: impl FnMut(Option<SearchResult>) -> Result<(), E>,
     ) -> Result<Timings, E> {
         let next = AtomicUsize::new(0);
         let (sender, results) = flume::bounded(WAITING);
@@ -53,12 +78,15 @@ impl Search<'_> {
             let workers: Vec<_> = (0..threads.clamp(1, theorems.len().max(1))).map(spawn).collect();
             drop(sender);
             let mut taken = Ok(());
-            for result in &results {
-                taken = take(result);
-                if taken.is_err() {
-                    cancel.cancel();
-                    break;
-                }
+            while taken.is_ok() {
+                taken = match results.recv_timeout(QUIET) {
+                    Ok(result) => take(Some(result)),
+                    Err(RecvTimeoutError::Timeout) => take(None),
+                    Err(RecvTimeoutError::Disconnected) => break, // all searches have ended
+                };
+            }
+            if taken.is_err() {
+                cancel.cancel();
             }
             drop(results);
             let mut all = Timings::default();

@@ -51,12 +51,20 @@ pub struct NoCandidates(pub String);
 #[non_exhaustive]
 pub enum PolicyError {
     /// The model or the server behind it failed, also when asked again.
-    #[error("{policy}: {source}")]
+    #[error("{policy}: {cause}")]
     Failed {
         /// Its name.
         policy: &'static str,
-        /// What happened.
-        source: Box<dyn Error + Send + Sync>,
+        /// What happened. Not this error's `source`, since the message says it already.
+        cause: Box<dyn Error + Send + Sync>,
+    },
+    /// It would fail for every other state, too: a wrong key, address or model.
+    #[error("{policy}: {cause}")]
+    Unavailable {
+        /// Its name.
+        policy: &'static str,
+        /// What happened. Not this error's `source`, since the message says it already.
+        cause: Box<dyn Error + Send + Sync>,
     },
     /// The search was stopped while it waited.
     #[error(transparent)]

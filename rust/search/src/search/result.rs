@@ -62,7 +62,11 @@ impl SearchError {
     /// Whether every other theorem would fail in the same way.
     #[must_use]
     pub fn concerns_all(&self) -> bool {
-        matches!(self, Self::Environment(EnvironmentError::Unavailable { .. }))
+        matches!(
+            self,
+            Self::Environment(EnvironmentError::Unavailable { .. })
+                | Self::Policy(PolicyError::Unavailable { .. })
+        )
     }
 }
 
@@ -70,7 +74,7 @@ impl SearchError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Ended {
-    /// A proof was found, and the record after it is complete.
+    /// A proof was found, and the record after it is complete, or something failed then.
     Proved,
     /// No open state is left.
     Exhausted,
@@ -126,6 +130,8 @@ pub struct SearchResult {
     pub proof: Option<Proof>,
     /// Why the search ended.
     pub ended: Ended,
+    /// What failed after the proof was found, so that the record after it is not complete.
+    pub failed_after_proof: Option<SearchError>,
     /// The states and steps that were found.
     pub graph: ProofGraph,
     /// The states that were expanded, by their numbers in the graph, in that order.

@@ -56,13 +56,18 @@ impl<'a> Search<'a> {
         let deadline = self.options.limits.time.and_then(|time| start.checked_add(time));
         let control = Control::new(cancel.clone()).with_deadline(deadline);
         let mut running = Running::new(*self, theorem, control, timings);
-        let ended = running.search().unwrap_or_else(|error| match error.stop() {
+        let ended = running.search();
+        let Running { mut result, .. } = running;
+        result.ended = ended.unwrap_or_else(|error| match error.stop() {
             Some(Stop::Cancelled) => Ended::Cancelled,
             Some(Stop::Time) => Ended::Time,
+            None if result.proof.is_some() => {
+                // A verified proof is none the worse for what fails after it.
+                result.failed_after_proof = Some(error);
+                Ended::Proved
+            }
             None => Ended::Failed(error),
         });
-        let Running { mut result, .. } = running;
-        result.ended = ended;
         result.time = start.elapsed();
         timings.add_search(result.time);
         result
@@ -96,6 +101,7 @@ impl<'a, 'b> Running<'a, 'b> {
             statement: theorem.statement.clone(),
             proof: None,
             ended: Ended::Cancelled,
+            failed_after_proof: None,
             graph: ProofGraph::default(),
             expanded: Vec::new(),
             tactics: 0,

@@ -209,7 +209,9 @@ fn pythons(options: &LeanOptions) -> Vec<PathBuf> {
     if let Some(python) = &options.python {
         return vec![python.clone()];
     }
-    let active = env::var_os("VIRTUAL_ENV").map(|folder| Path::new(&folder).join("bin/python"));
+    // An empty variable is as good as none, and no name for the present folder.
+    let active = env::var_os("VIRTUAL_ENV").filter(|folder| !folder.is_empty());
+    let active = active.map(|folder| Path::new(&folder).join("bin/python"));
     let on_path = which::which_all("python3").into_iter().flatten();
     let mut pythons: Vec<PathBuf> = active.into_iter().chain(on_path).collect();
     pythons.dedup();

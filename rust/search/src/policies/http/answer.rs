@@ -13,8 +13,9 @@ const ROUNDING: f64 = 1e-4;
 
 pub(super) const OTHER_ENDPOINT: &str =
     "is that a server with OpenAI's endpoints, such as vLLM or SGLang?";
-const NO_LOG_PROBS: &str =
-    "start a server that returns log-probabilities, or ask for uniform candidates";
+const NO_LOG_PROBS: &str = "start a server that returns log-probabilities";
+
+const NO_NUMBER: &str = "look into the server's log: its model computes no probabilities there";
 
 /// What is wrong with an answer, and the way out.
 pub(super) type Wrong = (String, &'static str);
@@ -68,9 +69,25 @@ type Token = (String, f64);
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Wrong> {
     serde_json::from_slice(body).map_err(|error| {
         let start = String::from_utf8_lossy(&body[..body.len().min(200)]);
+        if let Some(number) = no_number(body, &error) {
+            let place = format!("line {}, column {}", error.line(), error.column());
+            return (format!("{number} is no finite number ({place})"), NO_NUMBER);
+        }
         let kind = if error.is_data() { "an unexpected answer" } else { "not JSON" };
         (format!("{kind} ({error}): {start:?}"), OTHER_ENDPOINT)
     })
+}
+
+/// What stands for a number at the place of an error: `NaN`, as Python writes it, or one without end.
+fn no_number(body: &[u8], error: &serde_json::Error) -> Option<String> {
+    let line = body.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
+    let of_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    let at = error.column().checked_sub(1)?.min(line.len());
+    let start = line[..at].iter().rposition(|byte| !of_word(byte)).map_or(0, |place| place + 1);
+    let word: Vec<u8> = line[start..].iter().copied().take_while(of_word).take(40).collect();
+    let word = String::from_utf8(word).ok()?;
+    let value: f64 = word.parse().ok()?; // Rust reads NaN and infinities, and JSON has none
+    (!value.is_finite()).then_some(word)
 }
 
 /// The candidates of an answer.

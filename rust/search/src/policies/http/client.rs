@@ -193,7 +193,7 @@ impl Server {
             if body.len() > self.options.max_answer_bytes {
                 let reason =
                     format!("an answer of more than {} bytes", self.options.max_answer_bytes);
-                let hint = "fewer samples or tokens, or a larger limit for answers";
+                let hint = "ask for fewer or shorter samples";
                 return Err(Failure::Final(answer_error(url, (reason, hint))));
             }
         }

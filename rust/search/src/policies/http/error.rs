@@ -46,7 +46,7 @@ pub enum HttpPolicyError {
     /// No answer came, also when asked again.
     #[error(
         "{url}: {reason}, {attempts} times\n\
-         hint: is the server running there, and free? raise the timeout or the retries if it is slow"
+         hint: is the server running there, and free? if it is slow, give it more time"
     )]
     Unreachable {
         /// What was asked.
@@ -84,6 +84,13 @@ pub enum HttpPolicyError {
     Forked,
 }
 
+impl HttpPolicyError {
+    /// Whether every other request would end like this one: wrong key, wrong address, wrong model.
+    pub(super) const fn is_for_all(&self) -> bool {
+        matches!(self, Self::Status { status: 401 | 403 | 404, .. })
+    }
+}
+
 fn listed(served: &[String]) -> String {
     match served {
         [] => "no model".to_owned(),
@@ -98,7 +105,7 @@ fn hint_of(status: u16) -> &'static str {
         404 => {
             "\nhint: is that the address of a server with OpenAI's endpoints, such as vLLM or SGLang?"
         }
-        429 => "\nhint: fewer requests at a time, or more retries",
+        429 => "\nhint: ask it less at a time, by fewer searches at once",
         _ => "",
     }
 }

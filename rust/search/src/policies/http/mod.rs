@@ -37,7 +37,8 @@ impl HttpPolicy {
     ///
     /// # Errors
     /// [`PolicyError::Failed`] with an [`HttpPolicyError`]: an option has no meaning, the server does
-    /// not answer, or does not serve the model. [`PolicyError::Stopped`].
+    /// not answer, or does not serve the model. [`PolicyError::Unavailable`], if it answers 401, 403 or
+    /// 404. [`PolicyError::Stopped`].
     pub fn connect(options: HttpPolicyOptions, control: &Control) -> Result<Self, PolicyError> {
         let server = Arc::new(Server::new(options).map_err(failed)?);
         let runtime = Builder::new_multi_thread()
@@ -115,7 +116,13 @@ fn gather<T>(
 }
 
 fn failed(error: HttpPolicyError) -> PolicyError {
-    PolicyError::Failed { policy: "http", source: error.into() }
+    let (policy, for_all) = ("http", error.is_for_all());
+    let cause = error.into();
+    if for_all {
+        PolicyError::Unavailable { policy, cause }
+    } else {
+        PolicyError::Failed { policy, cause }
+    }
 }
 
 impl Policy for HttpPolicy {
