@@ -20,6 +20,11 @@ use serde_json::json;
 use std::sync::Arc;
 use support::{DIM, fake, identity, identity_with};
 
+/// What an answer is spoiled by, and how.
+type Spoiled = (&'static str, Box<dyn Fn(&mut Answer) + Send + Sync>);
+/// What a reply is changed to, and how.
+type Changed = (&'static str, fn(Reply) -> Reply);
+
 #[test]
 fn embeddings_lengths_and_digests_are_those_of_the_server() {
     let server = serving();
@@ -127,7 +132,7 @@ fn wrong_answers_are_errors() {
         reason: String::new(),
         embedding: Some(vec![1.0; DIM]),
     };
-    let cases: [(&str, Box<dyn Fn(&mut Answer) + Send + Sync>); 9] = [
+    let cases: [Spoiled; 9] = [
         ("1 rows, and 2 were asked for", Box::new(|answer| answer.rows.truncate(1))),
         ("0 rows, and 2 were asked for", Box::new(|answer| answer.rows.clear())),
         ("3 rows, and 2 were asked for", Box::new(move |answer| answer.rows.push(row.clone()))),
@@ -173,7 +178,7 @@ fn wrong_answers_are_errors() {
 
 #[test]
 fn what_is_around_the_rows_is_checked_too() {
-    let cases: [(&str, fn(Reply) -> Reply); 5] = [
+    let cases: [Changed; 5] = [
         ("without a header ebm-identity", |reply| reply.without("ebm-identity")),
         ("content type \"text/html\"", |reply| reply.header("content-type", "text/html")),
         ("content type \"\"", |reply| reply.without("content-type")),
@@ -223,13 +228,13 @@ fn another_encoder_after_a_restart_is_an_error_that_says_so() {
 
 #[test]
 fn a_restart_with_the_same_encoder_is_no_error() {
-    let server = answering(|number, request| match number {
-        0 => Reply::close(),
-        _ => {
-            let mut answer = answer(request);
-            answer.instance = "two".to_owned();
-            answer.reply()
+    let server = answering(|number, request| {
+        if number == 0 {
+            return Reply::close();
         }
+        let mut answer = answer(request);
+        answer.instance = "two".to_owned();
+        answer.reply()
     });
     let (_, rows) = encode(&connect(&server), &["a"]).unwrap();
     assert_eq!(rows, fake().row("a"));

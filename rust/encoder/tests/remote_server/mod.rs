@@ -103,12 +103,11 @@ impl Reply {
         if self.status == 0 {
             return Ok(());
         }
-        let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", self.status);
+        write!(stream, "HTTP/1.1 {} X\r\nconnection: close\r\n", self.status)?;
         for (name, value) in &self.headers {
-            head += &format!("{name}: {value}\r\n");
+            write!(stream, "{name}: {value}\r\n")?;
         }
-        head += &format!("content-length: {}\r\n\r\n", self.body.len());
-        stream.write_all(head.as_bytes())?;
+        write!(stream, "content-length: {}\r\n\r\n", self.body.len())?;
         stream.write_all(&self.body[..self.sent.unwrap_or(self.body.len())])
     }
 }
@@ -244,8 +243,8 @@ fn batch(schema: &Schema, rows: &[Row], dim: usize) -> RecordBatch {
     let columns: Vec<ArrayRef> = vec![
         Arc::new(texts(|row| &row.status)),
         Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.tokens))),
-        Arc::new(BooleanArray::from_iter(rows.iter().map(|row| Some(row.truncated)))),
-        Arc::new(UInt64Array::from_iter(rows.iter().map(|row| row.digest))),
+        Arc::new(rows.iter().map(|row| Some(row.truncated)).collect::<BooleanArray>()),
+        Arc::new(rows.iter().map(|row| row.digest).collect::<UInt64Array>()),
         Arc::new(texts(|row| &row.reason)),
         Arc::new(list),
     ];

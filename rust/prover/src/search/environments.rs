@@ -72,9 +72,10 @@ impl EnvironmentArguments {
         }
         let mut unknown = 0;
         let stated = names.filter_map(|name| {
-            let statement = recording.root(name).and_then(Statement::of_state);
+            let root = recording.root(name);
+            let statement = root.and_then(Statement::of_state);
             unknown += usize::from(statement.is_none());
-            Some(Theorem::named(name).with_statement(statement?))
+            Some(Theorem::named(name).with_statement(statement?).with_first_state(root?))
         });
         let theorems = stated.collect();
         if unknown > 0 {

@@ -54,7 +54,7 @@ fn a_start_that_takes_too_long_is_reported() {
     let options = lean.options().with_start_time(Duration::from_millis(300));
     let error = unavailable(&start_error(&PantographEnvironment::new(options).unwrap()));
     assert!(error.contains("was not ready after 300ms"), "{error}");
-    assert!(error.contains("hint: allow more by `start_time`"), "{error}");
+    assert!(error.contains("hint: allow more time to start"), "{error}");
 }
 
 #[test]

@@ -222,7 +222,7 @@ impl Worker {
     fn not_ready(&self, options: &PantographOptions, before: &str) -> StartError {
         StartError::Failed(format!(
             "{} was not ready after {:?}{before}{}\n\
-             hint: allow more by `start_time`; importing Mathlib takes a minute or more",
+             hint: allow more time to start (`--start-timeout`); importing Mathlib takes a minute or more",
             shown(options),
             options.start_time,
             self.process.errors()
