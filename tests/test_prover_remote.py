@@ -13,6 +13,7 @@ import transformers
 from contract_server import serve
 from ebm_encode import EmbeddingCache, Encoder, EnergyHead
 from head_files import head_of, perceptrons, save_head
+from served import served
 from support import PROVER, SAMPLES
 
 SEARCHES = SAMPLES / "reprover_search_log.parquet"
@@ -276,3 +277,23 @@ def test_a_search_with_a_server_needs_a_head():
     result = prover("search", *REMOTE, *SERVER, "--trajectories", SEARCHES)
     assert result.returncode == 2
     assert "--backend: serves a head\nhint: give --head" in result.stderr
+
+
+def test_the_real_server_answers_the_prover(llama, encoder, states, head, file):
+    with served(llama, "--overlong", "skip") as server:
+        result = prover(
+            "encode", "--backend", "remote", "--server", server.url, "--states", file, "--json"
+        )
+        assert result.returncode == 0, result.stderr
+        rows = [json.loads(line)["embedding"] for line in result.stdout.splitlines()]
+        right = plain(llama, states[:40])
+        assert np.abs(np.array(rows, np.float32) - right).max() <= 1e-5 * np.abs(right).max()
+        common = ["--backend", "remote", "--server", server.url, "--head", head, "--states", file]
+        scored = prover("score", *common)
+        assert scored.returncode == 0, scored.stderr
+    found = [json.loads(line)["energy"] for line in scored.stdout.splitlines()]
+    energies = EnergyHead.open(head).energies(encoder.encode(states[:40]))
+    assert np.allclose(found, energies, atol=1e-4)
+    gone = prover("encode", "--backend", "remote", "--server", server.url, "--states", file)
+    assert gone.returncode == 2
+    assert "hint:" in gone.stderr

@@ -4,11 +4,13 @@
 Whatever a server did is printed at the end, for docs/servers.md.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ebm_encode.cli import main
 from servers.real.launch import real_server
 from servers.real.reference import Reference
 
@@ -73,3 +75,17 @@ def means(served_model, many):
     """Their embeddings by plain transformers at batch size 1: [100, dim]."""
     made = Reference.of(served_model, many)
     return np.stack([made.mean(i) for i in range(len(many))])
+
+
+@pytest.fixture
+def doctor(capsys, note):
+    """The exit code and the verdict of `ebm-encode doctor` on a real server."""
+
+    def examine(url, *options):
+        code = main(["doctor", "--server", url, "--json", "--timeout", "120", *options])
+        found = json.loads(capsys.readouterr().out)
+        for finding in found["findings"]:
+            note(f"doctor: {finding['question']}: {finding['answer']}")
+        return code, {finding["question"]: finding for finding in found["findings"]}
+
+    return examine

@@ -197,3 +197,18 @@ def test_prompts_beyond_the_chunk_are_right_all_the_same(
     apart = np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
     note(f"ebm-encode in float16, SGLang 0.5.23 in chunks of 512: within {apart.max():.1e} (L2)")
     assert apart.max() < 5e-3
+
+
+def test_the_doctor_finds_it_good_and_says_what_others_get(server, served_model, doctor):
+    for more in ([], ["--model-path", served_model, "--dtype", "float32"]):
+        code, found = doctor(server.url, *more)
+        assert code == 0
+        assert found["a batch of six, as ebm-encode asks again"]["right"]
+        assert "cut" in found["the same prompt again"]["answer"]
+
+
+def test_the_doctor_tells_of_small_chunks(small_chunks, doctor):
+    code, found = doctor(small_chunks.url)
+    assert code == 0
+    (long,) = [own for question, own in found.items() if "chunked-prefill-size" in question]
+    assert not long["right"]

@@ -168,6 +168,17 @@ def test_nobody_else_uses_it_and_its_embeddings_are_those_of_plain_transformers(
     assert worst < 2e-5
 
 
+@pytest.mark.usefixtures("flushed")
+def test_the_doctor_finds_it_bad(server, served_model, doctor):
+    code, found = doctor(server.url)
+    assert code == 1
+    assert "rows of other people's prompts" in found["its version and settings"]["answer"]
+    model = ["--model-path", served_model, "--dtype", "float32"]
+    code, found = doctor(server.url, "--server-exclusive", *model)
+    assert code == 0, "right for whoever has it to himself, and asks as this package does"
+    assert not found["a batch of six, as most clients ask"]["right"]
+
+
 @pytest.mark.parametrize("version", ["0.4.9", "0.5.23"])
 def test_its_wrong_replies_are_caught(server, served_model, note, version):
     """The cure is taken out of the requests; as 0.5.23, it is also sent batches."""

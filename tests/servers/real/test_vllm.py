@@ -126,3 +126,13 @@ def test_a_server_with_default_pooling_is_refused(default_server, served_model, 
     with pytest.raises(UnsafeServerError) as error:
         Encoder.load(served_model, backend="vllm", server=default_server.url, dtype="float32")
     note(f"ebm-encode with vLLM 0.32.0 by default: {error.value}")
+
+
+def test_the_doctor_tells_how_it_pools(server, default_server, served_model, doctor):
+    model = ["--model-path", served_model, "--dtype", "float32"]
+    code, found = doctor(server.url, *model)
+    assert code == 0
+    assert found["how it pools"]["answer"] == "the mean of the last hidden states"
+    code, found = doctor(default_server.url, *model)
+    assert code == 1
+    assert "last token" in found["how it pools"]["answer"] or not found["its norms"]["right"]
