@@ -182,6 +182,21 @@ def test_bad_requests_are_told_why(url, status, code, request_):
     assert "x-request-id" in answer.headers
 
 
+def test_one_wrong_element_of_many_is_told(server, url, name):
+    """Not each of them: that took seconds and gigabytes, in which nobody was served."""
+    before = psutil.Process(server.process.pid).memory_info().rss
+    for path, body in [
+        ("/encode", {"texts": [1] * 500_000}),
+        ("/encode", {"tokens": [[-1] * 500_000]}),
+        ("/v1/embeddings", {"model": name, "input": [None] * 500_000}),
+    ]:
+        answer = httpx2.post(f"{url}{path}", json=body)
+        assert answer.status_code == 422
+        assert len(answer.text) < 1000
+        assert "functools" not in answer.text
+    assert psutil.Process(server.process.pid).memory_info().rss < before + 200 * 2**20
+
+
 def test_an_address_for_others_needs_a_token(llama, capsys, tmp_path):
     assert main(["serve", "--model-path", llama, "--host", "0.0.0.0"]) == 2
     assert "token" in capsys.readouterr().err
@@ -347,6 +362,18 @@ def test_a_remote_encoder_answers_as_the_encoder_does(url, llama, states):
         assert [r.token_digest for r in reports[:100]] == [r.token_digest for r in own[:100]]
         with pytest.raises(EncodingError, match="1 of 2 states"):
             remote.encode([states[0], long])
+
+
+def test_a_remote_encoder_keeps_to_the_server_s_limits(llama, some, truth):
+    options = ("--queue-texts", 10, "--max-texts", 100, "--max-body-mib", 1)
+    with served(llama, *options) as server, RemoteEncoder(server.url) as remote:
+        assert near(remote.encode(some), np.stack([truth[text] for text in some]))
+        out = np.empty((2, remote.dim), np.float32)
+        # As JSON a control character takes six bytes.
+        reports = remote.encode_into([some[0], "\x01" * 300_000], out)
+        assert [report.status for report in reports] == ["ok", "failed"]
+        assert "the server takes" in reports[1].reason
+        assert httpx2.post(f"{server.url}/encode", json={"texts": some}).status_code == 413
 
 
 def test_a_server_that_comes_back_is_recognised(llama, make_model, some):

@@ -1,7 +1,11 @@
 """Embeddings from other people's servers: right, or refused; never wrong ones."""
 
+import asyncio
+import importlib.metadata
 import json
+from types import SimpleNamespace
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -204,3 +208,37 @@ def test_encode_records_the_server_and_verifies(stand_in, llama64, tmp_path, cap
     assert "went away" in capsys.readouterr().err
     stand_in.play("sglang", llama64)
     assert main([*command, "--server", url, "--overwrite"]) == 0
+
+
+class OneLoop:
+    """As `sglang.Engine`: in this process, with an event loop of its own."""
+
+    def __init__(self, url, model):
+        self.server_args = SimpleNamespace(
+            **httpx2.get(f"{url}/server_info").json() | {"model_path": model, "is_embedding": False}
+        )
+        self._url, self._loop = url, asyncio.new_event_loop()
+
+    def generate(self, **body):
+        assert "rid" not in body, "its own method has no such argument"
+
+        async def ask():
+            await asyncio.sleep(0.01)
+            return httpx2.post(f"{self._url}/generate", json=body).json()
+
+        return self._loop.run_until_complete(ask())
+
+    def close(self):
+        self._loop.close()
+
+
+def test_an_engine_of_this_process_is_asked_by_one_thread_at_a_time(
+    stand_in, llama64, some, truth, monkeypatch
+):
+    engine = OneLoop(stand_in.play("sglang", llama64), llama64)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.5.23")
+    encoder = Encoder.load(llama64, backend="sglang", server=engine, dtype="float32")
+    many = [f"{text}\n-- {i}" for i in range(8) for text in some]
+    assert near(encoder.encode(many)[: len(some)], encoder.encode(many[: len(some)]))
+    assert near(encoder.encode(some), truth)
+    engine.close()

@@ -14,7 +14,8 @@ _OPTIONS = {
             *("dtype", "engine", "invalid_rows", "layer", "max_batch_tokens", "max_length"),
             *("model_path", "output", "overlong", "overwrite", "pooling", "template"),
             *("state_format", "states_in"),
-            *("backend", "server", "server_exclusive", "server_token_file"),
+            *("backend", "server", "server_exclusive", "server_token_file", "host", "token_file"),
+            *("memory_fraction", "append_to"),
             *("code_revision", "revision", "trajectories", "trust_remote_code", "verify_sample"),
         )
     },

@@ -40,7 +40,7 @@ class LimitOptions:
     """
 
     max_texts: Annotated[int, _AtLeastOne] = 4096
-    max_body_mib: Annotated[int, _AtLeastOne] = 64
+    max_body_mib: Annotated[int, _AtLeastOne] = 16
     queue_texts: Annotated[int, _AtLeastOne] = 16384
     wait_ms: Annotated[float, Parameter(validator=Number(gte=0, lte=10_000))] = 3.0
     batch_states: Annotated[int, _AtLeastOne] = 256
@@ -85,7 +85,7 @@ def serve(
     options = ServeOptions(
         host=host,
         port=port,
-        token=read_token(token_file),
+        token=read_token(token_file, "token_file"),
         max_texts=limits.max_texts,
         max_body_bytes=limits.max_body_mib * 2**20,
         queue_texts=limits.queue_texts,

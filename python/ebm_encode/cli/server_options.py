@@ -53,18 +53,26 @@ class ServerOptions:
         }
 
 
-def read_token(file: Path | None) -> str | None:
+def read_token(file: Path | None, name: str = "server_token_file") -> str | None:
     """The bearer token in a file, else in the environment; `None` where neither has one.
+
+    Args:
+        file: The file.
+        name: The argument that named it, for errors.
 
     Raises:
         ArgumentError: If the file cannot be read, or holds no token.
     """
     if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"`server_token_file` {file}: {error}") from error
-    if not token or not token.isprintable() or " " in token:
-        raise ArgumentError(f"`server_token_file` {file}: expected one token on one line")
+        token, where = os.environ.get(TOKEN_VARIABLE, "").strip(), TOKEN_VARIABLE
+        if not token:
+            return None
+    else:
+        where = f"`{name}` {file}"
+        try:
+            token = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"{where}: {error}") from error
+    if not (token.isascii() and token.isprintable() and token and " " not in token):
+        raise ArgumentError(f"{where}: expected one token of ASCII characters, without spaces")
     return token

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ebm_encode.doctor.diagnosis import Diagnosis
 from ebm_encode.doctor.others import examine_remote, examine_vllm
 from ebm_encode.doctor.sglang import examine_sglang
-from ebm_encode.servers.http import ServerClient
+from ebm_encode.servers.http import ServerClient, making_sense
 from ebm_encode.servers.kinds import kind_of
 from ebm_encode.servers.sglang.transport import HttpTransport
 
@@ -39,6 +39,20 @@ def examine(
         ServerError: If it cannot be reached, or is of no kind that this package knows.
     """
     client = ServerClient(url, token=token, timeout=timeout)
+    with making_sense(client.url):
+        return _examine(
+            client, token=token, exclusive=exclusive, model_path=model_path, dtype=dtype
+        )
+
+
+def _examine(
+    client: ServerClient,
+    *,
+    token: str | None,
+    exclusive: bool,
+    model_path: str | None,
+    dtype: str,
+) -> Diagnosis:
     kind = kind_of(client)
     if kind == "remote":
         encode = None
@@ -46,15 +60,16 @@ def examine(
             from ebm_encode.encoder import Encoder  # noqa: PLC0415
 
             encode = Encoder.load(model_path, dtype=dtype, device="cpu").encode  # type: ignore[arg-type]
-        return examine_remote(client, token=token, encode=encode)
-    states_of = None if model_path is None else _states_of(model_path, dtype)
+        return examine_remote(client, token=token, timeout=client.timeout, encode=encode)
+    states_of, computed = (None, None) if model_path is None else _states_of(model_path, dtype)
     if kind == "vllm":
-        return examine_vllm(client, states_of=states_of)
-    return examine_sglang(HttpTransport(client), exclusive=exclusive, states_of=states_of)
+        return examine_vllm(client, states_of=states_of, dtype=computed)
+    transport = HttpTransport(client)
+    return examine_sglang(transport, exclusive=exclusive, states_of=states_of, dtype=computed)
 
 
-def _states_of(model_path: str, dtype: str) -> "StatesOf":
-    """The model's own hidden states, at batch size 1 on the CPU."""
+def _states_of(model_path: str, dtype: str) -> "tuple[StatesOf, str]":
+    """The model's own hidden states, at batch size 1 on the CPU, and its compute dtype."""
     from ebm_encode.engines.output import OutputSlots  # noqa: PLC0415  (torch)
     from ebm_encode.engines.padded import UnbatchedEngine  # noqa: PLC0415
     from ebm_encode.loading.model import load_model  # noqa: PLC0415
@@ -66,4 +81,4 @@ def _states_of(model_path: str, dtype: str) -> "StatesOf":
         slots = OutputSlots.new(1, reference.width(sequence))
         return reference.states([sequence], slots, [0])[0]
 
-    return states
+    return states, model.dtype

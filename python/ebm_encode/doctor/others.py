@@ -17,8 +17,16 @@ _NEAR = 0.02
 _LENGTHS = (12, 40, 64, 27, 50, 33)
 
 
-def examine_vllm(client: ServerClient, *, states_of: StatesOf | None) -> Diagnosis:
-    """Finds out how a pooling server pools, and whether batches change its answers."""
+def examine_vllm(
+    client: ServerClient, *, states_of: StatesOf | None, dtype: str | None
+) -> Diagnosis:
+    """Finds out how a pooling server pools, and whether batches change its answers.
+
+    Args:
+        client: The server.
+        states_of: The model, if there is one to compare with.
+        dtype: The compute dtype of that.
+    """
     info = read_info(lambda path: client.get_json(path, missing_ok=True), client.url)
     found = Diagnosis(client.url, "vllm", dict(vars(info)))
     sleeping = client.get_json("/is_sleeping", missing_ok=True) or {}
@@ -49,6 +57,15 @@ def examine_vllm(client: ServerClient, *, states_of: StatesOf | None) -> Diagnos
     else:
         answer, right = "not normalised", True
     found.findings.append(Finding("its norms", answer, right, advice="" if right else START))
+    if dtype is not None and info.dtype is not None:
+        right = info.dtype == dtype
+        advice = "" if right else f"start it with --dtype {dtype}, or compare with {info.dtype}"
+        found.findings.append(Finding("its dtype", info.dtype, right, advice=advice))
+    if info.pooling is not None:
+        right = info.pooling.upper() == "MEAN"
+        found.findings.append(
+            Finding("how it says it pools", info.pooling, right, advice="" if right else START)
+        )
     if states_of is None:
         found.not_asked.append("how it pools: give --model-path to know")
         if info.pooling is None:
@@ -64,12 +81,13 @@ def examine_remote(
     client: ServerClient,
     *,
     token: str | None,
+    timeout: float,
     encode: Callable[[list[str]], NDArray[np.float32]] | None,
 ) -> Diagnosis:
     """Compares answers of a server of this package with one another, and with the model."""
     texts = ["⊢ True", "n : ℕ\n⊢ n + 0 = n", "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q"]
     try:
-        with RemoteEncoder(client.url, token=token) as remote:
+        with RemoteEncoder(client.url, token=token, timeout=timeout) as remote:
             about = {"version": remote.info.get("version"), "model": remote.info.get("model")}
             found = Diagnosis(client.url, "remote", about | {"engine": remote.info.get("engine")})
             alone = np.concatenate([remote.encode([text]) for text in texts])

@@ -26,7 +26,11 @@ _LONGEST_PROBE = 16_384
 
 
 def examine_sglang(
-    transport: Transport, *, exclusive: bool, states_of: StatesOf | None
+    transport: Transport,
+    *,
+    exclusive: bool,
+    states_of: StatesOf | None,
+    dtype: str | None,
 ) -> Diagnosis:
     """Asks as other clients do and as this package does, and names what comes back.
 
@@ -38,11 +42,12 @@ def examine_sglang(
         exclusive: Whether nobody else uses it, as the user says.
         states_of: The model, if there is one to compare with; otherwise answers are compared with
             one another.
+        dtype: The compute dtype of that model.
     """
     info = read_info(transport.get, transport.where)
     about = {"version": str(info.version), "model_path": info.model_path, "dtype": info.dtype}
     found = Diagnosis(transport.where, "sglang", about | info.settings)
-    for reason in refusals(info, dtype=None, exclusive=exclusive):
+    for reason in refusals(info, dtype=dtype, exclusive=exclusive):
         what, _, advice = reason.partition("\nhint: ")
         found.findings.append(Finding("its version and settings", what, right=False, advice=advice))
     if not found.findings:

@@ -6,11 +6,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     StrictInt,
     StrictStr,
     WithJsonSchema,
 )
+from typing_extensions import TypeAliasType
 
 
 def _whole(value: Any) -> Any:
@@ -27,6 +29,12 @@ TokenId = Annotated[
 ]
 
 
+# One wrong element is told, not each of a million: that would take minutes and gigabytes.
+Strings = TypeAliasType("Strings", Annotated[list[StrictStr], FailFast()])
+Ids = TypeAliasType("Ids", Annotated[list[TokenId], FailFast()])
+ManyIds = TypeAliasType("ManyIds", Annotated[list[Ids], FailFast()])
+
+
 class EncodeTexts(BaseModel):
     """States to encode."""
 
@@ -34,7 +42,7 @@ class EncodeTexts(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"texts": ["n : ℕ\n⊢ n + 0 = n"]}]}
     )
 
-    texts: list[StrictStr]
+    texts: Strings
 
 
 class EncodeTokens(BaseModel):
@@ -44,7 +52,7 @@ class EncodeTokens(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"tokens": [[1, 5]]}]}
     )
 
-    tokens: list[list[TokenId]]
+    tokens: ManyIds
 
 
 class Item(BaseModel):
@@ -72,7 +80,7 @@ class EmbeddingsRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input: StrictStr | list[StrictStr] | list[TokenId] | list[list[TokenId]]
+    input: StrictStr | Strings | Ids | ManyIds
     model: StrictStr
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: (

@@ -1,7 +1,7 @@
 """Errors of requests, each with its status, in one form."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -55,6 +55,12 @@ def _without_surrogates(value: Any) -> Any:
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
+def _place(loc: Sequence[Any]) -> str:
+    """Where in a body, without the names of validators."""
+    parts = [str(part) for part in loc[1:] if "[" not in str(part)]
+    return ".".join(parts) or "body"
+
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": text}
     for status, text in {
@@ -80,10 +86,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _form(_: Request, error: RequestValidationError) -> Response:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'][1:])) or 'body'}: {problem['msg']}"
-            for problem in error.errors()[:3]
-        ]
+        problems = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3]]
         return error_response(422, "invalid_body", "; ".join(problems))
 
     @app.exception_handler(HTTPException)

@@ -28,7 +28,7 @@ class ServeOptions:
     port: int = 30001
     token: str | None = None
     max_texts: int = 4096
-    max_body_bytes: int = 64 * 2**20
+    max_body_bytes: int = 16 * 2**20
     queue_texts: int = 16384
     wait: float = 0.003
     batch_states: int = 256

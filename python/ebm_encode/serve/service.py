@@ -197,12 +197,12 @@ class Service:
 
     def _admit(self, count: int) -> None:
         options = self.options
-        if count > options.max_texts:
+        most = min(options.max_texts, options.queue_texts)
+        if count > most:
             raise RequestError(
                 413,
                 "too_many_texts",
-                f"{count} states in a request, and {options.max_texts} are allowed\nhint: send"
-                " several requests",
+                f"{count} states in a request, and {most} are allowed\nhint: send several requests",
             )
         if self._waiting + count > options.queue_texts:
             self.metrics.rejected.labels("queue").inc()

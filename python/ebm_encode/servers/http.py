@@ -4,8 +4,11 @@ Whatever goes wrong is a `ServerError` that names the server.
 """
 
 import json
+import logging
+import time
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +17,10 @@ import orjson
 import pybreaker
 import stamina
 
-from ebm_encode.errors import ArgumentError, ServerError
+from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, one_line
+
+# Without a handler its log would go to the standard error of whoever uses this library.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 _TRIES = 4
 _FAILURES = 5
@@ -23,6 +29,8 @@ _PEACE_SECONDS = 30.0
 _BUSY = (429, 502, 503, 504)
 """Answers of a server that did not take a request up."""
 _SHOWN = 300
+_LONGEST = 2**30
+"""Bytes of an answer that are read."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +64,24 @@ class ServerClient:
 
     Attributes:
         url: The server, without a slash at the end.
+        timeout: As given.
 
     Raises:
         ArgumentError: If that is no URL of a server.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 300.0) -> None:
-        parts = httpx2.URL(url) if url.startswith(("http://", "https://")) else None
-        if parts is None or not parts.host or parts.userinfo or parts.query:
+        if not _is_server(url):
             raise ArgumentError(f"`server` {url!r}: expected a URL such as http://127.0.0.1:30000")
+        if token is not None and not is_token(token):
+            raise ArgumentError("the server's token: expected ASCII characters without spaces")
         self.url = url.rstrip("/")
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._client = httpx2.Client(
             headers=headers, timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0))
         )
         weakref.finalize(self, self._client.close)
-        self._timeout = timeout
+        self.timeout = timeout
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=_FAILURES,
             reset_timeout=_PEACE_SECONDS,
@@ -138,7 +148,7 @@ class ServerClient:
             pass
         try:  # with the numbers that JSON lacks, which a server may write all the same
             return json.loads(reply.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             start = reply.content[:_SHOWN].decode(errors="replace")
             raise ServerError(f"{self.url}{path}: answered what is no JSON: {start!r}") from error
 
@@ -156,7 +166,7 @@ class ServerClient:
         if content is not None:
             headers = headers | {"content-type": "application/json"}
         tries = stamina.retry_context(
-            on=_wait_before_retry, attempts=_TRIES if retry else 1, timeout=self._timeout
+            on=_wait_before_retry, attempts=_TRIES if retry else 1, timeout=self.timeout
         )
         try:
             for attempt in tries:
@@ -182,23 +192,69 @@ class ServerClient:
         *,
         missing_ok: bool,
     ) -> Reply | None:
-        answer = self._client.request(method, self.url + path, content=content, headers=headers)
-        status = answer.status_code
+        until = time.monotonic() + self.timeout
+        url = self.url + path
+        with self._client.stream(method, url, content=content, headers=headers) as answer:
+            body = self._body(answer, until)
+            status = answer.status_code
         if status == httpx2.codes.OK:
-            return Reply(answer.content, {k.lower(): v for k, v in answer.headers.items()})
+            return Reply(body, {k.lower(): v for k, v in answer.headers.items()})
         if missing_ok and status in (404, 405):
             return None
-        reason = f"answered {status}: {_message(answer.content)}"
+        reason = f"answered {status}: {_message(body)}"
         if status in _BUSY:
             raise _BusyError(reason, _seconds(answer.headers.get("retry-after")))
-        raise ServerError(f"{self.url}{path}: {reason}{_hint(answer.content)}")
+        raise ServerError(f"{self.url}{path}: {reason}{_hint(body)}")
+
+    def _body(self, answer: httpx2.Response, until: float) -> bytes:
+        """All of an answer, in time: the client's own limit is on each part of it."""
+        body = bytearray()
+        for part in answer.iter_bytes():
+            body += part
+            if time.monotonic() > until:
+                raise httpx2.ReadTimeout("its answer takes too long", request=answer.request)
+            if len(body) > _LONGEST:
+                raise ServerError(f"{self.url}: answers with more than {_LONGEST >> 20} MiB")
+        return bytes(body)
 
     def _why(self, error: httpx2.HTTPError) -> str:
         if isinstance(error, httpx2.TimeoutException):
-            return f"did not answer within {self._timeout:g} s"
+            return f"did not answer within {self.timeout:g} s"
         if isinstance(error, httpx2.ConnectError):
             return f"cannot be reached ({error})\nhint: is the server running?"
         return f"went away during a request ({error or type(error).__name__})"
+
+
+def is_token(token: str) -> bool:
+    """Whether a bearer token can be sent."""
+    return token.isascii() and token.isprintable() and token != "" and " " not in token
+
+
+@contextmanager
+def making_sense(where: str) -> Iterator[None]:
+    """Makes an answer that is not of the form that it should have a `ServerError`.
+
+    Args:
+        where: The server, for the error.
+    """
+    try:
+        yield
+    except EbmEncodeError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ServerError(f"{where}: answered what makes no sense ({one_line(error)})") from error
+    except RecursionError as error:
+        raise ServerError(f"{where}: answered JSON that is nested too deeply") from error
+
+
+def _is_server(url: str) -> bool:
+    if not url.startswith(("http://", "https://")):
+        return False
+    try:
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return bool(parts.host) and not parts.userinfo and not parts.query
 
 
 def _wait_before_retry(error: Exception) -> bool | float:

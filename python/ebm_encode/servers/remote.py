@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -19,13 +20,15 @@ from ebm_encode.errors import (
     UnsafeServerError,
 )
 from ebm_encode.reports import RowReport
-from ebm_encode.servers.http import ServerClient
+from ebm_encode.servers.http import ServerClient, making_sense
 from ebm_encode.texts import Texts, preview, texts_of
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("status", "tokens", "truncated", "token_digest", "reason", "embedding")
 _REQUEST_BYTES = 8 * 2**20
-"""Text of a request; a server may take more."""
+"""States of a request, as JSON; a server may take more."""
+_ENVELOPE = 64
+"""Bytes of a request besides its states."""
 
 
 class RemoteEncoder:
@@ -61,7 +64,8 @@ class RemoteEncoder:
             self.identity = Identity.from_json(json.dumps(info["identity"]))
             self.dim = int(info["dim"])
             self.state_format = str(info["state_format"])
-            self.max_texts = int(info["limits"]["max_texts"])
+            limits = info["limits"]
+            self.max_texts = min(int(limits["max_texts"]), int(limits["queue_texts"]))
             most_bytes = int(info["limits"]["max_body_bytes"])
             digest = info["identity_digest"]
         except (KeyError, TypeError, ValueError, ArgumentError) as error:
@@ -71,7 +75,7 @@ class RemoteEncoder:
                 f"{url}/info: its identity has the digest {self.identity.digest}, and it says"
                 f" {digest}\nhint: is it of another version than this ebm-encode?"
             )
-        self._most_bytes = min(_REQUEST_BYTES, most_bytes // 2)
+        self._most_bytes = most_bytes - _ENVELOPE
 
     def __enter__(self) -> Self:
         return self
@@ -134,13 +138,22 @@ class RemoteEncoder:
             raise ArgumentError(
                 f"out is {out.dtype} {list(out.shape)}, expected float32 {[len(given), self.dim]}"
             )
-        fine = [i for i in range(len(given)) if i not in given.wrong]
         reports = [
             RowReport("not_text", 0, reason=given.wrong.get(i, "")) for i in range(len(given))
         ]
         out[:] = np.nan
-        sizes = [len(given.texts[i].encode()) for i in fine]
-        for part in self._parts(sizes):
+        # As JSON: a control character takes six bytes.
+        bytes_of = [len(orjson.dumps(text)) + 1 for text in given.texts]
+        fine = []
+        for i, size in enumerate(bytes_of):
+            if i in given.wrong:
+                continue
+            if size > self._most_bytes:
+                why = f"it takes {size} bytes, and the server takes {self._most_bytes}"
+                reports[i] = RowReport("failed", 0, reason=why)
+                continue
+            fine.append(i)
+        for part in self._parts([bytes_of[i] for i in fine]):
             places = [fine[k] for k in part]
             self._ask({"texts": [given.texts[i] for i in places]}, places, out, reports)
         return reports
@@ -153,7 +166,7 @@ class RemoteEncoder:
         """
         out = np.full((len(sequences), self.dim), np.nan, np.float32)
         reports = [RowReport("failed", 0)] * len(sequences)
-        for part in self._parts([8 * len(sequence) for sequence in sequences]):
+        for part in self._parts([12 * len(sequence) + 3 for sequence in sequences]):
             body = {"tokens": [sequences[i].tolist() for i in part]}
             self._ask(body, part, out, reports)
         return out
@@ -163,7 +176,8 @@ class RemoteEncoder:
         part: list[int] = []
         total = 0
         for place, size in enumerate(sizes):
-            if part and (len(part) == self.max_texts or total + size > self._most_bytes):
+            most = min(_REQUEST_BYTES, self._most_bytes)
+            if part and (len(part) == self.max_texts or total + size > most):
                 yield part
                 part, total = [], 0
             part.append(place)
@@ -190,6 +204,16 @@ class RemoteEncoder:
         self._require_same_encoder(identity)
         if len(table) != len(places):
             raise self._unsafe(f"answered {len(table)} of {len(places)} states")
+        with making_sense(self._client.url):
+            self._take(columns, places, out, reports)
+
+    def _take(
+        self,
+        columns: dict[str, Any],
+        places: Sequence[int],
+        out: NDArray[np.float32],
+        reports: list[RowReport],
+    ) -> None:
         told: dict[str, list[Any]] = {name: columns[name].to_pylist() for name in _COLUMNS[:-1]}
         rows = self._rows(columns["embedding"])
         for k, i in enumerate(places):

@@ -8,7 +8,7 @@ from typing import Self
 from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.servers.guard.endpoints import MemoryEndpoints, SglangMemory, VllmMemory
 from ebm_encode.servers.guard.memory import free_gpu_memory
-from ebm_encode.servers.http import ServerClient
+from ebm_encode.servers.http import ServerClient, making_sense
 from ebm_encode.servers.kinds import Kind, kind_of
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,9 @@ class ServerGuard:
             ServerError: If it cannot be reached, is of another kind, or does not become idle.
             UnsafeServerError: If it would end, lose its weights, or give nothing back.
         """
-        endpoints = _endpoints(kind_of(self._client), self._client, self._patience)
-        endpoints.require_able()
+        with making_sense(self._url):
+            endpoints = _endpoints(kind_of(self._client), self._client, self._patience)
+            endpoints.require_able()
         endpoints.wait_until_idle()
         before = self._free_memory()
         try:

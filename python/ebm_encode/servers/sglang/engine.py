@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ebm_encode.engines.server import ServerEngine
 from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.options import Pooling
+from ebm_encode.servers.http import making_sense
 from ebm_encode.servers.sglang.info import OWN_ROWS, SglangInfo, read_info, refusals
 from ebm_encode.servers.sglang.replies import (
     IncompleteReplyError,
@@ -62,7 +63,8 @@ class SglangEngine(ServerEngine):
     def __init__(
         self, transport: Transport, *, dim: int, dtype: str, pooling: Pooling, exclusive: bool
     ) -> None:
-        info = read_info(transport.get, transport.where)
+        with making_sense(transport.where):
+            info = read_info(transport.get, transport.where)
         reasons = refusals(info, dtype=dtype, exclusive=exclusive)
         if reasons:
             raise UnsafeServerError(f"{transport.where}: {'; '.join(reasons)}")
@@ -182,7 +184,8 @@ class SglangEngine(ServerEngine):
     def _naming(self, check: Callable[[], T]) -> T:
         """Has what a check refuses name the server."""
         try:
-            found = check()
+            with making_sense(self._transport.where):
+                found = check()
         except UnsafeServerError as error:
             raise UnsafeServerError(
                 f"{self._transport.where} (SGLang {self.info.version}): {error}; no embedding of"

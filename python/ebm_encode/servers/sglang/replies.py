@@ -85,6 +85,8 @@ def states_of(
     zero = ~states.any(axis=1)
     if zero.any():
         raise UnsafeServerError(f"gave {int(zero.sum())} zero vectors for {length} tokens")
+    if not np.isfinite(states).all():
+        states[:] = np.nan  # whatever is pooled from them is refused, and encoded by the reference
     return states
 
 
@@ -94,9 +96,16 @@ def _rows(hidden: Any, dim: int) -> NDArray[np.float32]:
         raise UnsafeServerError("a reply has no hidden_states")
     prefill = hidden[0] if hidden else []
     try:
-        rows = np.asarray(prefill, dtype=np.float32)
+        values = np.asarray(prefill)
+        if values.dtype.kind == "O":  # null for NaN
+            numbers = all(isinstance(v, float | int) or v is None for v in values.flat)
+        else:
+            numbers = values.dtype.kind in "fiu"
+        rows = values.astype(np.float32) if numbers else None
     except (TypeError, ValueError) as error:
         raise UnsafeServerError(f"gave hidden states that are no matrix ({error})") from error
+    if rows is None:
+        raise UnsafeServerError("gave hidden states that are no numbers")
     if rows.size == 0:
         return np.zeros((0, dim), np.float32)
     if rows.ndim != 2 or rows.shape[1] != dim:  # noqa: PLR2004  (a matrix)

@@ -76,7 +76,10 @@ class StructureCheck:
 
     def _first_row(self, token: int) -> NDArray[np.float32]:
         if token not in self._first_rows:
-            self._first_rows[token] = self._ask(token)
+            row = self._ask(token)
+            if not np.isfinite(row).all():
+                raise UnsafeServerError("gave values that are not finite for a prompt of one token")
+            self._first_rows[token] = row
         return self._first_rows[token]
 
     def _compare(

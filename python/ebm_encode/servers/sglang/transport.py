@@ -1,6 +1,7 @@
 """How a SGLang server is reached: over HTTP, or as an engine in this process."""
 
 import importlib.metadata
+import threading
 from dataclasses import asdict, is_dataclass
 from typing import Any, Protocol
 
@@ -72,6 +73,8 @@ class InProcess:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        # It has an event loop of its own, which one caller may run at a time.
+        self._lock = threading.Lock()
 
     def get(self, path: str) -> dict[str, Any] | None:
         """What a server would answer at a path; `None` where nothing is known."""
@@ -94,7 +97,8 @@ class InProcess:
         """
         arguments = {k: v for k, v in body.items() if k != "rid"}
         try:
-            found = self._engine.generate(**arguments)
+            with self._lock:
+                found = self._engine.generate(**arguments)
         except Exception as error:  # the engine's own kinds
             raise ServerError(f"{self.where}: {one_line(error)}") from error
         # It makes ids of its own; the order of the answer is that of the prompts.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ebm_encode.engines.server import ServerEngine
 from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
 from ebm_encode.options import Pooling
-from ebm_encode.servers.http import Reply, ServerClient
+from ebm_encode.servers.http import Reply, ServerClient, making_sense
 from ebm_encode.servers.vllm.info import VllmInfo, read_info
 
 _MOST_TOKENS = 65_536
@@ -39,7 +39,8 @@ class VllmEngine(ServerEngine):
     def __init__(self, client: ServerClient, *, dim: int, dtype: str, pooling: Pooling) -> None:
         if pooling != "mean":
             raise ArgumentError(f"`pooling` {pooling}: a vLLM server is used with mean pooling")
-        info = read_info(lambda path: client.get_json(path, missing_ok=True), client.url)
+        with making_sense(client.url):
+            info = read_info(lambda path: client.get_json(path, missing_ok=True), client.url)
         if info.dtype not in (None, dtype):
             raise UnsafeServerError(
                 f"{client.url}: computes in {info.dtype}, this encoder in {dtype}\nhint: use"
@@ -113,7 +114,8 @@ def embeddings_of(
         "use_activation": False,
     }
     reply = client.post("/v1/embeddings", body)
-    return _embeddings(reply, [len(sequence) for sequence in sequences], dim)
+    with making_sense(client.url):
+        return _embeddings(reply, [len(sequence) for sequence in sequences], dim)
 
 
 def _embeddings(reply: Reply, lengths: Sequence[int], dim: int | None) -> list[NDArray[np.float32]]:
@@ -133,7 +135,7 @@ def _embeddings(reply: Reply, lengths: Sequence[int], dim: int | None) -> list[N
             f"counts {used} tokens in {len(lengths)} prompts of {sum(lengths)}: it cut them, or"
             " added tokens"
         )
-    rows = []
+    rows, starts = [], set()
     for i in range(len(lengths)):
         entry = places[i]
         shape = entry["shape"]
@@ -143,8 +145,13 @@ def _embeddings(reply: Reply, lengths: Sequence[int], dim: int | None) -> list[N
                 f"gave {entry['endianness']}-endian {entry['embed_dtype']} {shape}, expected"
                 f" little-endian float32 {known}"
             )
-        own = reply.content[entry["start"] : entry["end"]]
-        if len(own) != shape[0] * np.dtype(np.float32).itemsize:
-            raise UnsafeServerError(f"gave {len(own)} bytes for an embedding of {shape[0]} values")
+        size = int(shape[0]) * np.dtype(np.float32).itemsize
+        start, end = entry["start"], entry["end"]
+        if end - start != size or start % size or not 0 <= start < end <= len(reply.content):
+            raise UnsafeServerError(f"gave bytes {start} to {end} for an embedding of {size} bytes")
+        starts.add(start)
+        own = reply.content[start:end]
         rows.append(np.frombuffer(own, dtype="<f4").astype(np.float32))
+    if len(starts) != len(rows):
+        raise UnsafeServerError("gave the same bytes for several prompts")
     return rows
