@@ -189,6 +189,7 @@ def test_one_wrong_element_of_many_is_told(server, url, name):
         ("/encode", {"texts": [1] * 500_000}),
         ("/encode", {"tokens": [[-1] * 500_000]}),
         ("/v1/embeddings", {"model": name, "input": [None] * 500_000}),
+        ("/encode", {"texts": ["a"]} | {f"key{i}": 1 for i in range(100_000)}),
     ]:
         answer = httpx2.post(f"{url}{path}", json=body)
         assert answer.status_code == 422
@@ -330,6 +331,20 @@ def test_it_says_when_it_is_ready_and_ends_in_good_order(llama, some, truth, tmp
             assert near(remote.encode(some), np.stack([truth[text] for text in some]))
         assert "ebm_encode_encoder_cache_hits 40.0" in httpx2.get(f"{server.url}/metrics").text
         assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_request_that_never_ends_does_not_keep_it(llama):
+    """Work that outlives its request is left behind when the server is stopped."""
+    long = ["\n".join(f"x{k}{i} : ℕ" for k in range(300)) + "\n⊢ True" for i in range(900)]
+    options = ("--timeout", 1, "--shutdown-seconds", 1, "--wait-ms", 0)
+    with served(llama, *options) as server:
+        ids = ids_of(llama, long[0])
+        for body in ({"texts": long}, {"tokens": [[*ids, i] for i in range(900)]}):
+            start = time.monotonic()
+            answer = httpx2.post(f"{server.url}/encode", json=body, timeout=60)
+            assert answer.status_code in {200, 504}
+            assert time.monotonic() - start < 20
+        assert server.stop(seconds=60) == 0
 
 
 def test_a_model_that_cannot_be_loaded_ends_it(tmp_path):

@@ -98,3 +98,29 @@ def test_without_a_gpu_nothing_is_tried(stand_in, llama64, monkeypatch):
     with pytest.raises(ServerError, match="cannot be measured"):
         ServerGuard(url).release()
     assert asked(stand_in) == []
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_memory_is_taken_again_if_it_can_no_longer_be_measured(stand_in, llama64, kind):
+    url = stand_in.play(kind, llama64, **able(kind))
+    before = stand_in.status()["free_memory"]
+    measured = []
+
+    def once():
+        measured.append(1)
+        if len(measured) > 1:
+            raise ServerError("the driver is gone")
+        return before
+
+    with pytest.raises(ServerError, match="the driver is gone"):
+        ServerGuard(url, patience=3.0, needed=1, free_memory=once).release()
+    assert stand_in.status()["free_memory"] == before
+
+
+def test_it_gives_its_memory_once(stand_in, llama64):
+    url = stand_in.play("sglang", llama64, memory_saver=True)
+    with guard(stand_in, url) as own:
+        own.release()
+    assert [path for path in asked(stand_in) if path.startswith("/release")] == [
+        "/release_memory_occupation"
+    ]

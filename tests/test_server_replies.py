@@ -1,22 +1,26 @@
 """Answers that no right server gives: each is a typed error, in time, and none is an embedding."""
 
+import contextlib
 import json
+import random
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx2
 import numpy as np
 import pytest
 
 from ebm_encode.cli import main
-from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
+from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, UnsafeServerError
 from ebm_encode.servers.http import ServerClient
 from ebm_encode.servers.remote import RemoteEncoder
 from ebm_encode.servers.sglang.replies import states_of
 from ebm_encode.servers.sglang.structure import StructureCheck
 from ebm_encode.servers.vllm.engine import embeddings_of
 from ebm_encode.servers.vllm.info import VllmInfo
+from served import served
 
 TOKENS = np.array([5, 6, 7], np.uint32)
 
@@ -166,3 +170,24 @@ def test_a_token_that_cannot_be_sent_is_told_without_being_shown(token, monkeypa
 def test_what_is_no_address_is_told(url):
     with pytest.raises(ArgumentError, match="expected a URL"):
         ServerClient(url)
+
+
+def test_no_damage_of_an_answer_is_followed(llama, states):
+    """Damaged offsets in an Arrow stream lead out of its memory, and ended the process."""
+    with served(llama) as server:
+        info = httpx2.get(f"{server.url}/info").content
+        arrow = {"accept": "application/vnd.apache.arrow.stream"}
+        right = httpx2.post(f"{server.url}/encode", json={"texts": states[:3]}, headers=arrow)
+    headers = {"ebm-identity": right.headers["ebm-identity"]}
+    rng = random.Random(0)
+    answers = {"/info": (info, {})}
+    with answering(answers) as url, RemoteEncoder(url) as remote:
+        answers["/encode"] = (right.content, headers)
+        whole = remote.encode(states[:3])
+        for _ in range(150):
+            body = bytearray(right.content)
+            for _ in range(rng.choice([1, 3, 10])):
+                body[rng.randrange(len(body))] = rng.randrange(256)
+            answers["/encode"] = (bytes(body), headers)
+            with contextlib.suppress(EbmEncodeError):
+                assert remote.encode(states[:3]).shape == whole.shape

@@ -4,9 +4,10 @@ The encoder's own model is the reference. So a server passes the self-test like 
 replies are compared with the reference while they grow, and a bulk run verifies a sample of them.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class ServerEngine(ABC):
         self._pooling: Pooling = pooling
         self._request_tokens = request_tokens
         self._request_sequences = request_sequences
-        self._threads = ThreadPoolExecutor(requests, thread_name_prefix=self.name)
+        self._turn = threading.Semaphore(requests)
 
     @abstractmethod
     def ask(self, sequences: Sequence[NDArray[np.uint32]]) -> list[NDArray[np.float32]]:
@@ -116,7 +117,17 @@ class ServerEngine(ABC):
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
         """Sends a request; its embeddings are in the slots after `Pass.wait`."""
-        answer = self._threads.submit(self.ask, sequences)
+        answer: Future[list[NDArray[np.float32]]] = Future()
+
+        def work() -> None:
+            with self._turn:
+                try:
+                    answer.set_result(self.ask(sequences))
+                except BaseException as error:  # noqa: BLE001  (it is raised where it is awaited)
+                    answer.set_exception(error)
+
+        # A process that ends does not wait for it, as it would for a pool's.
+        threading.Thread(target=work, name=self.name, daemon=True).start()
         return Pass(slots, lambda: self._fill(slots, answer.result()))
 
     def states(

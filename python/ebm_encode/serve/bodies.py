@@ -11,6 +11,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     WithJsonSchema,
+    model_validator,
 )
 from typing_extensions import TypeAliasType
 
@@ -35,7 +36,19 @@ Ids = TypeAliasType("Ids", Annotated[list[TokenId], FailFast()])
 ManyIds = TypeAliasType("ManyIds", Annotated[list[Ids], FailFast()])
 
 
-class EncodeTexts(BaseModel):
+class Request(BaseModel):
+    """The body of a request. Of unknown keys one is told, however many there are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        unknown = given.keys() - cls.model_fields.keys() if isinstance(given, dict) else None
+        if unknown:
+            raise ValueError(f"unknown key {min(unknown)[:100]!r}")
+        return given
+
+
+class EncodeTexts(Request):
     """States to encode."""
 
     model_config = ConfigDict(
@@ -45,7 +58,7 @@ class EncodeTexts(BaseModel):
     texts: Strings
 
 
-class EncodeTokens(BaseModel):
+class EncodeTokens(Request):
     """States to encode, as token ids: used as they are, without template, special tokens or cut."""
 
     model_config = ConfigDict(
@@ -75,7 +88,7 @@ class EncodeReply(BaseModel):
     items: list[Item]
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Request):
     """A request as to OpenAI's `/v1/embeddings`."""
 
     model_config = ConfigDict(extra="forbid")

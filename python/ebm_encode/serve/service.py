@@ -4,12 +4,13 @@ import asyncio
 import json
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 
 from ebm_encode._core import CachedEncoder, EmbeddingCache, MappedCache, NoEmbedding
 from ebm_encode.description import versions
@@ -63,7 +64,8 @@ class Service:
         self._instance = uuid.uuid4().hex
         self._encoder: Encoder | None = None
         self._cached: CachedEncoder | None = None
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="request")
+        self._limiter: CapacityLimiter | None = None
+        self._count_lock = threading.Lock()
         self._tokens_lock = threading.Lock()
         self._waiting = 0
         self._failures = 0
@@ -94,9 +96,18 @@ class Service:
         threading.Thread(target=self._begin, name="load", daemon=True).start()
 
     def finish(self) -> int | None:
-        """Saves what is appended; returns the number of rows of that cache, if there is one."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Saves what is appended; returns the number of rows of that cache, if there is one.
+
+        What is still being encoded has as long as requests have at the end.
+        """
+        end = time.monotonic() + self.options.shutdown_seconds
+        while self._waiting and time.monotonic() < end:
+            time.sleep(0.05)
         if self._cached is None or self._encoder is None:
+            return None
+        if self._waiting:
+            log.warning("%d states are left behind that are still being encoded", self._waiting)
+            self._cached.checkpoint()
             return None
         made = {"command": "serve", "model": self._encoder.model.name, "versions": versions()}
         return self._cached.finish(made)
@@ -116,22 +127,21 @@ class Service:
         """
         encoder, count = self.encoder, len(texts if texts is not None else tokens or [])
         self._admit(count)
-        self._waiting += count
-        loop = asyncio.get_running_loop()
+
+        def work() -> Encoded:
+            try:
+                if texts is not None:
+                    return self._encode_texts(texts)
+                return self._encode_tokens(encoder, tokens or [])
+            finally:
+                self._leave(count)
+
         try:
-            if texts is not None:
-                work = loop.run_in_executor(self._threads, self._encode_texts, texts)
-            else:
-                work = loop.run_in_executor(
-                    self._threads, self._encode_tokens, encoder, tokens or []
+            # A thread whose request is over goes on; what it encodes counts until then.
+            async with asyncio.timeout(self.options.timeout):
+                found = await to_thread.run_sync(
+                    work, abandon_on_cancel=True, limiter=self._threads()
                 )
-            # Work goes on in its thread if the request is cancelled; it counts until then.
-            work.add_done_callback(lambda _: self._leave(count))
-        except BaseException:
-            self._leave(count)
-            raise
-        try:
-            found = await asyncio.shield(work)
         except TimeoutError as error:
             raise RequestError(
                 504, "timeout", f"not encoded within {self.options.timeout:g} s"
@@ -204,17 +214,28 @@ class Service:
                 "too_many_texts",
                 f"{count} states in a request, and {most} are allowed\nhint: send several requests",
             )
-        if self._waiting + count > options.queue_texts:
-            self.metrics.rejected.labels("queue").inc()
-            raise RequestError(
-                429,
-                "queue_full",
-                f"{self._waiting} states wait, and {options.queue_texts} may",
-                {"retry-after": "1"},
-            )
+        with self._count_lock:
+            waiting = self._waiting
+            if waiting + count <= options.queue_texts:
+                self._waiting += count
+                return
+        self.metrics.rejected.labels("queue").inc()
+        raise RequestError(
+            429,
+            "queue_full",
+            f"{waiting} states wait, and {options.queue_texts} may",
+            {"retry-after": "1"},
+        )
 
     def _leave(self, count: int) -> None:
-        self._waiting -= count
+        with self._count_lock:
+            self._waiting -= count
+
+    def _threads(self) -> CapacityLimiter:
+        """How many requests may wait; made where the event loop runs."""
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(_THREADS)
+        return self._limiter
 
     def _encode_texts(self, texts: Sequence[str]) -> Encoded:
         assert self._cached is not None

@@ -285,7 +285,7 @@ def _hint(content: bytes) -> str:
 def _texts(content: bytes, names: tuple[str, ...]) -> Iterator[str]:
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     inner = found.get("error") if isinstance(found, dict) else None
     for place in (inner, found):

@@ -197,8 +197,9 @@ class RemoteEncoder:
         self._require_same_encoder(reply.headers.get("ebm-identity"))
         try:
             table = pa.ipc.open_stream(reply.content).read_all()
+            table.validate(full=True)  # else damaged offsets are followed out of its memory
             columns = {name: table.column(name) for name in _COLUMNS}
-        except (pa.ArrowException, KeyError, OSError) as error:
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
             raise ServerError(f"{self._client.url}: answered what is no Arrow stream") from error
         identity = (table.schema.metadata or {}).get(b"ebm-encode.identity", b"").decode()
         self._require_same_encoder(identity)

@@ -93,13 +93,13 @@ class SglangMemory(MemoryEndpoints):
         """Reads `/server_info`."""
         get = self._get
         info = get("/server_info") or get("/get_server_info") or {}
-        if not info.get("enable_memory_saver"):
+        if info.get("enable_memory_saver") is not True:
             raise UnsafeServerError(
                 f"{self.client.url}: was started without --enable-memory-saver: it would say that"
                 " it gave memory back, and give none, or end\nhint: start it with"
                 " --enable-memory-saver; with --enable-weights-cpu-backup it releases weights too"
             )
-        weights = ("weights",) if info.get("enable_weights_cpu_backup") else ()
+        weights = ("weights",) if info.get("enable_weights_cpu_backup") is True else ()
         self._tags = ("kv_cache", *weights)
 
     def wait_until_idle(self) -> None:
@@ -158,7 +158,7 @@ class VllmMemory(MemoryEndpoints):
                 " VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode, on a loopback address"
             )
         config = info.get("vllm_config", info).get("model_config", {})
-        if not config.get("enable_sleep_mode"):
+        if config.get("enable_sleep_mode") is not True:
             raise UnsafeServerError(
                 f"{self.client.url}: was started without --enable-sleep-mode: it would say that it"
                 " sleeps, and give no memory back\nhint: start it with --enable-sleep-mode"

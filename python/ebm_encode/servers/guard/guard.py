@@ -76,23 +76,33 @@ class ServerGuard:
             ServerError: If it cannot be reached, is of another kind, or does not become idle.
             UnsafeServerError: If it would end, lose its weights, or give nothing back.
         """
+        if self._released is not None:
+            return
         with making_sense(self._url):
             endpoints = _endpoints(kind_of(self._client), self._client, self._patience)
             endpoints.require_able()
         endpoints.wait_until_idle()
-        before = self._free_memory()
+        before, answered = self._free_memory(), False
         try:
             endpoints.release()
+            answered = True
             freed = self._free_memory() - before
             self._require_freed(freed)
         except BaseException:
             # Also if the answer to the call was lost: what is known of it is the memory.
-            if endpoints.resume_is_harmless or self._free_memory() - before > _NOTHING:
+            if endpoints.resume_is_harmless or self._freed(before, unknown=answered):
                 self._released = endpoints
                 self.resume()
             raise
         self._released = endpoints
         log.info("%s gave %d MiB back", self._url, freed >> 20)
+
+    def _freed(self, before: int, *, unknown: bool) -> bool:
+        """Whether memory was given back; `unknown` where that cannot be measured any more."""
+        try:
+            return self._free_memory() - before > _NOTHING
+        except ServerError:
+            return unknown
 
     def _require_freed(self, freed: int) -> None:
         if freed < self._needed:

@@ -49,6 +49,7 @@ def read_info(get: Get, where: str) -> VllmInfo:
     pooler = (
         config.get("pooler_config") or config.get("model_config", {}).get("pooler_config") or {}
     )
+    pooling = pooler.get("seq_pooling_type") or pooler.get("pooling_type")
     dtype = str(config.get("model_config", {}).get("dtype", "")).removeprefix("torch.")
     longest = model.get("max_model_len")
     return VllmInfo(
@@ -57,5 +58,5 @@ def read_info(get: Get, where: str) -> VllmInfo:
         root=str(model.get("root", "")),
         longest=int(longest) if isinstance(longest, int) and longest > 0 else None,
         dtype=dtype if dtype in ("float32", "bfloat16", "float16") else None,
-        pooling=pooler.get("seq_pooling_type") or pooler.get("pooling_type"),
+        pooling=None if pooling is None else str(pooling),
     )
