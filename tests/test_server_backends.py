@@ -3,6 +3,10 @@
 import asyncio
 import importlib.metadata
 import json
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import httpx2
@@ -125,6 +129,7 @@ def loaded(llama64):
 @pytest.mark.parametrize(("kind", "defect"), CASES)
 def test_no_defect_makes_a_wrong_embedding(stand_in, llama64, loaded, some, truth, kind, defect):
     url, encoder = loaded(stand_in, kind, defect)
+    encoder.encode(some)  # so that these lengths are known to be right
     stand_in.play(kind, llama64, defect=defect, seconds=0.5)
     found, refused = None, ""
     try:
@@ -242,3 +247,32 @@ def test_an_engine_of_this_process_is_asked_by_one_thread_at_a_time(
     assert near(encoder.encode(many)[: len(some)], encoder.encode(many[: len(some)]))
     assert near(encoder.encode(some), truth)
     engine.close()
+
+
+def test_a_vllm_that_was_started_again_is_noticed(stand_in, llama64, make_model, some):
+    url = stand_in.play("vllm", llama64)
+    encoder = load("vllm", llama64, url)
+    encoder.encode(some)
+    stand_in.play("vllm", make_model("llama", head_dim=64, seed=5))
+    with pytest.raises(ServerError, match="does not exist"):
+        encoder.encode(some)
+    stand_in.play("vllm", llama64, pooling="last")
+    with pytest.raises(UnsafeServerError, match="started again"):
+        encoder.encode(some)
+
+
+def test_ctrl_c_does_not_wait_for_a_server(stand_in, llama64, tmp_path):
+    url = stand_in.play("sglang", llama64, defect="hang", after=4)
+    command = [sys.executable, "-m", "ebm_encode", "encode", "--model-path", llama64]
+    command += ["--trajectories", "samples/burnqed_roots.parquet", "--dtype", "float32"]
+    command += ["--output", str(tmp_path / "s.parquet"), "--backend", "sglang", "--server", url]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        sent = 0
+        while sent < 5:
+            sent = sum(r["path"] == "/generate" for r in stand_in.requests())
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+        assert "interrupted" in process.stderr.read()
+    assert main([*command[3:-2], "--server", url, "--verify-sample", "0"]) == 2

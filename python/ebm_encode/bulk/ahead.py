@@ -1,7 +1,7 @@
 """Work done one item ahead of its use."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -10,7 +10,9 @@ T = TypeVar("T")
 _END: Any = object()
 
 
-def ahead(source: Iterator[T], name: str) -> Generator[T, None, None]:
+def ahead(
+    source: Iterator[T], name: str, stop: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
     """The items of an iterator, of which the next is made while one is in use.
 
     The whole iterator runs on one other thread, one item ahead. What it raises is raised
@@ -20,6 +22,7 @@ def ahead(source: Iterator[T], name: str) -> Generator[T, None, None]:
     Args:
         source: The iterator.
         name: The thread's name.
+        stop: Called where this ends early, before the item in hand is waited for.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
     try:
@@ -30,6 +33,9 @@ def ahead(source: Iterator[T], name: str) -> Generator[T, None, None]:
                 return
             waiting.append(thread.submit(next, source, _END))
             yield item
+    except BaseException:
+        stop()
+        raise
     finally:
         thread.shutdown(wait=True, cancel_futures=True)
         if isinstance(source, Generator):

@@ -127,7 +127,7 @@ class BulkRun:
         try:
             self._settle(order)
             chunks = ahead(self._tokenized(order), "tokenize")
-            with closing(ahead(self._passes(chunks), "forward")) as passes:
+            with closing(ahead(self._passes(chunks), "forward", self._encoder.stop)) as passes:
                 for chunk, done in passes:
                     if done is None:
                         self._begin(chunk, progress)

@@ -267,7 +267,7 @@ def _refuse_wrong(writer: CacheWriter, taken: _Sample) -> None:
     raise VerificationError(
         f"{reason}: {'; '.join(examples)}. Nothing was written; {where} is marked as wrong"
         "\nhint: run again with --overwrite to re-encode all; --engine unbatched encodes"
-        " at batch size 1"
+        " at batch size 1, without a server"
     )
 
 

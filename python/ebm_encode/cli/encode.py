@@ -69,6 +69,10 @@ def encode(
     require_names(model_path=model_path, output=output, template=encoding.template, cache=run.cache)
     output = _usable(output)
     Template.load(encoding.template)  # before anything that takes long
+    if backend.backend != "hf" and run.verify_sample == 0:
+        raise ArgumentError(
+            f"`verify_sample` 0: embeddings of a {backend.backend} server are not taken unverified"
+        )
     loading = encoding.arguments() | hub.arguments() | backend.arguments()
     states = _read(trajectories, output, run, encoding.state_format)
     with _writer(output) as writer:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.doctor.diagnosis import Diagnosis, Finding
-from ebm_encode.doctor.rows import name_rows
+from ebm_encode.doctor.rows import NEAR, NEAR_FLOAT32, name_rows
 from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.servers.sglang.info import OWN_ROWS, SglangInfo, read_info, refusals
 from ebm_encode.servers.sglang.replies import request_body
@@ -52,7 +52,7 @@ def examine_sglang(
         found.findings.append(Finding("its version and settings", what, right=False, advice=advice))
     if not found.findings:
         found.findings.append(Finding("its version and settings", "can be used", right=True))
-        _Examination(transport, info, found, states_of).run()
+        _Examination(transport, info, found, states_of, dtype).run()
     else:
         found.not_asked.append("nothing was sent: its settings rule it out")
     return found
@@ -65,7 +65,9 @@ class _Examination:
         info: SglangInfo,
         found: Diagnosis,
         states_of: StatesOf | None,
+        dtype: str | None,
     ) -> None:
+        self._near = NEAR_FLOAT32 if dtype == "float32" else NEAR
         self._transport, self._info, self._found = transport, info, found
         self._rng = random.SystemRandom()
         # All of them together are computed in one part.
@@ -161,7 +163,7 @@ class _Examination:
             for rows in self._generate(prompts[start : start + step], cured=cured)
         ]
         names = [
-            name_rows(rows, self._states[i], self._states)
+            name_rows(rows, self._states[i], self._states, self._near)
             for i, rows in zip(indices, answers, strict=True)
         ]
         wrong = [name for name in names if name != "right"]

@@ -87,6 +87,8 @@ class Selection:
         if self._forced:
             require_engine(self.choice, engine)
         self._require_server()
+        if self.server is not None:
+            self.server.know(*self._test.known())
         if compile_layers == "on":
             self.use(self._compiled_or_fail())
 

@@ -1,7 +1,7 @@
 """The self-test: which engine to use for a model: the first that is exact."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,14 @@ from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.noise import NoiseFloor, rounded, token_errors, unstable_tokens
 from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.padded import UnbatchedEngine
-from ebm_encode.engines.reference import Deviation, Reference, deviation, embedding_deviation
+from ebm_encode.engines.reference import (
+    Deviation,
+    Reference,
+    compare,
+    deviation,
+    embedding_deviation,
+    embeddings_agree,
+)
 from ebm_encode.engines.server import ServerEngine
 from ebm_encode.errors import ModelError, ServerError, UnsafeServerError, one_line
 from ebm_encode.loading.model import Model
@@ -179,6 +186,15 @@ class SelfTest:
             )
         reason = "; ".join([*refused, "batch size 1, which is exact but slow"])
         return EngineChoice(self.unbatched, self.dim, reason, self.noise, refused=tuple(refused))
+
+    def known(self) -> tuple[Tokens, Callable[[int, NDArray[np.float32]], bool]]:
+        """The self-test prompts, and whether an embedding is that of one of them, by its index."""
+
+        def agree(i: int, embedding: NDArray[np.float32]) -> bool:
+            right = self.reference.embeddings[i : i + 1]
+            return embeddings_agree(*compare(embedding[None], right), self.noise)
+
+        return self.probes, agree
 
     def _deviation(self, engine: Engine) -> Deviation:
         """How far an engine is from the reference of the self-test prompts."""

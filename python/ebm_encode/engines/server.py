@@ -4,9 +4,10 @@ The encoder's own model is the reference. So a server passes the self-test like 
 replies are compared with the reference while they grow, and a bulk run verifies a sample of them.
 """
 
+import random
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,8 +16,12 @@ from numpy.typing import NDArray
 
 from ebm_encode._core import Identity
 from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
+
+_LOOK_SECONDS = 0.2
+"""How often a wait looks whether it is to end."""
 
 
 class ServerEngine(ABC):
@@ -59,6 +64,10 @@ class ServerEngine(ABC):
         self._request_tokens = request_tokens
         self._request_sequences = request_sequences
         self._turn = threading.Semaphore(requests)
+        self._stopped = threading.Event()
+        self._probes: list[NDArray[np.uint32]] = []
+        self._agree: Callable[[int, NDArray[np.float32]], bool] = lambda _, __: True
+        self._rng = random.SystemRandom()
 
     @abstractmethod
     def ask(self, sequences: Sequence[NDArray[np.uint32]]) -> list[NDArray[np.float32]]:
@@ -117,24 +126,14 @@ class ServerEngine(ABC):
 
     def forward(self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots) -> Pass:
         """Sends a request; its embeddings are in the slots after `Pass.wait`."""
-        answer: Future[list[NDArray[np.float32]]] = Future()
-
-        def work() -> None:
-            with self._turn:
-                try:
-                    answer.set_result(self.ask(sequences))
-                except BaseException as error:  # noqa: BLE001  (it is raised where it is awaited)
-                    answer.set_exception(error)
-
-        # A process that ends does not wait for it, as it would for a pool's.
-        threading.Thread(target=work, name=self.name, daemon=True).start()
-        return Pass(slots, lambda: self._fill(slots, answer.result()))
+        answer = self._send(sequences)
+        return Pass(slots, lambda: self._fill(slots, self._await(answer)))
 
     def states(
         self, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots, wanted: Sequence[int]
     ) -> list[NDArray[np.float32]]:
         """As `forward`, and waits; also the hidden states of some sequences, if it gives any."""
-        found = self.ask(sequences)
+        found = self._await(self._send(sequences))
         self._fill(slots, found)
         return [found[i] for i in wanted]
 
@@ -143,6 +142,69 @@ class ServerEngine(ABC):
     ) -> list[NDArray[np.float32]]:
         """As `states` of all."""
         return self.states(sequences, slots, range(len(sequences)))
+
+    def know(self, probes: Tokens, agree: Callable[[int, NDArray[np.float32]], bool]) -> None:
+        """Takes sequences of known embeddings, which go along with requests from now on.
+
+        Replies without hidden states show nothing of whose they are: embeddings in another order,
+        or those of a server that was started again with another model, look like any other.
+
+        Args:
+            probes: The sequences.
+            agree: Whether an embedding is that of the probe with an index.
+        """
+        if not self.gives_states:
+            self._probes = [probes[i] for i in range(len(probes))]
+            self._agree = agree
+
+    def stop(self) -> None:
+        """Ends waits for answers, from any thread; a process that is interrupted does not wait."""
+        self._stopped.set()
+
+    def _send(self, sequences: Sequence[NDArray[np.uint32]]) -> "Future[list[NDArray[np.float32]]]":
+        self._stopped.clear()
+        answer: Future[list[NDArray[np.float32]]] = Future()
+
+        def work() -> None:
+            with self._turn:
+                try:
+                    answer.set_result(self._ask_with_probes(sequences))
+                except BaseException as error:  # noqa: BLE001  (it is raised where it is awaited)
+                    answer.set_exception(error)
+
+        # A process that ends does not wait for it, as it would for a pool's.
+        threading.Thread(target=work, name=self.name, daemon=True).start()
+        return answer
+
+    def _await(self, answer: "Future[list[NDArray[np.float32]]]") -> list[NDArray[np.float32]]:
+        while True:
+            try:
+                return answer.result(timeout=_LOOK_SECONDS)
+            except TimeoutError:
+                if answer.done():
+                    raise  # its own
+                if self._stopped.is_set():
+                    raise ServerError("stopped while a request was under way") from None
+
+    def _ask_with_probes(
+        self, sequences: Sequence[NDArray[np.uint32]]
+    ) -> list[NDArray[np.float32]]:
+        """Asks, with two probes among the sequences, at places that nobody can know."""
+        if not self._probes:
+            return self.ask(sequences)
+        chosen = self._rng.sample(range(len(self._probes)), min(2, len(self._probes)))
+        mixed: list[tuple[int | None, NDArray[np.uint32]]] = [(None, own) for own in sequences]
+        for probe in chosen:
+            mixed.insert(self._rng.randrange(len(mixed) + 1), (probe, self._probes[probe]))
+        found = self.ask([own for _, own in mixed])
+        for (known, _), embedding in zip(mixed, found, strict=True):
+            if known is not None and not self._agree(known, embedding):
+                raise UnsafeServerError(
+                    f"{self.describe().get('server', self.name)}: gives another embedding for a"
+                    " prompt than before: rows are in another order, or it was started again with"
+                    " another model; no embedding of this request was used"
+                )
+        return [own for (known, _), own in zip(mixed, found, strict=True) if known is None]
 
     def _fill(self, slots: OutputSlots, found: list[NDArray[np.float32]]) -> None:
         for k, values in enumerate(found):

@@ -38,6 +38,7 @@ from ebm_encode.serve.gate import Gate
 from ebm_encode.serve.service import Service
 
 _LISTED = 3
+_LONGEST_ID = 128
 
 
 def make_app(service: Service) -> FastAPI:
@@ -54,8 +55,13 @@ def make_app(service: Service) -> FastAPI:
     _add_openai(app, service)
     # The last one added is the first to see a request.
     app.add_middleware(Gate, service=service)
-    app.add_middleware(CorrelationIdMiddleware, header_name="x-request-id", validator=None)
+    app.add_middleware(CorrelationIdMiddleware, header_name="x-request-id", validator=_is_id)
     return app
+
+
+def _is_id(given: str) -> bool:
+    """Whether a client's own id of a request may stand in logs and replies."""
+    return len(given) <= _LONGEST_ID and given.isascii() and given.isprintable()
 
 
 def _add_native(app: FastAPI, service: Service) -> None:

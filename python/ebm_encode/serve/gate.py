@@ -64,9 +64,9 @@ class Gate:
             seconds = time.perf_counter() - start
             self._service.metrics.seconds.labels(endpoint).observe(seconds)
             log.info(
-                "%s %s %d %.1f ms, request %s",
+                "%s %r %d %.1f ms, request %s",
                 scope["method"],
-                scope["path"].encode(errors="backslashreplace").decode(),
+                scope["path"],
                 status,
                 seconds * 1e3,
                 correlation_id.get(),

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from ebm_encode._core import CachedEncoder, EmbeddingCache, MappedCache, NoEmbedding
 from ebm_encode.description import versions
 from ebm_encode.encoder import Encoder
-from ebm_encode.errors import EbmEncodeError, EncodingError, one_line
+from ebm_encode.errors import EbmEncodeError, EncodingError
 from ebm_encode.serve.bodies import Info, Limits
 from ebm_encode.serve.failures import RequestError
 from ebm_encode.serve.forms import Encoded, Origin
@@ -68,7 +68,7 @@ class Service:
         self._count_lock = threading.Lock()
         self._tokens_lock = threading.Lock()
         self._waiting = 0
-        self._failures = 0
+        self._failures, self._failed_at = 0, 0.0
 
     @property
     def encoder(self) -> Encoder:
@@ -127,6 +127,7 @@ class Service:
         """
         encoder, count = self.encoder, len(texts if texts is not None else tokens or [])
         self._admit(count)
+        began = time.monotonic()
 
         def work() -> Encoded:
             try:
@@ -147,7 +148,7 @@ class Service:
                 504, "timeout", f"not encoded within {self.options.timeout:g} s"
             ) from error
         except EbmEncodeError as error:
-            self._note_failure(error)
+            self._note_failure(error, began)
             raise
         self._failures = 0
         self.metrics.count_outcomes(found.statuses, sum(found.tokens))
@@ -199,9 +200,14 @@ class Service:
         self.failure, self.state = error, "failed"
         self.stop()
 
-    def _note_failure(self, error: Exception) -> None:
-        """A model that does not run any more fails on every request."""
-        self._failures += 1
+    def _note_failure(self, error: Exception, began: float) -> None:
+        """A model that does not run any more fails on every request.
+
+        Those that began before the last failure may have been in the same batch, and count once.
+        """
+        if began < self._failed_at:
+            return
+        self._failures, self._failed_at = self._failures + 1, time.monotonic()
         if self._failures >= _FAILURES:
             self._fail(error)
 
@@ -280,8 +286,3 @@ class Service:
             digests=[report.token_digest for report in reports],
             reasons=[report.reason for report in reports],
         )
-
-
-def failure_text(error: Exception) -> str:
-    """What ended the server, for its log."""
-    return str(error) if isinstance(error, EbmEncodeError) else one_line(error)

@@ -74,6 +74,8 @@ class VllmEngine(ServerEngine):
         try:
             return embeddings_of(self._client, self.info, sequences, self._dim)
         except (ServerError, UnsafeServerError) as error:
+            if self._client.url in str(error):
+                raise
             raise type(error)(
                 f"{self._client.url} (vLLM {self.info.version}): {error}; no embedding of this"
                 " request was used\nhint: `ebm-encode doctor --server` tells what is wrong"
