@@ -445,11 +445,6 @@ class Encoder:
             else:
                 out[i] = np.nan
 
-    def stop(self) -> None:
-        """Ends waits for a server's answers, from any thread, before the process ends."""
-        if self.selection.server is not None:
-            self.selection.server.stop()
-
     def screen(self, tokens: Tokens) -> list[RowReport]:
         """What can be said of each sequence before it is run."""
         return self._screening.screen(tokens)

@@ -127,7 +127,9 @@ class BulkRun:
         try:
             self._settle(order)
             chunks = ahead(self._tokenized(order), "tokenize")
-            with closing(ahead(self._passes(chunks), "forward", self._encoder.stop)) as passes:
+            with closing(
+                ahead(self._passes(chunks), "forward", self._encoder.selection.stop)
+            ) as passes:
                 for chunk, done in passes:
                     if done is None:
                         self._begin(chunk, progress)

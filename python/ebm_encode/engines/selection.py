@@ -102,6 +102,11 @@ class Selection:
         """Whether the model's layers run compiled."""
         return bool(getattr(self.choice.engine, "compiled", False))
 
+    def stop(self) -> None:
+        """Ends waits for a server's answers, from any thread, before the process ends."""
+        if self.server is not None:
+            self.server.stop()
+
     def mark_verified(self, engine: Engine, length: int, tokens_per_forward: int) -> None:
         """Notes up to which sizes, as of `Compared`, an engine's embeddings were found exact."""
         with self.lock:
