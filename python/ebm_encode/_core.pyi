@@ -12,12 +12,14 @@ from typing import Any, Final, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 __all__ = [
     "FORMAT_VERSION",
     "METADATA_KEY",
     "OPTIMISED",
     "BadRow",
+    "Cache",
     "CacheSchema",
     "CacheWriter",
     "CachedEncoder",
@@ -97,6 +99,7 @@ class CacheSchema:
     def __new__(cls) -> Self: ...
     def __arrow_c_schema__(self) -> object: ...
 
+@disjoint_base
 class Cache:
     """A cache that is open: a mapping from states to embeddings. See its two kinds."""
 
