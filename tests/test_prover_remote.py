@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -159,7 +160,9 @@ def test_wrong_answers_are_1(encoder, file):
         result = remote("encode", serving, "--states", file)
     assert result.returncode == 1
     assert "UnsafeServerError: " in result.stderr
-    assert "15 rows, and 16 were asked for" in result.stderr
+    # How many are asked for depends on which callers were merged.
+    rows, asked = re.search(r"(\d+) rows, and (\d+) were asked for", result.stderr).groups()
+    assert int(rows) == int(asked) - 1
 
 
 def test_a_token_is_read_from_a_file_or_the_environment_and_not_shown(encoder, file, tmp_path):
