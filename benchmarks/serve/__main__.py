@@ -85,7 +85,7 @@ def fresh(texts, call):
 
 
 def milliseconds(ask, calls, texts):
-    """The median of some calls; each has states of its own."""
+    """The median of some calls; each has new states."""
     times = []
     for call in range(calls):
         states = fresh(texts, f"{ask.__name__} {call} {time.time_ns()}")
@@ -168,7 +168,7 @@ def together(model, texts, rounds):
 
 
 def run_apart(what, model, arguments):
-    """A measurement in a process of its own: one of them replaces the encoder's methods."""
+    """A measurement in a separate process: one of them replaces the encoder's methods."""
     command = [sys.executable, HERE, "--part", what, "--model", model]
     command += ["--rounds", arguments.rounds, "--calls", arguments.calls]
     done = subprocess.run(

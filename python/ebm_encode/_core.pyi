@@ -109,6 +109,10 @@ class Cache:
     def values(self) -> ValuesView[NDArray[np.float32]]: ...
     def items(self) -> ItemsView[str, NDArray[np.float32]]: ...
     def __contains__(self, state: str, /) -> bool: ...
+    def __getitem__(self, state: str, /) -> NDArray[np.float32]:
+        """A copy of a state's embedding, float32 `[dim]`; raises `KeyError` if there is none."""
+    def get(self, state: str) -> NDArray[np.float32] | None:
+        """A copy of a state's embedding, or `None`."""
     def gather(self, states: Any, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Copies the embeddings of states, in their order, into `out`, and returns it.
 
@@ -496,10 +500,6 @@ class MappedCache(Cache):
         path: str | PathLike[str], *, strict: bool = True, verify_checksums: bool = True
     ) -> MappedCache:
         """Opens a cache file, or a folder of them."""
-    def __getitem__(self, state: str, /) -> NDArray[np.float32]:
-        """A copy of a state's embedding, float32 `[dim]`; raises `KeyError` if there is none."""
-    def get(self, state: str) -> NDArray[np.float32] | None:
-        """A copy of a state's embedding, or `None`."""
 
 @final
 class PathAttention:

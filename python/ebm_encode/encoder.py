@@ -21,7 +21,7 @@ from ebm_encode.engines.selection import EngineFactory, Selection
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
 from ebm_encode.engines.tuning import Tuning
 from ebm_encode.equal_embeddings import TokenClasses
-from ebm_encode.errors import ArgumentError, BadRowsError, EncodingError, ModelError
+from ebm_encode.errors import ArgumentError, ModelError
 from ebm_encode.identity.identity import identify, with_backend
 from ebm_encode.loading.model import Model, load_model, longest_prompt, text_config_of
 from ebm_encode.options import (
@@ -39,14 +39,20 @@ from ebm_encode.options import (
 from ebm_encode.prompts.cutting import cut_for
 from ebm_encode.prompts.templates import Template
 from ebm_encode.prompts.tokens import Prompts, Tokens
-from ebm_encode.reports import RowReport, note_same, without_embedding
+from ebm_encode.reports import RowReport, note_same, require_embeddings, without_embedding
 from ebm_encode.row_checks import RowChecks
 from ebm_encode.screening import Screening
 from ebm_encode.servers.backends import requiring_identity, server_engines
 from ebm_encode.state_formats import convert_all, format_name, not_in
-from ebm_encode.texts import Texts, preview, texts_of
+from ebm_encode.texts import Texts, texts_of
 
 log = logging.getLogger(__name__)
+
+_HINTS = {
+    "overlong": 'cut them with `overlong="truncate"` or `overlong="truncate-state"`',
+    "other_format": "convert them with `Encoder.convert`",
+}
+"""What to do about states without an embedding."""
 
 
 class Encoder:
@@ -350,20 +356,7 @@ class Encoder:
         texts = texts_of(states)
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         reports = self.encode_into(texts, out)
-        wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
-        if wrong:
-            listed = "; ".join(
-                f"state {i} ({preview(texts[i])}): {reports[i].reason}" for i in wrong[:3]
-            )
-            message = f"{len(wrong)} of {len(texts)} states have no valid embedding; {listed}"
-            kinds = {reports[i].status for i in wrong}
-            if "overlong" in kinds:
-                message += (
-                    '\nhint: cut them with `overlong="truncate"` or `overlong="truncate-state"`'
-                )
-            if "other_format" in kinds:
-                message += "\nhint: convert them with `Encoder.convert`"
-            raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
+        require_embeddings(texts, reports, _HINTS)
         return out
 
     def encode_into(self, states: Any, out: NDArray[np.float32]) -> list[RowReport]:

@@ -93,6 +93,11 @@ def require_backend(backend: str, server: Any, *, token: str | None, exclusive: 
         raise ArgumentError(f"`server_exclusive` goes with `backend` sglang, not {backend}")
 
 
+def is_token(token: str) -> bool:
+    """Whether a text can be sent as bearer token."""
+    return token.isascii() and token.isprintable() and token != "" and " " not in token
+
+
 def engine_name(given: str) -> EngineName:
     """The engine of a name, also of one that earlier versions had for it.
 

@@ -1,12 +1,13 @@
 """Reports: what became of each state of a call."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ebm_encode.errors import EncodingError, TextFailedError
+from ebm_encode.errors import BadRowsError, EncodingError, TextFailedError
 from ebm_encode.prompts.tokens import Tokens
+from ebm_encode.texts import preview
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,30 @@ class RowReport:
     reason: str = ""
     same_as: int | None = None
     token_digest: int | None = None
+
+
+def require_embeddings(
+    texts: Sequence[str], reports: Sequence[RowReport], hints: Mapping[str, str]
+) -> None:
+    """Refuses a call of which a state has no embedding.
+
+    Args:
+        texts: The states.
+        reports: One for each.
+        hints: What to do about a status.
+
+    Raises:
+        BadRowsError: If an embedding failed the row checks; lists the states.
+        EncodingError: If a state has none for another reason.
+    """
+    wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
+    if not wrong:
+        return
+    listed = "; ".join(f"state {i} ({preview(texts[i])}): {reports[i].reason}" for i in wrong[:3])
+    message = f"{len(wrong)} of {len(texts)} states have no valid embedding; {listed}"
+    kinds = {reports[i].status for i in wrong}
+    message += "".join(f"\nhint: {hint}" for kind, hint in hints.items() if kind in kinds)
+    raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
 
 
 def note_same(states: Sequence[str], tokens: Tokens, reports: list[RowReport]) -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ebm_encode.cli.parameters import FLAG
 from ebm_encode.errors import ArgumentError
-from ebm_encode.options import Backend, require_backend
+from ebm_encode.options import Backend, is_token, require_backend
 
 TOKEN_VARIABLE = "EBM_ENCODE_TOKEN"  # noqa: S105  (its name)
 """Environment variable with the bearer token of a server."""
@@ -73,6 +73,6 @@ def read_token(file: Path | None, name: str = "server_token_file") -> str | None
             token = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ArgumentError(f"{where}: {error}") from error
-    if not (token.isascii() and token.isprintable() and token and " " not in token):
+    if not is_token(token):
         raise ArgumentError(f"{where}: expected one token of ASCII characters, without spaces")
     return token

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebm_encode.doctor.diagnosis import Diagnosis, Finding
-from ebm_encode.doctor.sglang import Sequence32, StatesOf
+from ebm_encode.doctor.sglang import LENGTHS, Sequence32, StatesOf
 from ebm_encode.errors import EbmEncodeError, ServerError, UnsafeServerError
 from ebm_encode.servers.http import ServerClient
 from ebm_encode.servers.remote import RemoteEncoder
@@ -14,7 +14,6 @@ from ebm_encode.servers.vllm.engine import START, embeddings_of
 from ebm_encode.servers.vllm.info import read_info
 
 _NEAR = 0.02
-_LENGTHS = (12, 40, 64, 27, 50, 33)
 
 
 def examine_vllm(
@@ -37,7 +36,7 @@ def examine_vllm(
         found.not_asked.append("nothing was sent: requests to a server that sleeps hang")
         return found
     rng = np.random.default_rng()
-    prompts = [rng.integers(10, 250, length).astype(np.uint32) for length in _LENGTHS]
+    prompts = [rng.integers(10, 250, length).astype(np.uint32) for length in LENGTHS]
 
     def ask(sequences: list[Sequence32]) -> NDArray[np.float32]:
         return np.stack(embeddings_of(client, info, sequences))

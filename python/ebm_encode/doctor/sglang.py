@@ -21,7 +21,8 @@ StatesOf = Callable[[Sequence32], NDArray[np.float32]]
 
 _IDS = range(10, 250)
 """Token ids that any vocabulary has."""
-_LENGTHS = (12, 40, 64, 27, 50, 33)
+LENGTHS = (12, 40, 64, 27, 50, 33)
+"""Tokens of the prompts that servers are asked."""
 _LONGEST_PROBE = 16_384
 
 
@@ -71,8 +72,8 @@ class _Examination:
         self._transport, self._info, self._found = transport, info, found
         self._rng = random.SystemRandom()
         # All of them together are computed in one part.
-        most = (info.chunk or sum(_LENGTHS)) // len(_LENGTHS)
-        self._prompts = [self._prompt(max(2, min(length, most))) for length in _LENGTHS]
+        most = (info.chunk or sum(LENGTHS)) // len(LENGTHS)
+        self._prompts = [self._prompt(max(2, min(length, most))) for length in LENGTHS]
         self._states: list[NDArray[np.float32]] = []
         self._states_of = states_of
 

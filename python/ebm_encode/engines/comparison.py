@@ -13,12 +13,10 @@ from ebm_encode.engines.noise import unstable_tokens
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import Deviation, Reference, deviation, embedding_deviation
 from ebm_encode.engines.selection import Selection
-from ebm_encode.engines.server import ServerEngine
+from ebm_encode.engines.server import SERVER_ERRORS, ServerEngine
 from ebm_encode.errors import (
     EncodingError,
-    ServerError,
     TextFailedError,
-    UnsafeServerError,
     one_line,
 )
 from ebm_encode.prompts.tokens import Tokens
@@ -175,7 +173,7 @@ class Comparison:
         try:
             with self._selection.lock:
                 return engine.states(sequences, scratch, places)
-        except (ServerError, UnsafeServerError):
+        except SERVER_ERRORS:
             raise
         except Exception as error:
             if not is_out_of_memory(error):

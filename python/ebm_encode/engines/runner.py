@@ -16,13 +16,11 @@ from ebm_encode.engines.engine import Engine, EngineError
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.selection import Selection
-from ebm_encode.engines.server import ServerEngine
+from ebm_encode.engines.server import SERVER_ERRORS, ServerEngine
 from ebm_encode.errors import (
     EncodingError,
     ModelError,
-    ServerError,
     TextFailedError,
-    UnsafeServerError,
     one_line,
 )
 from ebm_encode.loading.model import Model
@@ -91,14 +89,16 @@ class Runner:
     def _too_long(self, tokens: Tokens) -> list[int]:
         """The sequences that a server does not take."""
         engine = self._selection.choice.engine
-        found = engine.too_long(tokens) if isinstance(engine, ServerEngine) else []
+        if not isinstance(engine, ServerEngine):
+            return []
+        found = engine.too_long(tokens)
         if found:
             log.warning(
                 "%d states are longer than the %s server takes (%d tokens); this process encodes"
                 " them at batch size 1",
                 len(found),
                 engine.name,
-                getattr(engine, "longest", 0),
+                engine.longest,
             )
         return found
 
@@ -175,7 +175,7 @@ class Runner:
             try:
                 with self._selection.lock:
                     started = engine.forward(sequences, own)
-            except (ServerError, UnsafeServerError):
+            except SERVER_ERRORS:
                 raise
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -226,8 +226,8 @@ def _longest_first(batches: list[list[int]], tokens: Tokens) -> list[list[int]]:
 def _waited_for(under_way: Pass, engine: Engine) -> Pass:
     try:
         under_way.wait()
-    except (ServerError, UnsafeServerError):
-        raise  # a server that went away is not asked again: the request may have ended it
+    except SERVER_ERRORS:
+        raise
     except Exception as error:  # a device reports only now
         raise EngineError(engine, one_line(error), under_way.indices, failed=True) from error
     return under_way

@@ -21,8 +21,8 @@ from ebm_encode.engines.reference import (
     embedding_deviation,
     embeddings_agree,
 )
-from ebm_encode.engines.server import ServerEngine
-from ebm_encode.errors import ModelError, ServerError, UnsafeServerError, one_line
+from ebm_encode.engines.server import SERVER_ERRORS, ServerEngine
+from ebm_encode.errors import ModelError, one_line
 from ebm_encode.loading.model import Model
 from ebm_encode.prompts.tokens import Tokens
 
@@ -162,8 +162,8 @@ class SelfTest:
         for i, engine in enumerate(candidates):
             try:
                 found = self._deviation(engine)
-            except (ServerError, UnsafeServerError):
-                raise  # there is nothing to fall back on
+            except SERVER_ERRORS:
+                raise
             except Exception as error:  # noqa: BLE001  (a model's code may raise anything)
                 refused.append(f"{engine.name} does not work with this model ({one_line(error)})")
                 continue

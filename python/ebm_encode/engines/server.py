@@ -20,6 +20,9 @@ from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
 
+SERVER_ERRORS = (ServerError, UnsafeServerError)
+"""What ends a run: there is no other engine to take, and the request may have ended the server."""
+
 _LOOK_SECONDS = 0.2
 """How often a wait looks whether it is to end."""
 
@@ -36,7 +39,8 @@ class ServerEngine(ABC):
         longest: Longest sequence that the server takes, in tokens; the encoder's own model runs
             longer ones. `None`: any length.
         gives_states: Whether replies hold the hidden state of each token, not only embeddings.
-        requests: Requests under way; with two, the server works while a reply is read.
+        requests: Requests under way, from all threads; with two, the server works while a reply is
+            read.
 
     Attributes:
         name: The kind of server.

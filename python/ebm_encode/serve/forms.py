@@ -68,7 +68,7 @@ def chosen_form(accept: str) -> str | None:
 
 
 def as_arrow(found: Encoded, origin: Origin) -> bytes:
-    """An Arrow IPC stream of one record batch; the embeddings are not copied before they are sent.
+    """An Arrow IPC stream of one record batch.
 
     Columns: `status`, `tokens` uint32, `truncated`, `token_digest` uint64, `reason`, `embedding`
     float32 `[dim]`, null where the status is not `ok`.

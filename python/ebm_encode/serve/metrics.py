@@ -11,7 +11,7 @@ _STATES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own.
+    """Counters of one server, in a separate registry.
 
     Args:
         waiting: Tells how many states wait or are being encoded.

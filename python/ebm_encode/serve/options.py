@@ -17,7 +17,7 @@ class ServeOptions:
         max_texts: Most states of a request.
         max_body_bytes: Longest body of a request.
         queue_texts: Most states that wait or are being encoded; requests beyond get 429.
-        wait: Seconds that a batch waits for other requests, where there were several of late.
+        wait: Seconds that a batch waits for other requests, where recent ones had several.
         batch_states: Most states of a batch.
         timeout: Seconds that a request may take.
         shutdown_seconds: Seconds that requests under way have to end when the server is stopped.

@@ -64,7 +64,7 @@ class Service:
         self._instance = uuid.uuid4().hex
         self._encoder: Encoder | None = None
         self._cached: CachedEncoder | None = None
-        self._limiter: CapacityLimiter | None = None
+        self._threads = CapacityLimiter(_THREADS)
         self._count_lock = threading.Lock()
         self._tokens_lock = threading.Lock()
         self._waiting = 0
@@ -141,7 +141,7 @@ class Service:
             # A thread whose request is over goes on; what it encodes counts until then.
             async with asyncio.timeout(self.options.timeout):
                 found = await to_thread.run_sync(
-                    work, abandon_on_cancel=True, limiter=self._threads()
+                    work, abandon_on_cancel=True, limiter=self._threads
                 )
         except TimeoutError as error:
             raise RequestError(
@@ -236,12 +236,6 @@ class Service:
     def _leave(self, count: int) -> None:
         with self._count_lock:
             self._waiting -= count
-
-    def _threads(self) -> CapacityLimiter:
-        """How many requests may wait; made where the event loop runs."""
-        if self._limiter is None:
-            self._limiter = CapacityLimiter(_THREADS)
-        return self._limiter
 
     def _encode_texts(self, texts: Sequence[str]) -> Encoded:
         assert self._cached is not None

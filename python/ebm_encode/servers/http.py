@@ -18,6 +18,7 @@ import pybreaker
 import stamina
 
 from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, one_line
+from ebm_encode.options import is_token
 
 # Without a handler its log would go to the standard error of whoever uses this library.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
@@ -223,11 +224,6 @@ class ServerClient:
         if isinstance(error, httpx2.ConnectError):
             return f"cannot be reached ({error})\nhint: is the server running?"
         return f"went away during a request ({error or type(error).__name__})"
-
-
-def is_token(token: str) -> bool:
-    """Whether a bearer token can be sent."""
-    return token.isascii() and token.isprintable() and token != "" and " " not in token
 
 
 @contextmanager

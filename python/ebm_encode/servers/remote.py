@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from ebm_encode._core import Identity
 from ebm_encode.errors import (
     ArgumentError,
-    BadRowsError,
-    EncodingError,
     IdentityMismatchError,
     ServerError,
     UnsafeServerError,
 )
-from ebm_encode.reports import RowReport
+from ebm_encode.reports import RowReport, require_embeddings
 from ebm_encode.servers.http import ServerClient, making_sense
-from ebm_encode.texts import Texts, preview, texts_of
+from ebm_encode.texts import Texts, texts_of
 
 _ARROW = "application/vnd.apache.arrow.stream"
 _COLUMNS = ("status", "tokens", "truncated", "token_digest", "reason", "embedding")
@@ -109,14 +107,7 @@ class RemoteEncoder:
         texts = texts_of(states)
         out = np.empty((len(texts), self.dim), np.float32)
         reports = self.encode_into(texts, out)
-        wrong = [i for i, report in enumerate(reports) if report.status != "ok"]
-        if wrong:
-            listed = "; ".join(
-                f"state {i} ({preview(texts[i])}): {reports[i].reason}" for i in wrong[:3]
-            )
-            message = f"{len(wrong)} of {len(texts)} states have no valid embedding; {listed}"
-            kinds = {reports[i].status for i in wrong}
-            raise BadRowsError(message) if "bad" in kinds else EncodingError(message)
+        require_embeddings(texts, reports, {})
         return out
 
     def encode_into(self, states: Any, out: NDArray[np.float32]) -> list[RowReport]:

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use ebm_cache::{Cache, CacheResult, Checks, Checksums, OpenOptions, Run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyUntypedArrayMethods};
+use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -33,6 +34,24 @@ impl PyCache {
 
     fn __contains__(&self, state: &str) -> bool {
         self.cache.position(state).is_some()
+    }
+
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        state: &str,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        self.get(py, state)?.ok_or_else(|| PyKeyError::new_err(state.to_owned()))
+    }
+
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        state: &str,
+    ) -> PyResult<Option<Bound<'py, PyArray1<f32>>>> {
+        // Detached: a mapped cache may have to read and check a page.
+        let embedding = py.detach(|| self.cache.get(state)).map_err(cache_error)?;
+        Ok(embedding.map(|values| PyArray1::from_slice(py, &values)))
     }
 
     fn positions<'py>(

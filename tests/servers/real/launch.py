@@ -1,4 +1,4 @@
-"""Starts real inference servers on a CPU, each from an environment of its own in `.envs`."""
+"""Starts real inference servers on a CPU, each from a separate environment in `.envs`."""
 
 import contextlib
 import os

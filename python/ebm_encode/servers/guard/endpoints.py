@@ -5,10 +5,10 @@ What their calls do and say, in which versions, stands in `docs/servers.md`.
 
 import time
 from abc import ABC, abstractmethod
-from typing import Any
 
 from ebm_encode.errors import ServerError, UnsafeServerError
 from ebm_encode.servers.http import ServerClient
+from ebm_encode.servers.sglang.transport import HttpTransport
 
 _POLL_SECONDS = 0.2
 
@@ -91,7 +91,7 @@ class SglangMemory(MemoryEndpoints):
 
     def require_able(self) -> None:
         """Reads `/server_info`."""
-        get = self._get
+        get = HttpTransport(self.client).get
         info = get("/server_info") or get("/get_server_info") or {}
         if info.get("enable_memory_saver") is not True:
             raise UnsafeServerError(
@@ -104,8 +104,8 @@ class SglangMemory(MemoryEndpoints):
 
     def wait_until_idle(self) -> None:
         """Waits until nothing runs and nothing is queued."""
-        end = time.monotonic() + self._patience
-        while running := self._running():
+        transport, end = HttpTransport(self.client), time.monotonic() + self._patience
+        while running := transport.running():
             if time.monotonic() > end:
                 raise ServerError(
                     f"{self.client.url}: still works on {running} requests after"
@@ -131,16 +131,6 @@ class SglangMemory(MemoryEndpoints):
         )
         if not isinstance(reply, dict) or "meta_info" not in reply:
             raise ServerError(f"{self.client.url}: does not generate")
-
-    def _running(self) -> int:
-        loads = self._get("/v1/loads")
-        if loads is None:
-            return int((self._get("/get_load") or {}).get("load") or 0)
-        names = ("num_running_reqs", "num_waiting_reqs")
-        return sum(int(entry.get(name) or 0) for entry in loads["loads"] for name in names)
-
-    def _get(self, path: str) -> dict[str, Any] | None:
-        return self.client.get_json(path, missing_ok=True)
 
 
 class VllmMemory(MemoryEndpoints):

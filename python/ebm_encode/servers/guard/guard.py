@@ -17,7 +17,7 @@ _LEAST_FREED = 64 * 2**20
 """Bytes; what a server frees that only says so moves by less."""
 
 _NOTHING = 2**20
-"""Bytes by which free memory may move while a server keeps all of its own."""
+"""Bytes by which free memory may move while a server keeps all it has."""
 
 
 class ServerGuard:

@@ -1,6 +1,5 @@
 """The hidden states of a SGLang server as an engine."""
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -87,7 +86,6 @@ class SglangEngine(ServerEngine):
             "backend_dtype": f"{info.dtype or 'unknown'}, by the server's word",
             "backend_weights": "by the server's word",
         } | ({} if info.keeps_rows_apart else {"backend_use": "exclusive, by the user's word"})
-        self._turns = threading.BoundedSemaphore(requests)
         self._transport = transport
         self._dim = dim
         self._structure = StructureCheck(dtype, self._first_row)
@@ -137,16 +135,6 @@ class SglangEngine(ServerEngine):
         found: dict[int, NDArray[np.float32]],
     ) -> dict[int, str]:
         """Adds what one request brings; returns which prompts lack rows, and what was said."""
-        # Calls of several threads take turns: an old version mixes their rows too.
-        with self._turns:
-            return self._request_in_turn(sequences, indices, found)
-
-    def _request_in_turn(
-        self,
-        sequences: Sequence[NDArray[np.uint32]],
-        indices: Sequence[int],
-        found: dict[int, NDArray[np.float32]],
-    ) -> dict[int, str]:
         self._require_unused()
         ids = [uuid.uuid4().hex for _ in indices]
         asked = [sequences[i] for i in indices]

@@ -18,7 +18,7 @@ EXTRA_KEY = Version("0.5.3")
 NO_CRASH = Version("0.5.14")
 """Requests with and without hidden states in one batch no longer end the server."""
 OWN_ROWS = Version("0.5.17")
-"""Each reply holds rows of its own prompt only, whatever else the server works on."""
+"""Each reply holds only the rows of its prompt, whatever else the server works on."""
 
 _TORCH_DTYPES = ("float32", "bfloat16", "float16")
 

@@ -73,7 +73,7 @@ class InProcess:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        # It has an event loop of its own, which one caller may run at a time.
+        # It runs its event loop, which one caller may do at a time.
         self._lock = threading.Lock()
 
     def get(self, path: str) -> dict[str, Any] | None:
@@ -101,7 +101,7 @@ class InProcess:
                 found = self._engine.generate(**arguments)
         except Exception as error:  # the engine's own kinds
             raise ServerError(f"{self.where}: {one_line(error)}") from error
-        # It makes ids of its own; the order of the answer is that of the prompts.
+        # It makes other ids; the order of the answer is that of the prompts.
         for item, request_id in zip(found, body["rid"], strict=False):
             if isinstance(item, dict) and isinstance(item.get("meta_info"), dict):
                 item["meta_info"]["id"] = request_id

@@ -53,7 +53,7 @@ struct Finished {
 /// Finished searches are flushed about once a second to shards in `OUTPUT.partial/`, which is locked; the
 /// end merges them, sorted, into the output. The output is the former one or a complete one at any time.
 ///
-/// The writer has no thread of its own: [`flush_if_due`](Self::flush_if_due) is to be called also while
+/// The writer starts no thread: [`flush_if_due`](Self::flush_if_due) is to be called also while
 /// no search ends. Then a process that dies loses the searches of the last second.
 #[derive(Debug)]
 pub struct TrajectoryWriter {

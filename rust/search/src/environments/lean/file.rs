@@ -85,7 +85,7 @@ impl File {
     /// Starts a part with the question where Lean thinks that a text in brackets ends.
     ///
     /// The text stands in a term that Lean must refuse. Its message says where the term ends, and comes before
-    /// anything of the text is run: a text that ends the term and starts a command of its own cannot change it.
+    /// anything of the text is run: a text that ends the term and starts a command cannot change it.
     pub(super) fn ask_bounds(&mut self, refused: &str, brackets: [&str; 2], text: &str) {
         self.push("example : Prop");
         let from = self.push(&format!(":= {refused}{}", brackets[0]));
