@@ -35,6 +35,12 @@ class Served:
             time.sleep(0.1)
         raise AssertionError("".join(self.log))
 
+    def wait_idle(self, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while b"waiting_states 0.0" not in httpx2.get(f"{self.url}/metrics").content:
+            assert time.monotonic() < end, "states wait"
+            time.sleep(0.1)
+
     def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
         self.process.send_signal(number)
         return self.process.wait(seconds)

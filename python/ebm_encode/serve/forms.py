@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 ARROW = "application/vnd.apache.arrow.stream"
 RAW = "application/octet-stream"
 JSON = "application/json"
 
+_END = 64
+"""Bytes for the mark at the end of a stream, and to spare."""
 _LISTED = 16
 """Errors that a header lists; all are in the other two forms."""
 
@@ -67,19 +68,19 @@ def chosen_form(accept: str) -> str | None:
     return JSON if not accept or {"*/*", "application/*", ""} & {*wanted} else None
 
 
-def as_arrow(found: Encoded, origin: Origin) -> bytes:
+def as_arrow(found: Encoded, origin: Origin) -> memoryview:
     """An Arrow IPC stream of one record batch.
 
     Columns: `status`, `tokens` uint32, `truncated`, `token_digest` uint64, `reason`, `embedding`
     float32 `[dim]`, null where the status is not `ok`.
     """
     rows, dim = found.embeddings.shape
-    valid = pa.array([status == "ok" for status in found.statuses], pa.bool_())
+    missing = np.fromiter((status != "ok" for status in found.statuses), np.bool_, rows)
     values = pa.Array.from_buffers(
         pa.float32(), rows * dim, [None, pa.py_buffer(found.embeddings.data)]
     )
     embeddings = pa.FixedSizeListArray.from_arrays(
-        values, dim, mask=pa.compute.invert(valid) if rows else None
+        values, dim, mask=pa.array(missing) if missing.any() else None
     )
     columns: dict[str, Any] = {
         "status": pa.array(found.statuses, pa.string()),
@@ -99,14 +100,17 @@ def as_arrow(found: Encoded, origin: Origin) -> bytes:
         [pa.field(name, own.type, nullable=name in nullable) for name, own in columns.items()],
         metadata=metadata,
     )
-    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([*columns.values()], schema=schema)
+    # Of the right size at once: half a megabyte that grows is copied several times.
+    size = schema.serialize().size + pa.ipc.get_record_batch_size(batch) + _END
+    buffer = pa.allocate_buffer(size)
+    sink = pa.FixedSizeBufferWriter(buffer)
     with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_batch(pa.record_batch([*columns.values()], schema=schema))
-    answer: bytes = sink.getvalue().to_pybytes()
-    return answer
+        stream.write_batch(batch)
+    return memoryview(buffer)[: sink.tell()]
 
 
-def as_raw(found: Encoded) -> tuple[bytes, dict[str, str]]:
+def as_raw(found: Encoded) -> tuple[memoryview, dict[str, str]]:
     """The numbers, little-endian float32 `[n, dim]`, and headers that tell what they are."""
     rows, dim = found.embeddings.shape
     failed = found.failed
@@ -120,7 +124,7 @@ def as_raw(found: Encoded) -> tuple[bytes, dict[str, str]]:
         "ebm-failed": str(len(failed)),
         "ebm-errors": json.dumps(errors),  # ASCII, as headers are
     }
-    return found.embeddings.astype("<f4", copy=False).tobytes(), headers
+    return found.embeddings.astype("<f4", copy=False).data.cast("B"), headers
 
 
 def as_json(found: Encoded, origin: Origin) -> bytes:

@@ -1,5 +1,6 @@
 """What a server counts, for Prometheus."""
 
+from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -48,12 +49,11 @@ class Metrics:
 
     def count_outcomes(self, statuses: Iterable[str], tokens: int) -> None:
         """Counts the states of one answer."""
-        number = 0
-        for status in statuses:
-            self.states.labels(status).inc()
-            number += 1
+        counted = Count(statuses)
+        for status, number in counted.items():
+            self.states.labels(status).inc(number)
         self.tokens.inc(tokens)
-        self.request_states.observe(number)
+        self.request_states.observe(counted.total())
 
     def follow(self, statistics: Callable[[], dict[str, float]]) -> None:
         """Shows what an encoder counts: hits in the cache and in memory, batches."""

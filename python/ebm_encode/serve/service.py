@@ -63,6 +63,7 @@ class Service:
         self._append_to = append_to
         self._instance = uuid.uuid4().hex
         self._encoder: Encoder | None = None
+        self._origin: Origin | None = None
         self._cached: CachedEncoder | None = None
         self._threads = CapacityLimiter(_THREADS)
         self._count_lock = threading.Lock()
@@ -88,8 +89,7 @@ class Service:
     @property
     def origin(self) -> Origin | None:
         """What answers say of the encoder; `None` until it is loaded."""
-        encoder = self._encoder
-        return None if encoder is None else Origin(encoder.identity.digest, self._instance)
+        return self._origin
 
     def start(self) -> None:
         """Loads the encoder in a thread."""
@@ -193,6 +193,7 @@ class Service:
             return
         self.metrics.follow(self._cached.statistics)
         self._encoder = encoder
+        self._origin = Origin(encoder.identity.digest, self._instance)
         self.state = "ready"
         log.info("ready: engine %s (%s)", encoder.choice.engine.name, encoder.choice.reason)
 
@@ -241,7 +242,7 @@ class Service:
         assert self._cached is not None
         assert self._encoder is not None
         reported = self._cached.encode_reported([*texts], timeout=self.options.timeout)
-        out = np.full((len(texts), self._encoder.dim), np.nan, np.float32)
+        out = np.empty((len(texts), self._encoder.dim), np.float32)
         statuses, reasons = [], []
         for row, (found, *_) in zip(out, reported, strict=True):
             if isinstance(found, NoEmbedding):
@@ -249,6 +250,7 @@ class Service:
                     raise EncodingError(found.reason)
                 statuses.append(_STATUSES.get(found.kind, found.kind))
                 reasons.append(found.reason)
+                row[:] = np.nan
                 continue
             row[:] = found
             statuses.append("ok")

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import orjson
 import pybreaker
 import stamina
+import urllib3
+from urllib3 import exceptions
 
 from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, one_line
 from ebm_encode.options import is_token
@@ -23,6 +24,7 @@ from ebm_encode.options import is_token
 # Without a handler its log would go to the standard error of whoever uses this library.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
 
+_OK = 200
 _TRIES = 4
 _FAILURES = 5
 """So many requests that fail one after another, and the server is left in peace for a while."""
@@ -32,6 +34,10 @@ _BUSY = (429, 502, 503, 504)
 _SHOWN = 300
 _LONGEST = 2**30
 """Bytes of an answer that are read."""
+_PART = 2**20
+"""Bytes of an answer that are read at a time."""
+_CONNECTIONS = 64
+"""Connections that are kept open, at most; more threads open more."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,13 @@ class ServerClient:
         if token is not None and not is_token(token):
             raise ArgumentError("the server's token: expected ASCII characters without spaces")
         self.url = url.rstrip("/")
-        headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._client = httpx2.Client(
-            headers=headers, timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0))
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._client = urllib3.PoolManager(
+            maxsize=_CONNECTIONS,
+            retries=False,
+            timeout=urllib3.Timeout(connect=min(timeout, 10.0), read=timeout),
         )
-        weakref.finalize(self, self._client.close)
+        weakref.finalize(self, self._client.clear)
         self.timeout = timeout
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=_FAILURES,
@@ -140,7 +148,7 @@ class ServerClient:
 
     def close(self) -> None:
         """Closes its connections."""
-        self._client.close()
+        self._client.clear()
 
     def _json(self, path: str, reply: Reply) -> Any:
         try:
@@ -180,7 +188,7 @@ class ServerClient:
             ) from error
         except _BusyError as error:
             raise ServerError(f"{self.url}{path}: {error}") from error
-        except httpx2.HTTPError as error:
+        except exceptions.HTTPError as error:
             raise ServerError(f"{self.url}{path}: {self._why(error)}") from error
         raise AssertionError("a try returns or raises")
 
@@ -195,10 +203,17 @@ class ServerClient:
     ) -> Reply | None:
         until = time.monotonic() + self.timeout
         url = self.url + path
-        with self._client.stream(method, url, content=content, headers=headers) as answer:
+        answer = self._client.request(
+            method, url, body=content, headers=self._headers | headers, preload_content=False
+        )
+        try:
             body = self._body(answer, until)
-            status = answer.status_code
-        if status == httpx2.codes.OK:
+        except BaseException:
+            answer.close()  # what comes later belongs to no request
+            raise
+        answer.release_conn()
+        status = answer.status
+        if status == _OK:
             return Reply(body, {k.lower(): v for k, v in answer.headers.items()})
         if missing_ok and status in (404, 405):
             return None
@@ -207,22 +222,23 @@ class ServerClient:
             raise _BusyError(reason, _seconds(answer.headers.get("retry-after")))
         raise ServerError(f"{self.url}{path}: {reason}{_hint(body)}")
 
-    def _body(self, answer: httpx2.Response, until: float) -> bytes:
+    def _body(self, answer: urllib3.BaseHTTPResponse, until: float) -> bytes:
         """All of an answer, in time: the client's own limit is on each part of it."""
-        body = bytearray()
-        for part in answer.iter_bytes():
-            body += part
+        parts, size = [], 0
+        while part := answer.read1(_PART):
+            parts.append(part)
+            size += len(part)
             if time.monotonic() > until:
-                raise httpx2.ReadTimeout("its answer takes too long", request=answer.request)
-            if len(body) > _LONGEST:
+                raise exceptions.TimeoutError("its answer takes too long")
+            if size > _LONGEST:
                 raise ServerError(f"{self.url}: answers with more than {_LONGEST >> 20} MiB")
-        return bytes(body)
+        return b"".join(parts)
 
-    def _why(self, error: httpx2.HTTPError) -> str:
-        if isinstance(error, httpx2.TimeoutException):
-            return f"did not answer within {self.timeout:g} s"
-        if isinstance(error, httpx2.ConnectError):
+    def _why(self, error: exceptions.HTTPError) -> str:
+        if isinstance(error, exceptions.NewConnectionError):
             return f"cannot be reached ({error})\nhint: is the server running?"
+        if isinstance(error, exceptions.TimeoutError):
+            return f"did not answer within {self.timeout:g} s"
         return f"went away during a request ({error or type(error).__name__})"
 
 
@@ -247,17 +263,17 @@ def _is_server(url: str) -> bool:
     if not url.startswith(("http://", "https://")):
         return False
     try:
-        parts = httpx2.URL(url)
-    except httpx2.InvalidURL:
+        parts = urllib3.util.parse_url(url)
+    except exceptions.LocationParseError:
         return False
-    return bool(parts.host) and not parts.userinfo and not parts.query
+    return bool(parts.host) and not parts.auth and not parts.query
 
 
 def _wait_before_retry(error: Exception) -> bool | float:
     """What may be sent again: what never reached the server, or was not taken up by it."""
     if isinstance(error, _BusyError):
         return True if error.wait is None else error.wait
-    return isinstance(error, httpx2.ConnectError)
+    return isinstance(error, exceptions.NewConnectionError | exceptions.ConnectTimeoutError)
 
 
 def _seconds(header: str | None) -> float | None:

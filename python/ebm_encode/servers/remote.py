@@ -208,14 +208,14 @@ class RemoteEncoder:
     ) -> None:
         told: dict[str, list[Any]] = {name: columns[name].to_pylist() for name in _COLUMNS[:-1]}
         rows = self._rows(columns["embedding"])
+        good = [k for k, status in enumerate(told["status"]) if status == "ok"]
+        taken = rows if len(good) == len(rows) else rows[good]
+        if not np.isfinite(taken).all():
+            raise self._unsafe("gave an embedding with values that are not finite")
+        out[[places[k] for k in good]] = taken
         for k, i in enumerate(places):
-            status = told["status"][k]
-            if status == "ok":
-                if not np.isfinite(rows[k]).all():
-                    raise self._unsafe("gave an embedding with values that are not finite")
-                out[i] = rows[k]
             reports[i] = RowReport(
-                status,
+                told["status"][k],
                 told["tokens"][k],
                 truncated=told["truncated"][k],
                 reason=told["reason"][k],
@@ -223,7 +223,7 @@ class RemoteEncoder:
             )
 
     def _rows(self, column: Any) -> NDArray[np.float32]:
-        """The embeddings, float32 `[n, dim]`; those of states without one mean nothing."""
+        """The embeddings, float32 `[n, dim]`; NaN for states without one."""
         kind = column.type
         if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise self._unsafe(f"gave embeddings as {kind}")
@@ -237,6 +237,8 @@ class RemoteEncoder:
         if values.null_count:
             raise self._unsafe("gave embeddings with gaps")
         found = np.asarray(values.to_numpy(zero_copy_only=True)).reshape(rows, self.dim)
+        if not array.null_count:
+            return found
         missing = np.asarray(array.is_null())[:, None]
         return np.where(missing, np.float32(np.nan), found)
 
