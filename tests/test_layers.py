@@ -21,7 +21,7 @@ LAYERS = (
     "opening", "dataset", "bulk",
     "heads",
     "ebm_encode",  # what the package itself offers
-    "bridge", "serve", "doctor", "cli", "__main__",
+    "bridge", "serve", "doctor", "pipeline", "cli", "__main__",
 )  # fmt: skip
 
 

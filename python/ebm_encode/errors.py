@@ -45,6 +45,16 @@ class ServerError(EbmEncodeError):
     """An inference server cannot be reached, went away, or answered with an error."""
 
 
+class PipelineError(EbmEncodeError):
+    """A step of an iteration failed, or a process of it cannot be started or ended."""
+
+    exit_code = 1
+
+
+class UnreachableServerError(ServerError):
+    """Nothing answers at a server's address."""
+
+
 class LibraryError(EbmEncodeError, ImportError):
     """A library that models need is missing, or cannot be imported."""
 

@@ -26,6 +26,7 @@ from ebm_encode.cli.doctor import doctor
 from ebm_encode.cli.encode import encode
 from ebm_encode.cli.evaluate_head import evaluate_head
 from ebm_encode.cli.inspect import inspect
+from ebm_encode.cli.iterate import iterate
 from ebm_encode.cli.option_names import as_options
 from ebm_encode.cli.plan import plan
 from ebm_encode.cli.serve import serve
@@ -52,7 +53,8 @@ app = cyclopts.App(
     `plan` shows what that would cost; `inspect` shows what a cache holds, `audit` validates every
     row, `compact` merges many parts into one. `train-head` trains an energy head on a cache and
     recorded searches, and `evaluate-head` shows what it is worth. `serve` embeds over HTTP, and
-    `doctor` tells whether another server's embeddings can be used.
+    `doctor` tells whether another server's embeddings can be used. `iterate` runs a whole training
+    iteration.
     """,
     version=__version__,
     console=_Output(),
@@ -63,7 +65,10 @@ app = cyclopts.App(
 )
 COMMANDS = {
     own.__name__.replace("_", "-"): own
-    for own in (encode, plan, inspect, audit, compact, train_head, evaluate_head, serve, doctor)
+    for own in (
+        *(encode, plan, inspect, audit, compact, train_head, evaluate_head),
+        *(serve, doctor, iterate),
+    )
 }
 for _name, _command in COMMANDS.items():
     app.command(_command, name=_name)

@@ -18,7 +18,13 @@ import stamina
 import urllib3
 from urllib3 import exceptions
 
-from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, one_line
+from ebm_encode.errors import (
+    ArgumentError,
+    EbmEncodeError,
+    ServerError,
+    UnreachableServerError,
+    one_line,
+)
 from ebm_encode.options import is_token
 
 # Without a handler its log would go to the standard error of whoever uses this library.
@@ -68,6 +74,7 @@ class ServerClient:
         url: The server, as `http://127.0.0.1:30000`.
         token: Sent as bearer token.
         timeout: Seconds that a request may take, its retries not counted.
+        tries: How often a request is sent that may be repeated, at most.
 
     Attributes:
         url: The server, without a slash at the end.
@@ -77,7 +84,9 @@ class ServerClient:
         ArgumentError: If that is no URL of a server.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 300.0) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout: float = 300.0, tries: int = _TRIES
+    ) -> None:
         if not _is_server(url):
             raise ArgumentError(f"`server` {url!r}: expected a URL such as http://127.0.0.1:30000")
         if token is not None and not is_token(token):
@@ -91,6 +100,7 @@ class ServerClient:
         )
         weakref.finalize(self, self._client.clear)
         self.timeout = timeout
+        self._tries = tries
         self._breaker = pybreaker.CircuitBreaker(
             fail_max=_FAILURES,
             reset_timeout=_PEACE_SECONDS,
@@ -175,7 +185,7 @@ class ServerClient:
         if content is not None:
             headers = headers | {"content-type": "application/json"}
         tries = stamina.retry_context(
-            on=_wait_before_retry, attempts=_TRIES if retry else 1, timeout=self.timeout
+            on=_wait_before_retry, attempts=self._tries if retry else 1, timeout=self.timeout
         )
         try:
             for attempt in tries:
@@ -188,6 +198,10 @@ class ServerClient:
             ) from error
         except _BusyError as error:
             raise ServerError(f"{self.url}{path}: {error}") from error
+        except exceptions.NewConnectionError as error:
+            raise UnreachableServerError(
+                f"{self.url}{path}: cannot be reached ({error})\nhint: is the server running?"
+            ) from error
         except exceptions.HTTPError as error:
             raise ServerError(f"{self.url}{path}: {self._why(error)}") from error
         raise AssertionError("a try returns or raises")
@@ -235,8 +249,6 @@ class ServerClient:
         return b"".join(parts)
 
     def _why(self, error: exceptions.HTTPError) -> str:
-        if isinstance(error, exceptions.NewConnectionError):
-            return f"cannot be reached ({error})\nhint: is the server running?"
         if isinstance(error, exceptions.TimeoutError):
             return f"did not answer within {self.timeout:g} s"
         return f"went away during a request ({error or type(error).__name__})"

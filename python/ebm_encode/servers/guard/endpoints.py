@@ -38,6 +38,9 @@ class MemoryEndpoints(ABC):
             UnsafeServerError: If it would not give memory back, or would lose its weights.
         """
 
+    def read_options(self) -> None:  # noqa: B027  (most need none)
+        """Reads what `resume` needs to know of a release by another process."""
+
     def wait_until_idle(self) -> None:  # noqa: B027  (most need not wait)
         """Waits where giving memory back while it works would end the server.
 
@@ -101,6 +104,10 @@ class SglangMemory(MemoryEndpoints):
             )
         weights = ("weights",) if info.get("enable_weights_cpu_backup") is True else ()
         self._tags = ("kv_cache", *weights)
+
+    def read_options(self) -> None:
+        """Which tags were released depends on the options that it was started with."""
+        self.require_able()
 
     def wait_until_idle(self) -> None:
         """Waits until nothing runs and nothing is queued."""

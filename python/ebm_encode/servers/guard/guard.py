@@ -97,6 +97,24 @@ class ServerGuard:
         self._released = endpoints
         log.info("%s gave %d MiB back", self._url, freed >> 20)
 
+    def take_over(self, free_before: int) -> None:
+        """Has a server take the memory again that it gave back to a process that is gone.
+
+        Args:
+            free_before: Free bytes of the GPUs before that process asked for memory.
+
+        Raises:
+            ServerError: If it does not answer a real request in time.
+        """
+        with making_sense(self._url):
+            endpoints = _endpoints(kind_of(self._client), self._client, self._patience)
+            endpoints.read_options()
+        if endpoints.resume_is_harmless or self._freed(free_before, unknown=False):
+            self._released = endpoints
+            self.resume()
+        else:
+            endpoints.until_it_answers()
+
     def _freed(self, before: int, *, unknown: bool) -> bool:
         """Whether memory was given back; `unknown` where that cannot be measured any more."""
         try:

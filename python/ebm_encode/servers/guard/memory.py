@@ -6,7 +6,16 @@ from ebm_encode.errors import ServerError
 
 
 def free_gpu_memory() -> int:
-    """Free bytes of all GPUs together; asks the driver, and so takes no memory of a GPU itself.
+    """Free bytes of all GPUs together.
+
+    Raises:
+        ServerError: If this machine has no GPU that can be asked.
+    """
+    return sum(free_memory_of_gpus())
+
+
+def free_memory_of_gpus() -> list[int]:
+    """Free bytes of each GPU; asks the driver, and so takes no memory of a GPU itself.
 
     Raises:
         ServerError: If this machine has no GPU that can be asked.
@@ -20,7 +29,7 @@ def free_gpu_memory() -> int:
         ) from error
     try:
         gpus = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free) for gpu in gpus)
+        return [int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free) for gpu in gpus]
     except pynvml.NVMLError as error:
         raise ServerError(f"free GPU memory cannot be measured ({error})") from error
     finally:

@@ -1,0 +1,1 @@
+"""The training iteration: steps, their records, and the inference server beside them."""

@@ -1,0 +1,110 @@
+"""Which model answers at a server's address."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ebm_encode.errors import ServerError, UnreachableServerError
+from ebm_encode.servers.http import ServerClient, making_sense
+
+_ASK_SECONDS = 10.0
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said.
+
+    Attributes:
+        state: `down`: nothing answers; `starting`: something does, without saying which model.
+        names: What it calls its model.
+        why: Why it is not up.
+    """
+
+    state: Literal["down", "starting", "up"]
+    names: tuple[str, ...] = ()
+    why: str = ""
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"answers with {', '.join(self.names)}" if self.names else self.why
+
+
+def ask(url: str, token: str | None, health: Sequence[str] | None, directory: Path) -> Answer:
+    """Asks a server which model it has.
+
+    Args:
+        url: The server.
+        token: Its bearer token.
+        health: The user's command that asks it, if not these endpoints: `/info`, `/v1/models`,
+            `/model_info`, `/get_model_info`.
+        directory: Working directory of the command.
+    """
+    if health is not None:
+        return _by_command(health, directory)
+    client = ServerClient(url, token=token, timeout=_ASK_SECONDS, tries=1)
+    try:
+        names = _names(client)
+    except UnreachableServerError as error:
+        return Answer("down", why=_first_line(error))
+    except ServerError as error:
+        return Answer("starting", why=_first_line(error))
+    finally:
+        client.close()
+    if not names:
+        return Answer("starting", why=f"{url}: does not say which model it has")
+    return Answer("up", tuple(dict.fromkeys(names)))
+
+
+def is_model(names: Sequence[str], expected: str, directory: Path) -> bool:
+    """Whether one of a server's names is that of a model: equal, or the same path."""
+    path = os.path.realpath(directory / expected)
+    return any(name == expected or os.path.realpath(directory / name) == path for name in names)
+
+
+def _names(client: ServerClient) -> list[str]:
+    found: list[Any] = []
+    with making_sense(client.url):
+        info = client.get_json("/info", missing_ok=True) or {}
+        if info.get("software") == "ebm-encode":
+            return [str(info["model"])]
+        models = client.get_json("/v1/models", missing_ok=True) or {}
+        for model in models.get("data") or []:
+            found += [model.get("root"), model.get("id")]
+        for path in ("/model_info", "/get_model_info"):
+            told = client.get_json(path, missing_ok=True) or {}
+            found += [told.get("model_path"), told.get("served_model_name")]
+    return [name for name in found if isinstance(name, str) and name]
+
+
+def _by_command(command: Sequence[str], directory: Path) -> Answer:
+    try:
+        done = subprocess.run(  # noqa: S603  (the user's command)
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_ASK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Answer("starting", why=f"`{command[0]}` does not end within {_ASK_SECONDS:.0f} s")
+    except OSError as error:
+        raise ServerError(f"[server] health: cannot be started: {error}") from error
+    printed = done.stdout.decode(errors="replace").strip()
+    if done.returncode != 0:
+        return Answer(
+            "down", why=f"`{command[0]}` exits with {done.returncode}: {printed[:_SHOWN]}"
+        )
+    if not printed:
+        why = f"`{command[0]}` prints nothing, and should print the model that answers"
+        return Answer("starting", why=why)
+    return Answer("up", (printed.splitlines()[-1].strip(),))
+
+
+def _first_line(error: ServerError) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,153 @@
+"""What is known of steps that ran: JSON files in the iteration's folder, each written at once."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from ebm_encode.errors import InputError
+
+RECORDS = "records"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step that was done.
+
+    Attributes:
+        step: Its name.
+        command: Digest of its command and environment.
+        shown: The command, to be read.
+        inputs: Digests of inputs, by path.
+        outputs: Digests of outputs, by path.
+        seconds: How long it took.
+        ended: When, ISO 8601.
+        figures: Key figures of what it reported.
+        version: The version of this package.
+    """
+
+    step: str
+    command: str
+    shown: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    seconds: float
+    ended: str
+    figures: dict[str, float] = field(default_factory=dict)
+    version: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Writes it.
+
+        Raises:
+            OSError: If that fails; a former record is then still there.
+        """
+        write_json(_path(folder, self.step), asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, step: str) -> Self | None:
+        """The record of a step; `None` if there is none.
+
+        Raises:
+            InputError: If the file cannot be read, or is no record.
+        """
+        found = read_json(_path(folder, step))
+        if found is None:
+            return None
+        try:
+            return cls(**found)
+        except TypeError as error:
+            path = _path(folder, step)
+            raise InputError(f"{path}: is no record ({error})\nhint: remove it") from error
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A step that began and is not known to be done.
+
+    Attributes:
+        key: Digest of its command and of the inputs that may not grow.
+        before: Digests of its outputs before the first try with that key.
+        replaces: Whether what it wrote before that is of no use.
+    """
+
+    key: str
+    before: dict[str, str]
+    replaces: bool
+
+    @classmethod
+    def read(cls, folder: Path, step: str) -> Self | None:
+        """The attempt of a step; `None` if there is none, or it cannot be read."""
+        try:
+            found = read_json(_attempt(folder, step))
+            return None if found is None else cls(**found)
+        except (InputError, TypeError):
+            return None
+
+    def write(self, folder: Path, step: str) -> None:
+        """Writes it.
+
+        Raises:
+            OSError: If that fails.
+        """
+        write_json(_attempt(folder, step), asdict(self))
+
+    @staticmethod
+    def remove(folder: Path, step: str) -> None:
+        """Forgets the attempt of a step."""
+        _attempt(folder, step).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file as a whole, on disk when this returns.
+
+    Raises:
+        OSError: If that fails; what was there before is then still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; `None` if there is no such file.
+
+    Raises:
+        InputError: If it cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})\nhint: remove it") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is no JSON object\nhint: remove it")
+    return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _path(folder: Path, step: str) -> Path:
+    return folder / RECORDS / f"{step}.json"
+
+
+def _attempt(folder: Path, step: str) -> Path:
+    return folder / RECORDS / f"{step}.attempt.json"
