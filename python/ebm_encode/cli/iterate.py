@@ -1,42 +1,12 @@
 """`ebm-encode iterate`: a training iteration."""
 
-import json
-import os
-import shlex
-import subprocess
-from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import cyclopts
 from cyclopts import Parameter
-from rich.console import Console, ConsoleRenderable
-from rich.status import Status
-from rich.table import Table
-from rich.text import Text
 
-from ebm_encode.cli.audit import audit
-from ebm_encode.cli.console import stderr_console
-from ebm_encode.cli.encode import encode
-from ebm_encode.cli.evaluate_head import evaluate_head
 from ebm_encode.cli.parameters import FLAG, JSON
-from ebm_encode.cli.train_head import train_head
-from ebm_encode.errors import ArgumentError, InputError
-from ebm_encode.pipeline.config import OWN_STEPS, absolute, folder_of, read_config
-from ebm_encode.pipeline.iteration import Iteration
-from ebm_encode.pipeline.plan import Verdict, in_range
-from ebm_encode.pipeline.summary import StepSummary, Summary
-
-_COMMANDS = {
-    "encode": encode,
-    "train-head": train_head,
-    "evaluate-head": evaluate_head,
-    "audit": audit,
-}
-_EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
-_NOTIFY_SECONDS = 60
-_COLORS = {"done": "green", "kept": "dim", "failed": "bold red", "interrupted": "yellow"}
+from ebm_encode.errors import ArgumentError
 
 
 def iterate(
@@ -74,160 +44,19 @@ def iterate(
         quiet: Show no progress and no summary.
         json_summary: Print the summary as JSON on standard output.
     """
+    from ebm_encode.cli import iterating  # noqa: PLC0415  (other commands need nothing of it)
+
     if init:
-        return _write_example(config)
+        return iterating.write_example(config)
     if recover and dry_run:
         raise ArgumentError("`recover` and `dry_run` exclude each other")
-    iteration, notified = _iteration(config, variables or [])
+    iteration, notified = iterating.iteration_of(config, variables or [])
     if recover:
         told = iteration.recover()
         print(f"server: {told}" if told else "no [server] to bring back")  # noqa: T201
         return 0
     if dry_run:
-        return _show_plan(iteration, first, until, as_json=json_summary)
-    summary = _run(iteration, first, until, quiet=quiet)
-    if json_summary:
-        print(json.dumps(summary.to_json(), ensure_ascii=False))  # noqa: T201
-    elif not quiet:
-        _show(summary)
-    if summary.error:
-        _tell(f"error: {summary.error}")
-    _notify(shlex.split(notify) if notify else notified, iteration, summary)
-    return _EXIT_CODES[summary.state]
-
-
-def _run(iteration: Iteration, first: str | None, until: str | None, *, quiet: bool) -> Summary:
-    console = stderr_console()
-    if quiet or not console.is_terminal:
-        return iteration.run(first=first, last=until)
-    with Status("", console=console) as status:
-
-        def progress(name: str, seconds: float, line: str) -> None:
-            status.update(Text.assemble((f"{name} ", "bold"), f"{_duration(seconds)}  {line}"))
-
-        return iteration.run(first=first, last=until, progress=progress)
-
-
-def _tell(text: str) -> None:
-    stderr_console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _iteration(path: Path, given: Sequence[str]) -> tuple[Iteration, list[str] | None]:
-    """The iteration of a configuration, and the command that it notifies by."""
-    variables = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise ArgumentError(f"--set {one}: expected NAME=VALUE")
-        variables[name] = value
-    known = {command: option_names(command) for command in OWN_STEPS.values()}
-    config = read_config(path, variables=variables, known=known)
-    iteration = Iteration(config, folder_of(config, path), absolute(path.parent))
-    return iteration, config.iteration.notify
-
-
-def option_names(command: str) -> list[str]:
-    """The options of a command, without dashes in front; of arguments their names."""
-    app = cyclopts.App()
-    app.default(_COMMANDS[command])
-    arguments = app.assemble_argument_collection()
-    found = {name.lstrip("-").lower() for argument in arguments for name in argument.names}
-    return sorted(found - {"*", "json", "quiet"})
-
-
-def _write_example(path: Path) -> int:
-    text = resources.files("ebm_encode.pipeline").joinpath("example.toml").read_text("utf-8")
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise ArgumentError(f"{path} exists\nhint: remove it, or name another file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
-    print(f"{path}: an example; change it, and see `ebm-encode iterate {path} --dry-run`")  # noqa: T201
-    return 0
-
-
-def _show_plan(iteration: Iteration, first: str | None, until: str | None, *, as_json: bool) -> int:
-    begin, end = in_range(iteration.steps, first, until)
-    verdicts = iteration.plan()[begin:end]
-    server = iteration.server
-    left = server is not None and server.touched
-    if as_json:
-        steps = [{"name": v.step.name, "runs": not v.done, "why": v.reasons} for v in verdicts]
-        print(json.dumps({"steps": steps, "server_left": left}, ensure_ascii=False))  # noqa: T201
-        return 0
-    if left:
-        print("the server is brought back first: an interrupted run left it")  # noqa: T201
-    Console().print(_plan_table(verdicts))
-    return 0
-
-
-def _plan_table(verdicts: Sequence[Verdict]) -> Table:
-    table = _empty_table("step", "", "why")
-    for verdict in verdicts:
-        what = Text("done", "dim") if verdict.done else Text("runs", "bold")
-        unseen = [f"{name} is not compared" for name in verdict.not_compared if verdict.done]
-        table.add_row(verdict.step.name, what, Text("\n".join([*verdict.reasons, *unseen])))
-    return table
-
-
-def _show(summary: Summary) -> None:
-    Console().print(_table(summary.steps))
-    if summary.server:
-        print(f"server: {summary.server}")  # noqa: T201
-
-
-def _table(steps: Sequence[StepSummary]) -> ConsoleRenderable:
-    table = _empty_table("step", "state", "time", "figures", "outputs")
-    here = Path.cwd()
-    for step in steps:
-        time = "" if step.seconds is None else _duration(step.seconds)
-        figures = ", ".join(f"{name} {_number(value)}" for name, value in step.figures.items())
-        outputs = "\n".join(_short(output, here) for output in step.outputs)
-        state = Text(step.state, _COLORS.get(step.state, ""))
-        table.add_row(step.name, state, time, figures, Text(outputs))
-    return table
-
-
-def _empty_table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=column in ("step", "state", "time", ""))
-    return table
-
-
-def _short(path: str, here: Path) -> str:
-    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
-
-
-def _notify(command: Sequence[str] | None, iteration: Iteration, summary: Summary) -> None:
-    """Tells the user's command; that it fails changes nothing of how the iteration ended."""
-    if not command:
-        return
-    told: Mapping[str, Any] = {
-        "EBM_ENCODE_STATE": summary.state,
-        "EBM_ENCODE_MESSAGE": summary.error,
-        "EBM_ENCODE_SUMMARY": str(iteration.folder / "summary.json"),
-    }
-    try:
-        done = subprocess.run(  # noqa: S603  (the user's command)
-            command, env={**os.environ, **told}, timeout=_NOTIFY_SECONDS, check=False
-        )
-        why = f"exits with {done.returncode}" if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
-    if why:
-        _tell(f"--notify: {why}")
+        return iterating.show_plan(iteration, first, until, as_json=json_summary)
+    return iterating.run(
+        iteration, first, until, notify=notify or notified, quiet=quiet, as_json=json_summary
+    )

@@ -84,6 +84,7 @@ class ServerTable(_Table):
         served_name: What it calls that model, if not by its path.
         free: Whether it is stopped, or asked to give its GPU memory back (vLLM, SGLang).
         token_file: File with its bearer token.
+        folder: Where its log goes and what is known of it; iterations that share it take turns.
         start_seconds: It must answer by then.
         stop_seconds: It must be gone by then.
         settle_seconds: It must still answer after these.
@@ -97,6 +98,7 @@ class ServerTable(_Table):
     served_name: Word | None = None
     free: Literal["stop", "release"] = "stop"
     token_file: Word | None = None
+    folder: Word = "server"
     start_seconds: Seconds = 600.0
     stop_seconds: Seconds = 120.0
     settle_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0

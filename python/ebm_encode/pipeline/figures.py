@@ -18,7 +18,7 @@ def figures_of(own: str | None, result: Path | None, log: Path) -> dict[str, flo
         log: What another command printed; if its last line is a JSON object, that counts.
     """
     found = _last_object(log) if result is None else json.loads(result.read_text(encoding="utf-8"))
-    take = _TAKE.get(own or "", _search)
+    take: Callable[[Any], Mapping[str, float | None]] = _TAKE.get(own or "", _search)
     return {name: value for name, value in take(found).items() if value is not None}
 
 
@@ -64,7 +64,7 @@ def _search(found: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: _number(found, name) for name in _OF_SEARCHES}
 
 
-_TAKE: dict[str, Callable[[Any], dict[str, float | None]]] = {
+_TAKE: dict[str, Callable[[Any], Mapping[str, float | None]]] = {
     "encode": _encode,
     "train-head": _train_head,
     "evaluate-head": _evaluate,

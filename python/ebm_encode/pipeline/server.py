@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from ebm_encode.errors import InputError, ServerError
 from ebm_encode.pipeline.asking import Answer, ask, is_model
-from ebm_encode.pipeline.config import ServerTable
+from ebm_encode.pipeline.config import ServerTable, absolute
 from ebm_encode.pipeline.contents import digest_path
 from ebm_encode.pipeline.processes import Started, start
 from ebm_encode.pipeline.records import read_json, sync_folder, write_json
@@ -23,9 +23,9 @@ from ebm_encode.servers.guard.memory import free_gpu_memory
 
 log = logging.getLogger(__name__)
 
-INTENT = "server-intent.json"
-STARTED = "server.json"
-LOG = "logs/server.log"
+INTENT = "intent.json"
+STARTED = "started.json"
+LOG = "server.log"
 _POLL_SECONDS = 0.3
 _STARTS = 2
 """How often a server is started before it is given up for this run."""
@@ -72,8 +72,7 @@ class InferenceServer:
 
     Args:
         table: How it is reached, started and stopped.
-        folder: The iteration's folder.
-        directory: Working directory of its commands.
+        directory: Working directory of its commands; its folder begins there too.
         model_is_made: Tells whether a model is there, as the step left it that makes it.
         free_memory: Free bytes of the GPUs; by default as the driver has it.
     """
@@ -81,14 +80,13 @@ class InferenceServer:
     def __init__(
         self,
         table: ServerTable,
-        folder: Path,
         directory: Path,
         *,
         model_is_made: Callable[[str], bool],
         free_memory: Callable[[], int] = free_gpu_memory,
     ) -> None:
         self._table = table
-        self._folder = folder
+        self.folder = absolute(directory / table.folder)
         self._directory = directory
         self._model_is_made = model_is_made
         self._free_memory = free_memory
@@ -98,7 +96,7 @@ class InferenceServer:
     @property
     def touched(self) -> bool:
         """Whether it was touched, by this run or one before, and is not known to be back."""
-        return (self._folder / INTENT).exists()
+        return (self.folder / INTENT).exists()
 
     def look(self) -> Answer:
         """What answers now."""
@@ -135,7 +133,7 @@ class InferenceServer:
             ServerError: If it does not come back. It is then still written down, and the next run
                 tries again.
         """
-        intent = Intent.read(self._folder)
+        intent = Intent.read(self.folder)
         self._resume(intent)
         expected = self._expected(intent)
         answer, done = self.look(), "was running"
@@ -211,7 +209,7 @@ class InferenceServer:
         if not any(is_model(answer.names, name, self._directory) for name in called):
             return False
         # It may have been started from a folder whose contents were replaced since.
-        known = read_json(self._folder / STARTED) or {}
+        known = read_json(self.folder / STARTED) or {}
         if known.get("model") != expected or not self._started():
             return True
         return bool(known.get("digest") == self._digest(expected))
@@ -229,7 +227,7 @@ class InferenceServer:
 
     def _started(self) -> Started | None:
         """The process that was started here, if something of it lives."""
-        started = Started.read(self._folder / STARTED)
+        started = Started.read(self.folder / STARTED)
         return started if started is not None and started.processes() else None
 
     def _stop(self) -> None:
@@ -250,7 +248,7 @@ class InferenceServer:
 
     def _run_stop(self) -> None:
         assert self._table.stop is not None
-        path = self._folder / "server-stop.json"
+        path = self.folder / "stopping.json"
         with self._log() as file:
             started, process = start(
                 self._table.stop,
@@ -295,14 +293,14 @@ class InferenceServer:
             if not failures:
                 return
             log.warning("%s: %s", self._table.url, failures[-1])
-            started = Started.read(self._folder / STARTED)
+            started = Started.read(self.folder / STARTED)
             if started is not None:
                 started.end()
             if process.poll() is None:
                 process.wait()
         what = f"{self._table.url}: did not come back{f' with {model}' if model else ''}"
         raise ServerError(
-            f"{what}: {failures[-1]}\nhint: see {self._folder / LOG};"
+            f"{what}: {failures[-1]}\nhint: see {self.folder / LOG};"
             " `ebm-encode iterate CONFIG --recover` tries again"
         )
 
@@ -315,7 +313,7 @@ class InferenceServer:
             _, process = start(
                 command,
                 name="the server",
-                written=self._folder / STARTED,
+                written=self.folder / STARTED,
                 extra=extra,
                 directory=self._directory,
                 environment={},
@@ -345,18 +343,18 @@ class InferenceServer:
             time.sleep(_POLL_SECONDS)
 
     def _log(self) -> Any:
-        path = self._folder / LOG
+        path = self.folder / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab")
 
     def _write(self, intent: Intent) -> None:
-        write_json(self._folder / INTENT, asdict(intent))
+        write_json(self.folder / INTENT, asdict(intent))
 
     def _forget(self) -> None:
-        path = self._folder / INTENT
+        path = self.folder / INTENT
         if path.exists():
             path.unlink()
-            sync_folder(self._folder)
+            sync_folder(self.folder)
 
 
 def _token(table: ServerTable, directory: Path) -> str | None:

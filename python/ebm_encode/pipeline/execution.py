@@ -1,0 +1,204 @@
+"""Runs one step in a process of its own and records it."""
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ebm_encode._core import __version__
+from ebm_encode.errors import PipelineError
+from ebm_encode.pipeline.contents import MISSING, digest_path, newest_change
+from ebm_encode.pipeline.figures import figures_of
+from ebm_encode.pipeline.plan import Verdict, command_digest
+from ebm_encode.pipeline.processes import Started, start
+from ebm_encode.pipeline.records import Attempt, Record
+from ebm_encode.pipeline.steps import Step
+from ebm_encode.pipeline.summary import StepSummary
+
+log = logging.getLogger(__name__)
+
+RUNNING = "running.json"
+_POLL_SECONDS = 0.2
+_TAIL_LINES = 5
+_TAIL_BYTES = 4096
+
+Progress = Callable[[str, float, str], None]
+"""Is told a step's name, its seconds so far, and the last line of its log."""
+
+
+class StepRunner:
+    """Runs steps in a folder, one at a time.
+
+    Args:
+        folder: The iteration's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, verdict: Verdict, progress: Progress | None) -> StepSummary:
+        """Runs a step to its end, and records it.
+
+        Args:
+            verdict: The step, and why it runs.
+            progress: Is told how it goes, a few times a second.
+
+        Raises:
+            PipelineError: If it fails, takes too long, or does not write what it should.
+        """
+        step = verdict.step
+        try:
+            command = self._command(verdict)
+            began, clock = time.time(), time.monotonic()
+            self._run_process(step, command, progress)
+            seconds = time.monotonic() - clock
+            outputs = self._outputs(verdict, began)
+            record = Record(
+                step=step.name,
+                command=command_digest(step),
+                shown=" ".join(step.command),
+                inputs=verdict.inputs,
+                outputs=outputs,
+                seconds=round(seconds, 3),
+                ended=datetime.now(UTC).isoformat(timespec="seconds"),
+                figures=figures_of(step.own, step.result, self._log(step)),
+                version=__version__,
+            )
+            record.write(self.folder)
+            Attempt.remove(self.folder, step.name)
+        except OSError as error:
+            raise PipelineError(f"step {step.name}: {error}\nhint: is the disk full?") from error
+        return StepSummary(
+            step.name, "done", seconds, [*outputs], record.figures, "; ".join(verdict.reasons)
+        )
+
+    def _command(self, verdict: Verdict) -> list[str]:
+        """The command, after writing down that it is tried."""
+        step, former = verdict.step, Attempt.read(self.folder, verdict.step.name)
+        attempt = former
+        if attempt is None or attempt.key != verdict.key:
+            before = {str(output): digest_path(output) for output in step.outputs}
+            replaces = verdict.replaces or former is not None
+            attempt = Attempt(verdict.key, before, replaces)
+            attempt.write(self.folder, step.name)
+        command = [*step.command]
+        written = step.outputs[0]
+        untouched = digest_path(written) == attempt.before.get(str(written))
+        # What this attempt has written itself is kept.
+        if step.own == "encode" and attempt.replaces and untouched and "--overwrite" not in command:
+            command.append("--overwrite")
+        return command
+
+    def _run_process(self, step: Step, command: Sequence[str], progress: Progress | None) -> None:
+        path = self._log(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = None if step.result is None else step.result.with_name(f".{step.result.name}.tmp")
+        with (
+            path.open("wb") as file,
+            nullcontext(file) if result is None else result.open("wb") as output,
+        ):
+            started, process = start(
+                command,
+                name=f"step {step.name}",
+                written=self.folder / RUNNING,
+                directory=step.directory,
+                environment=step.environment,
+                output=output,
+                errors=file,
+            )
+            try:
+                self._wait(step, process, progress)
+            finally:
+                # Whatever it left behind; then it may still have been at work.
+                started.end()
+                process.wait()
+                (self.folder / RUNNING).unlink(missing_ok=True)
+        if process.returncode:
+            raise PipelineError(self._failure(step, process.returncode))
+        if result is not None and step.result is not None:
+            result.replace(step.result)
+
+    def _wait(
+        self, step: Step, process: subprocess.Popen[bytes], progress: Progress | None
+    ) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                return
+            seconds = time.monotonic() - began
+            if progress is not None:
+                progress(step.name, seconds, (_tail(self._log(step)) or [""])[-1])
+            if step.timeout is not None and seconds > step.timeout:
+                raise PipelineError(
+                    f"step {step.name}: does not end within {step.timeout:g} s\nhint: see"
+                    f" {self._log(step)}; the same command resumes"
+                )
+
+    def _failure(self, step: Step, code: int) -> str:
+        how = f"exits with {code}"
+        if code < 0:
+            how = f"was ended by signal {signal.Signals(-code).name}"
+        lines = "".join(f"\n  {line}" for line in _tail(self._log(step)))
+        return (
+            f"step {step.name}: {how}{lines}\nhint: see {self._log(step)}; once it is mended, the"
+            " same command resumes"
+        )
+
+    def _outputs(self, verdict: Verdict, began: float) -> dict[str, str]:
+        """Digests of what a step wrote.
+
+        Raises:
+            PipelineError: If something was not written.
+        """
+        step = verdict.step
+        found = {str(output): digest_path(output) for output in step.outputs}
+        for output, digest in found.items():
+            if digest == MISSING:
+                raise PipelineError(
+                    f"step {step.name}: ended well, and did not write {output}\nhint: see"
+                    f" {self._log(step)}"
+                )
+        other = verdict.changed or verdict.command_changed
+        # Files of some systems have whole seconds.
+        untouched = all(newest_change(output) < began - 1 for output in step.outputs)
+        if step.own is None and other and untouched:
+            raise PipelineError(
+                f"step {step.name}: its inputs or command changed, and it left its outputs as they"
+                " were\nhint: does it skip work that it takes for done? remove its outputs"
+            )
+        return found
+
+    def end_leftovers(self) -> None:
+        """Ends the processes of a step that an interrupted run left behind."""
+        path = self.folder / RUNNING
+        started = Started.read(path)
+        if started is None:
+            return
+        if count := started.end():
+            log.warning("%s of an interrupted run ended (%d processes)", started.name, count)
+        path.unlink(missing_ok=True)
+
+    def _log(self, step: Step) -> Path:
+        return self.folder / "logs" / f"{step.name}.log"
+
+
+def _tail(path: Path) -> list[str]:
+    """The last lines of a log; bars that were drawn over are not shown."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rsplit("\r", 1)[-1].strip() for line in text.replace("\r\n", "\n").split("\n")]
+    return [line for line in lines if line][-_TAIL_LINES:]
