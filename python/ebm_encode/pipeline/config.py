@@ -109,7 +109,7 @@ class ServerTable(_Table):
             raise ValueError('lacks `start`: a server that is stopped must be started again\n'
                              'hint: or have it give its memory back: free = "release"')  # fmt: skip
         if self.model is not None and self.start is None:
-            raise ValueError("`model` needs `start`: a server gets another model by a new start")
+            raise ValueError("has a model and no start: a server gets another model by a new start")
         return self
 
 
@@ -203,7 +203,7 @@ def _refused(
     # Parts behind the one in the file name types of a union, unless the key is what is missing.
     named = shown[: len(whole) + 1] if "missing" in why else whole or shown
     name = ".".join(named)
-    return ArgumentError(f"{path}{place}: `{name}` {why}" if name else f"{path}{place}: {why}")
+    return ArgumentError(f"{path}{place}: {name} {why}" if name else f"{path}{place}: {why}")
 
 
 def _check_steps(
@@ -217,20 +217,20 @@ def _check_steps(
         if name not in OWN_STEPS:
             if step.options is not None:
                 own = ", ".join(OWN_STEPS)
-                why = f"is for {own}; this step needs a `command`"
+                why = f"is for {own}; this step needs a command"
                 raise _refused(path, lines, (*key, "options"), why)
             if step.command is None:
-                raise _refused(path, lines, key, "lacks its `command`")
+                raise _refused(path, lines, key, "lacks its command")
             if not step.outputs:
-                why = "lacks its `outputs`: by them it is known whether it is done"
+                why = "lacks its outputs: by them it is known whether it is done"
                 raise _refused(path, lines, key, why)
         else:
             if step.command is not None:
-                why = f"is a step of ebm-encode: give `options` of `ebm-encode {OWN_STEPS[name]}`"
+                why = f"is a step of ebm-encode: give options of `ebm-encode {OWN_STEPS[name]}`"
                 raise _refused(path, lines, (*key, "command"), why)
             _check_options(path, lines, key, step.options or {}, known[OWN_STEPS[name]])
         if step.server in ("stop", "run") and config.server is None:
-            raise _refused(path, lines, (*key, "server"), "needs a `[server]`")
+            raise _refused(path, lines, (*key, "server"), "needs a [server]")
 
 
 def _check_options(
@@ -243,7 +243,7 @@ def _check_options(
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1)
-            hint = f"\nhint: `{close[0]}`?" if close else ""
+            hint = f"\nhint: is it {close[0]}?" if close else ""
             command = OWN_STEPS[step[-1]]
             raise _refused(
                 path, lines, (*step, "options", option),

@@ -54,7 +54,7 @@ class Verdict:
         return self.record is not None and (self.command_changed or bool(rest))
 
     def _grows(self, path: str) -> bool:
-        return any(within(Path(path), Path(given)) for given in self.step.growing)
+        return any(within(Path(given), Path(path)) for given in self.step.growing)
 
 
 def judge(step: Step, folder: Path, upstream: Sequence[Step] = ()) -> Verdict:

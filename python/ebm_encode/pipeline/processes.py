@@ -127,6 +127,12 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             os.killpg(group, number)
 
 
+def detach(process: subprocess.Popen[bytes]) -> None:
+    """Leaves a process that outlives this one: nobody waits for it."""
+    if process.poll() is None:
+        process.returncode = 0
+
+
 def start(
     command: Sequence[str],
     *,

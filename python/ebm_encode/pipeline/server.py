@@ -16,7 +16,7 @@ from ebm_encode.errors import InputError, ServerError
 from ebm_encode.pipeline.asking import Answer, ask, is_model
 from ebm_encode.pipeline.config import ServerTable, absolute
 from ebm_encode.pipeline.contents import digest_path
-from ebm_encode.pipeline.processes import Started, start
+from ebm_encode.pipeline.processes import Started, detach, start
 from ebm_encode.pipeline.records import read_json, sync_folder, write_json
 from ebm_encode.servers.guard.guard import ServerGuard
 from ebm_encode.servers.guard.memory import free_gpu_memory
@@ -291,6 +291,7 @@ class InferenceServer:
             process = self._spawn(model)
             failures = self._await(model, process)
             if not failures:
+                detach(process)
                 return
             log.warning("%s: %s", self._table.url, failures[-1])
             started = Started.read(self.folder / STARTED)

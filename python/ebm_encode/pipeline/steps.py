@@ -131,7 +131,7 @@ def feeds(maker: Step, step: Step) -> bool:
 
 
 def within(given: Path, output: Path) -> bool:
-    """Whether a path lies in another one, or a pattern may match something in it."""
+    """Whether a path lies in another one, or a pattern may match it or something in it."""
     fixed = _fixed(given)
     return given == output or output in given.parents or fixed == output or (
         fixed != given and (fixed in output.parents or output in fixed.parents)

@@ -1,0 +1,540 @@
+"""Iterations as users write them: configuration, plan, our steps, memory, notes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ebm_encode import open_cache
+from ebm_encode.cli.iterating import iteration_of
+from ebm_encode.errors import ArgumentError, InputError, PipelineError, UnsafeServerError
+from ebm_encode.pipeline.config import folder_of, read_config
+from ebm_encode.pipeline.iteration import Iteration
+from ebm_encode.pipeline.positions import key_lines
+from recorded_searches import searches, write_rows
+
+_USERS = """
+[iteration]
+folder = "work"
+[steps.one]
+command = ["sh", "-c", "echo one >> runs; cat in.txt > {folder}/one.txt"]
+inputs = ["in.txt"]
+outputs = ["{folder}/one.txt"]
+[steps.two]
+command = ["sh", "-c", "echo two >> runs; cat {folder}/one.txt > two.txt"]
+inputs = ["{folder}/one.txt"]
+outputs = ["two.txt"]
+"""
+
+
+@pytest.fixture
+def users(tmp_path):
+    """A configuration of two steps of the user's."""
+    (tmp_path / "in.txt").write_text("1")
+    path = tmp_path / "iteration.toml"
+    path.write_text(_USERS)
+    return path
+
+
+def runs(path):
+    found = path.parent / "runs"
+    return found.read_text().split() if found.exists() else []
+
+
+def summary(run_cli, path, *options, code=0):
+    found, out, err = run_cli("iterate", path, "--json", *options)
+    assert found == code, err
+    return json.loads(out)
+
+
+def states_of(found):
+    return {step["name"]: step["state"] for step in found["steps"]}
+
+
+# What is done and what is not.
+
+
+def test_steps_run_once_and_again_when_something_they_need_changes(run_cli, users):
+    assert states_of(summary(run_cli, users)) == {"one": "done", "two": "done"}
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "kept"}
+    assert runs(users) == ["one", "two"]
+    os.utime(users.parent / "in.txt")  # another time, the same content
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "kept"}
+    (users.parent / "in.txt").write_text("2")
+    assert states_of(summary(run_cli, users)) == {"one": "done", "two": "done"}
+    assert (users.parent / "two.txt").read_text() == "2"
+    users.write_text(_USERS.replace("cat {folder}/one.txt >", "cat < {folder}/one.txt >"))
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "done"}
+    (users.parent / "two.txt").unlink()
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "done"}
+    (users.parent / "work" / "one.txt").write_text("by hand")
+    found = summary(run_cli, users)
+    assert states_of(found) == {"one": "done", "two": "kept"}  # it gives the same again
+    assert "changed by something else" in found["steps"][0]["why"]
+
+
+def test_the_order_is_that_of_the_files_not_of_the_configuration(run_cli, users):
+    head, one, two = _USERS.partition("[steps.one]")
+    one, mark, two = two.partition("[steps.two]")
+    users.write_text(head + mark + two + "[steps.one]" + one)
+    summary(run_cli, users)
+    assert runs(users) == ["one", "two"]
+
+
+def test_a_dry_run_tells_why_and_changes_nothing(run_cli, users):
+    code, out, _ = run_cli("iterate", users, "--dry-run")
+    assert code == 0
+    assert "never done" in out
+    assert "one will run" in out
+    assert not (users.parent / "work").exists()
+    summary(run_cli, users)
+    before = sorted(users.parent.rglob("*"))
+    (users.parent / "in.txt").write_text("2")
+    code, out, _ = run_cli("iterate", users, "--dry-run", "--json")
+    steps = {step["name"]: step for step in json.loads(out)["steps"]}
+    assert steps["one"]["why"] == [f"input {users.parent / 'in.txt'} changed"]
+    assert steps["two"] == {"name": "two", "runs": True, "why": ["one will run"]}
+    assert sorted(users.parent.rglob("*")) == before
+    assert runs(users) == ["one", "two"]
+
+
+def test_a_range_of_steps(run_cli, users):
+    code, _, err = run_cli("iterate", users, "--from", "two")
+    assert code == 2
+    assert "step one comes before, and is not done: never done" in err
+    assert states_of(summary(run_cli, users, "--until", "one")) == {"one": "done"}
+    assert states_of(summary(run_cli, users, "--from", "two")) == {"two": "done"}
+    for options, said in [
+        (("--from", "three"), "--from three: no such step"),
+        (("--from", "two", "--until", "one"), "--from two comes after --until one"),
+    ]:
+        code, _, err = run_cli("iterate", users, *options)
+        assert code == 2
+        assert said in err
+
+
+def test_a_step_that_leaves_its_outputs_as_they_were_is_not_done(run_cli, users):
+    summary(run_cli, users)
+    users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", "true"))
+    for output in ("work/one.txt", "two.txt"):
+        os.utime(users.parent / output, (1, 1))
+    time.sleep(1.1)
+    found = summary(run_cli, users, code=1)
+    assert "it left its outputs as they were" in found["error"]
+    users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", "rm {folder}/one.txt"))
+    assert "did not write" in summary(run_cli, users, code=1)["error"]
+
+
+def test_a_record_that_is_damaged_is_told(run_cli, users):
+    summary(run_cli, users)
+    record = users.parent / "work" / "records" / "one.json"
+    for content in ("{", "[]", "{}", '{"step": 1}'):
+        record.write_text(content)
+        code, out, err = run_cli("iterate", users)
+        assert code in (1, 2)
+        assert str(record) in err + out
+        assert "hint: remove it" in err + out
+    record.unlink()
+    assert states_of(summary(run_cli, users)) == {"one": "done", "two": "kept"}
+
+
+def test_notes_go_out_at_the_end(run_cli, users):
+    told = 'echo "$EBM_ENCODE_STATE|$EBM_ENCODE_MESSAGE|$EBM_ENCODE_SUMMARY" >> told'
+    note = users.parent / "note.sh"
+    note.write_text(f"#!/bin/sh\ncd {users.parent}\n{told}\n")
+    note.chmod(0o755)
+    summary(run_cli, users, "--notify", note)
+    users.write_text(_USERS.replace("cat in.txt", "false && cat in.txt"))
+    summary(run_cli, users, "--notify", note, code=1)
+    first, second, *_ = (users.parent / "told").read_text().splitlines()
+    assert first == f"done||{users.parent / 'work' / 'summary.json'}"
+    assert second.startswith("failed|step one: exits with 1")
+    code, _, err = run_cli("iterate", users, "--notify", "false")
+    assert code == 1
+    assert "--notify: exits with 1" in err
+
+
+def test_the_example_is_a_right_configuration(run_cli, tmp_path):
+    path = tmp_path / "new.toml"
+    code, out, _ = run_cli("iterate", path, "--init")
+    assert code == 0
+    assert "--dry-run" in out
+    code, out, _ = run_cli("iterate", path, "--dry-run", "--json")
+    names = [step["name"] for step in json.loads(out)["steps"]]
+    assert names == ["llm-train", "export", "encode", "audit", "train-head", "evaluate"]
+    code, _, err = run_cli("iterate", path, "--init")
+    assert code == 2
+    assert "exists" in err
+
+
+# Configurations.
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("[iteration]\nfolder = 3", "2: iteration.folder input should be a valid string"),
+        ("[iteration]\nfolders = 'x'", "2: iteration.folders is no key"),
+        ("[gpu]\nwait-seconds = -1", "2: gpu.wait-seconds input should be greater than 0"),
+        ("[gpu]\nwait-seconds = nan", "2: gpu.wait-seconds"),
+        ("[server]\nfree = 'stop'", "1: server.url is missing"),
+        ("[server]\nurl = 'http://x'", "1: server lacks its start"),
+        ("[server]\nurl = 'http://x'\nstart = []", "3: server.start list should have at least"),
+        ("[server]\nurl = 'x'\nfree = 'sleep'", "3: server.free input should be 'stop'"),
+        ("[steps.Two]\ncommand = ['x']", "1: steps.Two"),
+        ("[steps.two]\ninputs = ['x']", "1: steps.two lacks its command"),
+        ("[steps.two]\ncommand = ['x']", "1: steps.two lacks its outputs"),
+        ("[steps.two]\ncommand = ['x', 3]\noutputs=['y']", "2: steps.two.command.1"),
+        ("[steps.two]\noptions = {}", "2: steps.two.options is for encode"),
+        ("[steps.encode]\ncommand = ['x']", "2: steps.encode.command is a step of ebm-encode"),
+        ("[steps.encode.options]\nmodel-pat = 'x'", "2: steps.encode.options.model-pat is no"),
+        ("[steps.encode]\noptions = { dtyp = 'x' }", "2: steps.encode.options.dtyp"),
+        ("[steps.encode]\nserver = 'stop'", "2: steps.encode.server needs a [server]"),
+        (
+            "[steps.two]\ncommand = ['{nothing}']\noutputs = ['y']",
+            "2: steps.two.command.0 has an unknown placeholder {nothing}",
+        ),
+        ("[steps.two]\ncommand = ['{']\noutputs = ['y']", "2: steps.two.command.0 has a brace"),
+        (
+            "[steps.two]\ncommand = ['{python.__class__}']\noutputs = ['y']",
+            "2: steps.two.command.0 has an unknown placeholder",
+        ),
+        ("a = 1\na = 2", "is no TOML"),
+        ("steps = {}", "c.toml: has no steps"),
+    ],
+)
+def test_what_is_wrong_is_told_with_key_and_line(tmp_path, run_cli, change, said):
+    path = tmp_path / "c.toml"
+    rest = "" if "steps" in change else "[steps.one]\ncommand = ['x']\noutputs = ['y']\n"
+    path.write_text(f"{change}\n{rest}")
+    code, _, err = run_cli("iterate", path, "--dry-run")
+    assert code == 2
+    assert f"{path}" in err
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b"x = [", "folder"])
+def test_a_configuration_that_cannot_be_read(tmp_path, run_cli, content):
+    path = tmp_path / "c.toml"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    code, _, err = run_cli("iterate", path)
+    assert code == 2
+    assert str(path) in err
+
+
+def test_steps_that_need_each_other_or_write_the_same(tmp_path, run_cli):
+    path = tmp_path / "c.toml"
+    step = "[steps.{}]\ncommand = ['x']\ninputs = ['{}']\noutputs = ['{}']\n"
+    path.write_text(step.format("a", "1", "2") + step.format("b", "2", "1"))
+    code, _, err = run_cli("iterate", path, "--dry-run")
+    assert code == 2
+    assert "need each other in a circle" in err
+    path.write_text(step.format("a", "1", "2") + step.format("b", "1", "2"))
+    code, _, err = run_cli("iterate", path, "--dry-run")
+    assert code == 2
+    assert "steps a and b both write" in err
+
+
+def test_variables(tmp_path, run_cli):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        "[variables]\nwhere = 'a'\n[iteration]\nfolder = 'w/{where}'\n[steps.one]\n"
+        "command = ['sh', '-c', 'echo {{{where}}} > {folder}/x']\noutputs = ['{folder}/x']\n"
+    )
+    summary(run_cli, path, "--set", "where=b")
+    assert (tmp_path / "w" / "b" / "x").read_text() == "{b}\n"
+    for given, said in [("other=1", "has no variable `other`"), ("where", "expected NAME=VALUE")]:
+        code, _, err = run_cli("iterate", path, "--set", given)
+        assert code == 2
+        assert said in err
+
+
+def test_lines_of_keys():
+    text = '# c\na = 1\n[b."c d"]\n"e.f" = [\n 1,\n 2]\n[[g]]\nh = {i = {j = 1}}\nk.l = 2\n'
+    assert key_lines(text) == {
+        ("a",): 2,
+        ("b", "c d"): 3,
+        ("b", "c d", "e.f"): 4,
+        ("b", "c d", "e.f", "0"): 5,
+        ("b", "c d", "e.f", "1"): 6,
+        ("g",): 7,
+        ("g", "h"): 8,
+        ("g", "h", "i"): 8,
+        ("g", "h", "i", "j"): 8,
+        ("g", "k", "l"): 9,
+    }
+
+
+# Our steps.
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory, make_model):
+    """A folder with two models, recorded searches, and a configuration of all our steps."""
+    folder = tmp_path_factory.mktemp("ours")
+    for name, seed in (("a", 0), ("b", 1)):
+        shutil.copytree(make_model("llama", seed=seed), folder / name)
+    shutil.copytree(folder / "a", folder / "model")
+    (folder / "t").mkdir()
+    write_rows(folder / "t" / "1.parquet", searches(16))
+    path = folder / "c.toml"
+    path.write_text("""
+[iteration]
+folder = "work"
+[steps.encode.options]
+model-path = "model"
+trajectories = ["t/*.parquet"]
+output = "{folder}/states.parquet"
+checkpoint-rows = 16
+device = "cpu"
+[steps.audit.options]
+caches = ["{folder}/states.parquet"]
+[steps.train-head.options]
+cache = "{folder}/states.parquet"
+trajectories = ["t/*.parquet"]
+output = "{folder}/head.safetensors"
+epochs = 3
+architecture = "linear"
+[steps.evaluate.options]
+head = "{folder}/head.safetensors"
+cache = "{folder}/states.parquet"
+trajectories = ["t/*.parquet"]
+no-comparisons = true
+figure = "{folder}/head.svg"
+""")
+    return path
+
+
+def test_our_steps_follow_the_model_and_the_trajectories(ours, run_cli):
+    folder, cache = ours.parent, ours.parent / "work" / "states.parquet"
+    first = summary(run_cli, ours)
+    assert {*states_of(first).values()} == {"done"}
+    figures = {step["name"]: step["figures"] for step in first["steps"]}
+    assert figures["encode"]["embeddings"] == pq.ParquetFile(cache).metadata.num_rows
+    assert figures["encode"]["quarantined"] == 0
+    assert figures["encode"]["embeddings/s"] > 0
+    assert figures["audit"]["bad rows"] == 0
+    assert {"energy gap", "sibling rank-1"} <= figures["evaluate"].keys()
+    assert "validation rank-1" in figures["train-head"]
+    identity = open_cache(str(cache)).identity.digest
+    assert {*states_of(summary(run_cli, ours)).values()} == {"kept"}
+    # More trajectories: what is there is kept.
+    write_rows(folder / "t" / "2.parquet", searches(20))
+    second = summary(run_cli, ours)
+    assert {*states_of(second).values()} == {"done"}
+    encoded = {step["name"]: step["figures"] for step in second["steps"]}["encode"]
+    assert encoded["encoded"] == encoded["embeddings"] - figures["encode"]["embeddings"]
+    # Another model: all of it is encoded again.
+    shutil.rmtree(folder / "model")
+    shutil.copytree(folder / "b", folder / "model")
+    third = summary(run_cli, ours)
+    assert {*states_of(third).values()} == {"done"}
+    encoded = {step["name"]: step["figures"] for step in third["steps"]}["encode"]
+    assert encoded["encoded"] == encoded["embeddings"]
+    assert open_cache(str(cache)).identity.digest != identity
+    assert {*states_of(summary(run_cli, ours)).values()} == {"kept"}
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli, after):
+    """Killed while it replaces the cache of another model, once or twice."""
+    folder, cache = ours.parent, ours.parent / "work" / "states.parquet"
+    other = "a" if after == 1 else "b"
+    shutil.rmtree(folder / "model")
+    shutil.copytree(folder / other, folder / "model")
+    rows = 0
+    for _ in range(after):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ebm_encode", "iterate", str(ours), "--until", "encode"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        log, end = folder / "work" / "logs" / "encode.log", time.monotonic() + 60
+        work = Path(f"{cache}.work")
+        rows = len(list(folder.glob("work/**/*.shard*"))) if work.exists() else 0
+        while process.poll() is None and time.monotonic() < end:
+            if log.exists() and "states from" in log.read_text():
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = summary(run_cli, ours)
+    assert {*states_of(found).values()} <= {"done", "kept"}
+    del rows
+    # The same as an encoding that nothing interrupted.
+    plain = folder / "plain.parquet"
+    plain.unlink(missing_ok=True)
+    code, _, err = run_cli(
+        "encode", "--model-path", folder / "model", "--trajectories", folder / "t",
+        "--output", plain, "--device", "cpu", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    made, expected = open_cache(str(cache)), open_cache(str(plain))
+    assert made.identity.digest == expected.identity.digest
+    texts = expected.states()
+    assert sorted(made.states()) == sorted(texts)
+    assert abs(made.gather(texts) - expected.gather(texts)).max() < 1e-5
+
+
+# GPU memory.
+
+
+def iteration(path, **options):
+    config = read_config(path, variables={}, known={})
+    return Iteration(config, folder_of(config, path), path.parent, **options)
+
+
+def test_free_memory_is_waited_for(users):
+    users.write_text(_USERS.replace("[steps.two]", "gpu-memory-gib = 2\n[steps.two]"))
+    left = [[0, 2**30], [2**31 - 1, 0], [5, 2**31]]
+    asked = []
+
+    def free():
+        asked.append(len(runs(users)))
+        return left[min(len(asked), len(left)) - 1]
+
+    assert iteration(users, free_memory=free).run().state == "done"
+    assert asked == [0, 0, 0]
+
+
+def test_memory_that_does_not_come(users):
+    users.write_text(
+        "[gpu]\nwait-seconds = 0.1\n"
+        + _USERS.replace("[steps.two]", "gpu-memory-gib = 2\n[steps.two]")
+    )
+    found = iteration(users, free_memory=lambda: [2**30]).run()
+    assert found.state == "failed"
+    assert "no GPU has 2.0 GiB free after 0.1 s, the most is 1.0" in found.error
+    assert runs(users) == []
+
+
+@pytest.fixture
+def borrowing(users):
+    """A configuration whose server gives memory back."""
+    extra = "[server]\nurl = '{}'\nfree = 'release'\nstop-seconds = 3\n[server2]"
+    step = 'server = "stop"\n[steps.two]'
+
+    def write(url):
+        users.write_text(
+            extra.format(url).removesuffix("[server2]") + _USERS.replace("[steps.two]", step)
+        )
+        return users
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+@pytest.mark.parametrize("command", ["cat in.txt", "false && cat in.txt"])
+def test_a_server_gives_its_memory_back_and_takes_it_again(
+    stand_in, make_model, borrowing, kind, command
+):
+    able = {"memory_saver": True} | ({"dev_mode": True} if kind == "vllm" else {})
+    url = stand_in.play(kind, make_model("llama", head_dim=64), **able)
+    path = borrowing(url)
+    path.write_text(path.read_text().replace("cat in.txt", command))
+    before = stand_in.status()["free_memory"]
+    seen = []
+
+    def free():
+        seen.append(stand_in.status()["free_memory"])
+        return [seen[-1]]
+
+    found = iteration(path, free_memory=free).run()
+    assert found.state == ("done" if command == "cat in.txt" else "failed")
+    assert max(seen) > before
+    assert stand_in.status()["free_memory"] == before
+    assert not stand_in.status()["dead"]
+    assert not (path.parent / "server" / "intent.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+def test_memory_that_a_killed_run_left_with_nobody_is_taken_again(
+    stand_in, make_model, borrowing, kind
+):
+    able = {"memory_saver": True} | ({"dev_mode": True} if kind == "vllm" else {})
+    url = stand_in.play(kind, make_model("llama", head_dim=64), **able)
+    path = borrowing(url)
+    before = stand_in.status()["free_memory"]
+    killed = iteration(path, free_memory=lambda: [stand_in.status()["free_memory"]])
+    (path.parent / "server").mkdir()
+    killed.server.free()  # and the process is gone
+    assert stand_in.status()["free_memory"] > before
+    again = iteration(path, free_memory=lambda: [stand_in.status()["free_memory"]])
+    assert "was running" in again.recover()
+    assert stand_in.status()["free_memory"] == before
+    assert not stand_in.status()["dead"]
+    # A run that was killed before the server gave anything back: resuming would end SGLang.
+    (path.parent / "server" / "intent.json").write_text(
+        json.dumps({"free": "release", "names": [], "free_before": before})
+    )
+    assert "was running" in again.recover()
+    assert not stand_in.status()["dead"]
+
+
+def test_a_server_that_would_lose_its_weights_is_not_asked(stand_in, make_model, borrowing):
+    path = borrowing(stand_in.play("sglang", make_model("llama", head_dim=64)))
+    found = iteration(path, free_memory=lambda: [1]).run()
+    assert found.state == "failed"
+    assert "--enable-memory-saver" in found.error
+    assert runs(path) == []
+    assert not stand_in.status()["dead"]
+
+
+# Other servers and commands.
+
+
+def test_the_users_command_tells_which_model_answers(tmp_path, run_cli):
+    """A server that is only files: its commands say what it has."""
+    path = tmp_path / "c.toml"
+    path.write_text("""
+[server]
+url = "http://127.0.0.1:9"
+start = ["sh", "-c", "echo {model} > up"]
+stop = ["sh", "-c", "rm -f up"]
+health = ["cat", "up"]
+model = "new"
+settle-seconds = 0
+[steps.one]
+command = ["sh", "-c", "test ! -e up && mkdir new"]
+outputs = ["new"]
+server = "stop"
+""")
+    (tmp_path / "up").write_text("old\n")
+    found = summary(run_cli, path)
+    assert found["server"] == "started, answers with new"
+    assert (tmp_path / "up").read_text() == "new\n"
+    assert summary(run_cli, path)["server"] == "was running, answers with new"
+    (tmp_path / "up").write_text("\n")  # it prints no model: that is no right one
+    path.write_text(path.read_text().replace("settle", "start-seconds = 0.5\nsettle"))
+    code, out, err = run_cli("iterate", path, "--recover")
+    assert code in (0, 2), err
+    assert "new" in out + err
+
+
+def test_help_and_plan_import_neither_torch_nor_pyarrow(users):
+    script = (
+        "import sys; from ebm_encode.cli import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'pyarrow', 'transformers'} & {*sys.modules}; sys.exit(code)"
+    )
+    for options in (["--help"], [str(users), "--dry-run"]):
+        done = subprocess.run([sys.executable, "-c", script, "iterate", *options], check=False)
+        assert done.returncode == 0
+
+
+def test_errors_are_of_one_tree():
+    assert issubclass(PipelineError, Exception)
+    assert PipelineError.exit_code == 1
+    assert {ArgumentError.exit_code, InputError.exit_code} == {2}
+    assert UnsafeServerError.exit_code == 1
+    assert callable(iteration_of)
