@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-kills lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ test-vllm: build .envs/vllm/installed ## Test against a real vLLM 0.32, on a CPU
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .envs/$*
 	$(BIN)/uv pip install --quiet --no-deps --python .envs/$*/bin/python --requirement $<
 	touch $@
+
+test-kills: build ## Kill iterations 200 times at random moments; about half an hour
+	$(BIN)/python tests/iterations/random_kills.py 200
 
 lint: build ## Check formatting, lints, types and stubs
 	cargo fmt --all --check

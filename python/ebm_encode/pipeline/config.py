@@ -106,7 +106,7 @@ class ServerTable(_Table):
     @model_validator(mode="after")
     def _able(self) -> Self:
         if self.free == "stop" and self.start is None:
-            raise ValueError('lacks `start`: a server that is stopped must be started again\n'
+            raise ValueError('lacks its start: a server that is stopped must be started again\n'
                              'hint: or have it give its memory back: free = "release"')  # fmt: skip
         if self.model is not None and self.start is None:
             raise ValueError("has a model and no start: a server gets another model by a new start")
