@@ -276,3 +276,61 @@ def test_a_kill_while_the_server_is_started(play):
     assert code == 0, printed
     play.require_end()
     assert play.runs() == [*STEPS]
+
+
+# Variants that are broken on purpose must fail what is checked here.
+
+
+BROKEN = {
+    "any model is the right one": (
+        "from ebm_encode.pipeline import server; server.is_model = lambda *_: True"
+    ),
+    "nothing is written down before the server is stopped": (
+        "from ebm_encode.pipeline import server; server.write_json = lambda *_: None"
+    ),
+    "processes that were left behind are not found": (
+        "from ebm_encode.pipeline.processes import Started; Started.processes = lambda self: []"
+    ),
+    "contents of inputs are not compared": (
+        "from ebm_encode.pipeline import plan; plan.digests_of = dict.fromkeys"
+    ),
+    "a step is done whatever it exits with": (
+        "import subprocess; subprocess.Popen.returncode = property(lambda s: 0, lambda s, v: None)"
+    ),
+}
+
+
+def weather(play):
+    """A wrong model, a kill with a machine that starts again, a hang, a failure."""
+    play.fault("server", "wrong")
+    play.fault("llm-train", "hang-middle", "hang-middle", "fail-start")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    kill(process)
+    play.reboot()
+    assert play.run("--recover")[0] == 0
+    play.require_server()
+    (play.folder / "hanging").unlink()
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    kill(process)
+    assert play.run("--recover")[0] == 0
+    play.require_server()
+    assert play.run()[0] == 1
+    play.require_server()
+    assert play.run()[0] == 0
+    play.require_end()
+    play.change_data(7)
+    assert play.run()[0] == 0
+    play.require_end()
+
+
+def test_the_weather_is_survived(play):
+    weather(play)
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_broken_variant_does_not_survive_it(play, broken):
+    play.broken = broken
+    with pytest.raises((AssertionError, OSError)):
+        weather(play)

@@ -58,6 +58,14 @@ timeout-seconds = {timeout}
 """
 
 
+_COMMAND = """
+import sys
+from ebm_encode.cli import main
+{}
+sys.exit(main())
+"""
+
+
 class Play:
     """One folder with a configuration.
 
@@ -70,6 +78,8 @@ class Play:
     def __init__(self, folder: Path, *, start_seconds: float = 15, timeout: float = 30) -> None:
         self.folder = folder
         self.number = 1
+        self.broken = ""
+        self.started: list[subprocess.Popen] = []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -104,10 +114,10 @@ class Play:
         (self.folder / "faults" / where).write_text("\n".join(kinds))
 
     def start(self, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
-        """Starts the command."""
-        return subprocess.Popen(
+        """Starts the command, with what is broken in it on purpose."""
+        process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ebm_encode", "iterate", str(self.config)),
+                *(sys.executable, "-c", _COMMAND.format(self.broken), "iterate", str(self.config)),
                 *("--set", f"number={self.number}", *options),
             ],
             stdout=subprocess.PIPE,
@@ -115,6 +125,8 @@ class Play:
             text=True,
             env=os.environ | (environment or {}),
         )
+        self.started.append(process)
+        return process
 
     def run(self, *options: str, seconds: float = 120) -> tuple[int, str]:
         """The exit code of the command, and what it prints."""
@@ -208,6 +220,10 @@ class Play:
 
     def close(self) -> None:
         """Ends what may still run."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
         self.reboot()
 
 
