@@ -1,11 +1,12 @@
 """Cost of `ebm-encode serve` beside the same queue in a process, and beside FastAPI with lists.
 
-    python benchmarks/serve [--rounds 5] [--calls 100]
+    python benchmarks/serve [--rounds 5] [--calls 100] [--peers]
 
 Requests of 32 states over loopback with an encoder that writes a constant embedding of 4,096
 values, so that only the overhead is measured: Arrow, JSON, and the server that projects usually
 write (`benchmarks/bridge/server.py`). Then 16 clients of 8 states each with a small random model.
-All in turns; medians of rounds.
+All in turns; medians of rounds. With --peers also beside other servers: see `peers.py`; they need
+`make .envs/infinity/installed .envs/vllm/installed`.
 """
 
 import argparse
@@ -181,7 +182,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=60)
-    parser.add_argument("--part", choices=["overhead", "together"])
+    parser.add_argument("--part", choices=["overhead", "together", "peers"])
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--model")
     arguments = parser.parse_args()
     texts = sorted(tiny_model.sample_states())
@@ -191,6 +193,13 @@ def main():
         return
     if arguments.part == "together":
         print(json.dumps(together(arguments.model, texts, arguments.rounds)))
+        return
+    if arguments.part == "peers":
+        import peers
+
+        with served(arguments.model, free=False) as url, tempfile.TemporaryDirectory() as logs:
+            rounds = arguments.rounds
+            print(json.dumps(peers.measure(arguments.model, url, texts, rounds, Path(logs))))
         return
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
@@ -210,6 +219,10 @@ def main():
         print(f"\n{CLIENTS} clients of {OF_CLIENT} states, a model 384 wide, 6 layers")
         print(f"  served {rates['served']:.0f} states/s, p99 {rates['p99_ms']:.0f} ms;", end="")
         print(f" in process {rates['in_process']:.0f}; {ratio:.2f} of it")
+        if arguments.peers:
+            import peers
+
+            peers.tell(run_apart("peers", small, arguments))
 
 
 if __name__ == "__main__":
