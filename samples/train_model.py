@@ -60,6 +60,12 @@ class Texts(torch.utils.data.Dataset):  # type: ignore[misc]
         return {"input_ids": self.ids[index], "length": len(self.ids[index])}
 
 
+def record_of(texts: list[str], steps: int, seed: int = 0) -> dict[str, str | int]:
+    """What `trained.json` of a model says that was trained so."""
+    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    return {"texts": digest, "steps": steps, "seed": seed}
+
+
 def train(
     folder: Path,
     texts: list[str],
@@ -69,15 +75,14 @@ def train(
 ) -> Path:
     """Trains the model; does nothing if the folder has one of the same texts and steps."""
     done = folder / "trained.json"
-    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
-    wanted = {"texts": digest, "steps": steps, "seed": seed}
+    wanted = record_of(texts, steps, seed)
     if done.exists() and json.loads(done.read_text()) == wanted:
         return folder
     tokenizer = train_tokenizer(texts[:: max(1, len(texts) // 20_000)], VOCABULARY)
     tokenizer.pad_token = tokenizer.eos_token
     make_model(folder, tokenizer, seed=seed, std=0.02, **SHAPE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    work = folder.with_name(f"{folder.name}.training") / f"{digest}-{steps}-{seed}"
+    work = folder.with_name(f"{folder.name}.training") / f"{wanted['texts']}-{steps}-{seed}"
     trainer = transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(
