@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ class Texts(torch.utils.data.Dataset):  # type: ignore[misc]
         return {"input_ids": self.ids[index], "length": len(self.ids[index])}
 
 
-def record_of(texts: list[str], steps: int, seed: int = 0) -> dict[str, str | int]:
+def record_of(
+    texts: list[str], steps: int, seed: int = 0, *, batch: int = 64, rate: float = 2e-3
+) -> dict[str, str | float]:
     """What `trained.json` of a model says that was trained so."""
     digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
-    return {"texts": digest, "steps": steps, "seed": seed}
+    return {"texts": digest, "steps": steps, "seed": seed, "batch": batch, "rate": rate}
 
 
 def train(
@@ -72,24 +75,27 @@ def train(
     steps: int,
     seed: int = 0,
     callbacks: list[transformers.TrainerCallback] | None = None,
+    *,
+    batch: int = 64,
+    rate: float = 2e-3,
 ) -> Path:
-    """Trains the model; does nothing if the folder has one of the same texts and steps."""
+    """Trains the model; does nothing if the folder has one of the same texts and options."""
     done = folder / "trained.json"
-    wanted = record_of(texts, steps, seed)
+    wanted = record_of(texts, steps, seed, batch=batch, rate=rate)
     if done.exists() and json.loads(done.read_text()) == wanted:
         return folder
     tokenizer = train_tokenizer(texts[:: max(1, len(texts) // 20_000)], VOCABULARY)
     tokenizer.pad_token = tokenizer.eos_token
     make_model(folder, tokenizer, seed=seed, std=0.02, **SHAPE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    work = folder.with_name(f"{folder.name}.training") / f"{wanted['texts']}-{steps}-{seed}"
+    work = folder.with_name(f"{folder.name}.training") / "-".join(map(str, wanted.values()))
     trainer = transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(
             output_dir=str(work),
             max_steps=steps,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
+            per_device_train_batch_size=batch,
+            learning_rate=rate,
             warmup_steps=50,
             lr_scheduler_type="cosine",
             weight_decay=0.01,
@@ -103,6 +109,7 @@ def train(
             report_to="none",
             use_cpu=True,
             dataloader_pin_memory=False,
+            disable_tqdm=not sys.stderr.isatty(),
         ),
         train_dataset=Texts(tokenizer, texts),
         data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False),
