@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def spine_pairs(trajectories):
     held = demo_head.held_out([str(trajectories)])
     for rows in map(list, np.array_split(np.array(searches(10), dtype=object), 10)):
         if rows[0]["theorem_name"] not in held:
-            for state, step in zip(rows[:6], rows[1:7], strict=True):
+            for state, step in pairwise(rows[:7]):
                 yield state["state_pp"], step["tactic_applied"]
 
 

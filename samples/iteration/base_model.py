@@ -25,12 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--trajectories", nargs="+", required=True)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--texts", type=int, default=10_000, help="most texts; others are skipped")
     parser.add_argument("--batch", type=int, default=16, help="texts of a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its highest")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     started = time.monotonic()
     texts = training_texts(options.trajectories, held_out(options.trajectories))
+    texts = texts[:: max(1, len(texts) // options.texts)]
     how: dict[str, Any] = {"seed": options.seed, "batch": options.batch, "rate": options.rate}
     if read_record(options.output) == record_of(texts, options.steps, **how):
         print(f"{options.output} is there, made of the same")
