@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     texts = training_texts(options.trajectories, held_out(options.trajectories))
     texts = texts[:: max(1, len(texts) // options.texts)]
-    how: dict[str, Any] = {"seed": options.seed, "batch": options.batch, "rate": options.rate}
+    how: dict[str, Any] = {"batch": options.batch, "rate": options.rate, "ends": True}
+    how["seed"] = options.seed
     if read_record(options.output) == record_of(texts, options.steps, **how):
         print(f"{options.output} is there, made of the same")
         return 0
