@@ -28,7 +28,7 @@ from pairs import IGNORED, Completions, Pairs, read_pairs
 from whole_folders import fresh_folder, publish
 
 RECORD = "fine_tune.json"
-JUDGED = 512
+JUDGED = 256
 """Pairs whose loss is computed at the end, of each part."""
 PROMPT = Path(__file__).with_name("prompt.txt")
 
@@ -94,6 +94,8 @@ def make_trainer(
             learning_rate=options.rate,
             warmup_steps=max(1, options.steps // 20),
             lr_scheduler_type="cosine",
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
             save_steps=options.save_steps,
             save_total_limit=2,
             logging_steps=max(1, options.steps // 10),

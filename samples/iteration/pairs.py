@@ -100,10 +100,11 @@ class Completions(torch.utils.data.Dataset):  # type: ignore[misc]
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         row, prompt = self._rows[index]
         return {
             "input_ids": row,
             "attention_mask": [1] * len(row),
             "labels": [IGNORED] * prompt + row[prompt:],
+            "length": len(row),
         }
