@@ -110,7 +110,7 @@ def told_of_searches(
         for part, words in ((True, "other theorems"), (False, "theorems learned from")):
             some = [one for one in report["theorems"] if (one["theorem"] in held) == part]
             if some:
-                solved = sum("proof" in one for one in some)
+                solved = sum(bool(one.get("proof")) for one in some)
                 found[f"{name}: solved, {words}"] = f"{solved} of {len(some)}"
     return found
 

@@ -125,7 +125,9 @@ def fine_tune(options: argparse.Namespace) -> dict[str, Any]:
     template, pairs = Template.load(options.template), read_pairs(options.trajectories)
     wanted = made_of(options, template, pairs)
     known = read_record(options.output)
+    works = options.output.with_name(f"{options.output.name}.training")
     if known.get("made_of") == wanted:
+        shutil.rmtree(works, ignore_errors=True)
         print(f"{options.output} is there, made of the same")
         return known
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
@@ -137,7 +139,6 @@ def fine_tune(options: argparse.Namespace) -> dict[str, Any]:
     )
     skipped = f", {train.skipped:,} skipped as too long" if train.skipped else ""
     print(f"{len(train):,} pairs to learn from{skipped}; {len(validation):,} to compare with")
-    works = options.output.with_name(f"{options.output.name}.training")
     work = works / digest_json(wanted).removeprefix("blake3:")[:16]
     trainer = make_trainer(options, work, with_adapter(options), tokenizer, train)
     last = newest(work)
@@ -188,6 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
     except EbmEncodeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
     for part, loss in record["loss"].items():
         print(f"loss on {part} theorems: {loss['before']:.3f} -> {loss['after']:.3f} nats a token")
     print(f"{options.steps} steps, {time.monotonic() - started:.1f} s")
