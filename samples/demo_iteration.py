@@ -26,12 +26,12 @@ from rich.text import Text
 # For its scripts, which are programs of their own.
 sys.path.append(str(Path(__file__).parent / "iteration"))
 
-from config import SCRIPTS, StepError, run_steps, write_config
 from demo_head import DEVICE, SEARCHES, held_out
 from demo_search import PROVER
 
 # Before anything imports torch: the package sets how torch's idle threads wait.
 from ebm_encode.heads.corpus import read_corpus
+from iteration_config import SCRIPTS, StepError, run_steps, write_config
 from promises import Broken, console, require, step
 
 PROMPT = SCRIPTS / "prompt.txt"

@@ -5,9 +5,9 @@ import tomllib
 import numpy as np
 import pyarrow.parquet as pq
 
-import config
 import demo_head
 import demo_iteration
+import iteration_config
 from recorded_searches import search, searches, write_rows
 
 
@@ -48,7 +48,7 @@ def test_an_equal_file_is_not_written_again(tmp_path):
 def test_the_configuration_has_the_steps_in_order_whatever_the_paths(tmp_path):
     folder = tmp_path / 'a "quoted" ∀ folder'
     files = [folder / "one.parquet", folder / "two.parquet"]
-    path = config.write_config(folder, folder / "base", files, 7)
+    path = iteration_config.write_config(folder, folder / "base", files, 7)
     read = tomllib.loads(path.read_text())
     assert read["iteration"]["folder"] == str(folder)
     assert [*read["steps"]] == ["llm-train", "export", "encode", "train-head", "evaluate"]

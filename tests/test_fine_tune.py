@@ -150,6 +150,18 @@ def test_a_changed_tensor_of_an_export_is_found(base, adapter, merged, tmp_path,
     assert name in capsys.readouterr().err
 
 
+def test_an_export_in_shards_is_the_same(base, adapter, merged, tmp_path):
+    import transformers  # noqa: PLC0415
+
+    output = tmp_path / "merged"
+    assert merge(base, adapter, output, "--max-shard-size", "200KB") == 0
+    assert len([*output.glob("model-*.safetensors")]) > 1
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    found, expected = load(output).state_dict(), load(merged).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
 def test_only_an_export_that_passes_gets_its_name(base, adapter, tmp_path, capsys):
     assert merge(base, adapter, tmp_path / "merged", "--bound", 0) == 1
     assert "(allowed 0e+00)" in capsys.readouterr().err
@@ -177,10 +189,14 @@ def test_a_killed_training_resumes_and_ends_with_the_same_adapter(
     torn = shutil.copytree(whole, whole.with_name(f"checkpoint-{STEPS - 1}"))
     (torn / "complete.json").unlink()
     (torn / "optimizer.pt").write_bytes(b"PK")
+    # And what one leaves that comes while the adapter is written.
+    (tmp_path / "adapter.unfinished").mkdir()
+    (tmp_path / "adapter.unfinished" / "half").touch()
     assert tune(base, trajectories, output) == 0
     assert f"resumes from {whole.parent}" in capsys.readouterr().out
     for file in ("adapter_model.safetensors", "adapter_config.json", "fine_tune.json"):
         assert (output / file).read_bytes() == (adapter / file).read_bytes()
+    assert {file.name for file in output.iterdir()} == {file.name for file in adapter.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
