@@ -1,6 +1,6 @@
 """Two training iterations: fine-tune, export, encode, train a head, evaluate it, and search.
 
-    python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 100]
+    python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 200]
 
 A small causal LM is trained as the base model. Each iteration fine-tunes it with LoRA on recorded
 proofs, merges the adapter, encodes the recorded states with the result, and trains and evaluates an
@@ -162,8 +162,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-iteration-out"))
     parser.add_argument("--theorems", type=int, default=100, help="with their recorded searches")
-    parser.add_argument("--base-steps", type=int, default=300, help="steps of the base's training")
-    parser.add_argument("--steps", type=int, default=100, help="steps of a fine-tuning")
+    parser.add_argument("--base-steps", type=int, default=400, help="steps of the base's training")
+    parser.add_argument("--steps", type=int, default=200, help="steps of a fine-tuning")
     parser.add_argument("--searched", type=int, default=12, help="theorems of each part, in Lean")
     parser.add_argument("--expansions", type=int, default=24, help="of a theorem, in Lean")
     options = parser.parse_args()

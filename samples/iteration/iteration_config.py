@@ -67,7 +67,7 @@ def write_config(folder: Path, base: Path, files: list[Path], steps: int) -> Pat
     merge += ["--adapter", "{folder}/adapter", "--output", "{folder}/model"]
     values = {
         "folder": str(folder),
-        "fine_tune": [*script, "--batch", "16", "--rate", "2e-3", "--device", "cpu"],
+        "fine_tune": [*script, "--batch", "16", "--rate", "4e-3", "--device", "cpu"],
         "learned": [str(base), *names],
         "export": [*merge, "--trajectories", *names],
         "base": str(base),
