@@ -96,7 +96,7 @@ def told_of_steps(iteration: Path, seconds: dict[str, float]) -> Figures:
     return {
         **{f"{name}, s": f"{took:.0f}" for name, took in seconds.items()},
         "pairs of state and tactic": f"{tuned['pairs']:,}",
-        "loss, other theorems": f"{loss['before']:.2f} -> {loss['after']:.2f}",
+        "loss, validation theorems": f"{loss['before']:.2f} -> {loss['after']:.2f}",
         "states": f"{pq.read_metadata(iteration / 'states.parquet').num_rows:,}",
         "sibling rank-1": f"{siblings['head']['rank1']:.2f}",
         "rank-1 by chance": f"{siblings['chance']['rank1']:.2f}",
@@ -111,7 +111,7 @@ def told_of_searches(
     """What was solved, by the names of the table."""
     found = {f"{name}, s": f"{took:.0f}" for name, took in seconds.items()}
     for name, report in reports.items():
-        for part, words in ((True, "other theorems"), (False, "theorems learned from")):
+        for part, words in ((True, "others"), (False, "learned from")):
             some = [one for one in report["theorems"] if (one["theorem"] in held) == part]
             if some:
                 solved = sum(bool(one.get("proof")) for one in some)
