@@ -149,11 +149,8 @@ def fine_tune(options: argparse.Namespace) -> dict[str, Any]:
         "made_of": wanted,
         "pairs": len(train),
         "loss": {"train": judge(trainer, train), "validation": judge(trainer, validation)},
-        "steps": [
-            {"step": entry["step"], "loss": entry["loss"]}
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ],
+        # The Trainer's later ones are means over steps since the last kill.
+        "first_step": next(e["loss"] for e in trainer.state.log_history if "loss" in e),
     }
     save(trainer.model, options.output, record)
     shutil.rmtree(works)
