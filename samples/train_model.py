@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,40 @@ def training_texts(files: list[str], skip: frozenset[str] = frozenset()) -> list
 
 
 class Texts(torch.utils.data.Dataset):  # type: ignore[misc]
-    """Token ids of texts."""
+    """Token ids of texts; with `ends`, the end-of-sequence token behind each."""
 
-    def __init__(self, tokenizer: Any, texts: list[str]) -> None:
-        self.ids = tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
+    def __init__(self, tokenizer: Any, texts: list[str], *, ends: bool) -> None:
+        self.ids = tokenizer(texts, truncation=True, max_length=LONGEST - ends)["input_ids"]
+        if ends:
+            self.ids = [[*ids, tokenizer.eos_token_id] for ids in self.ids]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[index], "length": len(self.ids[index])}
+        ids = self.ids[index]
+        return {"input_ids": ids, "labels": ids, "length": len(ids)}
+
+
+def record_of(
+    texts: list[str],
+    steps: int,
+    seed: int = 0,
+    *,
+    batch: int = 64,
+    rate: float = 2e-3,
+    ends: bool = False,
+) -> dict[str, str | float]:
+    """What `trained.json` of a model says that was trained so."""
+    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    return {
+        "texts": digest,
+        "steps": steps,
+        "seed": seed,
+        "batch": batch,
+        "rate": rate,
+        "ends": ends,
+    }
 
 
 def train(
@@ -66,25 +91,31 @@ def train(
     steps: int,
     seed: int = 0,
     callbacks: list[transformers.TrainerCallback] | None = None,
+    *,
+    batch: int = 64,
+    rate: float = 2e-3,
+    ends: bool = False,
 ) -> Path:
-    """Trains the model; does nothing if the folder has one of the same texts and steps."""
+    """Trains the model; does nothing if the folder has one of the same texts and options.
+
+    With `ends` it learns where a text ends, as a model must that generates tactics.
+    """
     done = folder / "trained.json"
-    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
-    wanted = {"texts": digest, "steps": steps, "seed": seed}
+    wanted = record_of(texts, steps, seed, batch=batch, rate=rate, ends=ends)
     if done.exists() and json.loads(done.read_text()) == wanted:
         return folder
     tokenizer = train_tokenizer(texts[:: max(1, len(texts) // 20_000)], VOCABULARY)
     tokenizer.pad_token = tokenizer.eos_token
     make_model(folder, tokenizer, seed=seed, std=0.02, **SHAPE)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    work = folder.with_name(f"{folder.name}.training") / f"{digest}-{steps}-{seed}"
+    work = folder.with_name(f"{folder.name}.training") / "-".join(map(str, wanted.values()))
     trainer = transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(
             output_dir=str(work),
             max_steps=steps,
-            per_device_train_batch_size=64,
-            learning_rate=2e-3,
+            per_device_train_batch_size=batch,
+            learning_rate=rate,
             warmup_steps=50,
             lr_scheduler_type="cosine",
             weight_decay=0.01,
@@ -98,9 +129,10 @@ def train(
             report_to="none",
             use_cpu=True,
             dataloader_pin_memory=False,
+            disable_tqdm=not sys.stderr.isatty(),
         ),
-        train_dataset=Texts(tokenizer, texts),
-        data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        train_dataset=Texts(tokenizer, texts, ends=ends),
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=callbacks,
     )
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
