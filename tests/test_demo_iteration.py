@@ -1,13 +1,12 @@
 """The steps of `make demo-iteration` that are not commands: which theorems go where."""
 
-import tomllib
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
 
 import demo_head
 import demo_iteration
-import iteration_config
 from recorded_searches import search, searches, write_rows
 
 
@@ -45,13 +44,10 @@ def test_an_equal_file_is_not_written_again(tmp_path):
     assert names(path) == {"t0", "t1"}
 
 
-def test_the_configuration_has_the_steps_in_order_whatever_the_paths(tmp_path):
-    folder = tmp_path / 'a "quoted" ∀ folder'
-    files = [folder / "one.parquet", folder / "two.parquet"]
-    path = iteration_config.write_config(folder, folder / "base", files, 7)
-    read = tomllib.loads(path.read_text())
-    assert read["iteration"]["folder"] == str(folder)
-    assert [*read["steps"]] == ["llm-train", "export", "encode", "train-head", "evaluate"]
-    assert read["steps"]["llm-train"]["inputs"] == [*map(str, (folder / "base", *files))]
-    for step in ("encode", "train-head", "evaluate"):
-        assert read["steps"][step]["options"]["trajectories"] == [*map(str, files)]
+def test_the_configuration_is_right_and_its_steps_are_in_order(tmp_path, run_cli):
+    path = demo_iteration.write_config(tmp_path)
+    code, out, err = run_cli("iterate", path, "--dry-run", "--json")
+    assert code == 0, err
+    names = [step["name"] for step in json.loads(out)["steps"]]
+    assert names[:6] == ["llm-train", "export", "encode", "audit", "train-head", "evaluate"]
+    assert names[6] == "search-replay"

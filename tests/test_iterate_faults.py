@@ -97,6 +97,18 @@ def test_a_machine_that_starts_again(play, step, place):
     finish(play, [*STEPS[: STEPS.index(step) + 1]])
 
 
+def test_a_machine_that_starts_again_before_the_server_is_touched(play):
+    play.reboot()
+    code, printed = play.run("--recover")
+    assert code == 0, printed
+    play.require_server()
+    play.reboot()
+    play.fault("llm-train", "fail-start")
+    assert play.run()[0] == 1
+    play.require_server()
+    finish(play, ["llm-train"])
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_on_a_full_disk(play, step):
     play.fault(step, "full")

@@ -8,7 +8,9 @@ as lists, whichever the server has. Each answer is compared with plain transform
 
 import base64
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -29,6 +31,16 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 CLIENTS, OF_CLIENT, REQUESTS = 16, 8, 6
 _START_SECONDS = 300
+
+
+def for_infinity(model: str, folder: Path) -> str:
+    """A copy of a model with the name that transformers 4 has for its tokenizer's class."""
+    copy = folder / Path(model).name
+    shutil.copytree(model, copy)
+    path = copy / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(config))
+    return str(copy)
 
 
 @contextlib.contextmanager
@@ -123,7 +135,7 @@ def measure(model: str, ours: str, texts: list[str], rounds: int, folder: Path) 
     some = texts[:64]
     expected = reference(model, some)
     with (
-        infinity(model, folder / "infinity.log") as padded,
+        infinity(for_infinity(model, folder), folder / "infinity.log") as padded,
         real_server("vllm", model, folder / "vllm.log", *POOLING, *FLOAT32, *MEAN) as vllm,
     ):
         name = httpx2.get(f"{padded}/models").json()["data"][0]["id"]

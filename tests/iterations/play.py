@@ -206,10 +206,12 @@ class Play:
         done = (self.work / "records" / "export.json").exists()
         model = Path("work", str(self.number if done else self.number - 1), "model")
         content = (self.folder / model / "weights").read_text()
-        assert self.served() == (str(model), content)
-        assert not self.intent.exists()
-        assert self.processes() == []
-        assert len(self.processes("server.py")) == 1
+        served, left = self.served(), self.processes()
+        servers = self.processes("server.py")
+        assert served == (str(model), content), f"{served}, expected {model}, {content}"
+        assert not self.intent.exists(), self.intent.read_text()
+        assert left == [], left
+        assert len(servers) == 1, servers
 
     def require_end(self) -> None:
         """The iteration is as if nothing had interrupted it."""

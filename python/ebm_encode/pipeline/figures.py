@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_TAIL = 1 << 16
+_TAIL = 1 << 24
 _OF_SEARCHES = ("solved", "attempted")
 
 

@@ -112,7 +112,7 @@ class InferenceServer:
         """
         if self.touched:
             return
-        names = self.look().names
+        names = self._names_before(None)
         if self._table.free == "stop":
             self._write(Intent("stop", names))
             self._stop()
@@ -188,7 +188,7 @@ class InferenceServer:
         """The model that it should have: the new one once that is made, else the one before."""
         if self._table.model is not None and self._model_is_made(self._table.model):
             return self._table.model
-        names = intent.names if intent is not None else self.look().names
+        names = self._names_before(intent)
         if not names:
             return None
         if self._table.model is not None and is_model(names, self._table.model, self._directory):
@@ -199,6 +199,12 @@ class InferenceServer:
             )
         paths = [name for name in names if (self._directory / name).exists()]
         return (paths or [*names])[0]
+
+    def _names_before(self, intent: Intent | None) -> tuple[str, ...]:
+        """What it called its model before it was touched, or else which one it was started with."""
+        names = intent.names if intent is not None else self.look().names
+        started = (read_json(self.folder / STARTED) or {}).get("model")
+        return names or ((started,) if isinstance(started, str) else ())
 
     def _is_right(self, answer: Answer, expected: str | None) -> bool:
         if expected is None:
