@@ -109,8 +109,7 @@ def merge(
         if not off <= _TOLERANCE:
             raise AdapterError(
                 f"`adapter` {adapter.name}: merged into {model}, it gives other {what} than"
-                f" unmerged (relative distance {off:.1e}); are the input and output embeddings one"
-                f" weight, and does it train only one of them?{_HINT}"
+                f" unmerged (relative distance {off:.1e}){_HINT}"
             )
     return frozenset(name.removeprefix("base_model.model.") for name in tensors)
 
@@ -151,9 +150,10 @@ def take_weights(
         ]
     if foreign:
         raise AdapterError(
-            f"`adapter` {adapter.name}: merging it also changes {some(foreign)}, which it does not"
-            " train\nhint: if input and output embeddings are one weight, an adapter must train"
-            " both as one (peft: ensure_weight_tying), or neither"
+            f"`adapter` {adapter.name}: merged, it wants a value of its own for {some(foreign)},"
+            " which is one weight with another that it trains, or trains otherwise\nhint: train"
+            " input and output embeddings as one (peft: ensure_weight_tying); or give the folder of"
+            " the merged model, which peft unties (merge_and_unload, save_pretrained)"
         )
     if changed:
         log.info("adapter %s (%s): merged, %d weights changed", adapter.name, adapter.kind, changed)
@@ -188,7 +188,7 @@ def _of_peft(adapter: Adapter, model: str) -> Iterator[None]:
 
 def _config(peft: Any, adapter: Adapter) -> Any:
     """The settings, as peft takes them; without those for training only."""
-    kind = type(peft.PeftConfig.from_peft_type(peft_type=adapter.kind))
+    kind = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[adapter.kind]
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = {k for k, v in adapter.settings.items() if k not in known and v not in _NOT_SET}
     if unknown:
