@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import adapters
-from ebm_encode import EmbeddingCache, Encoder, MappedCache
+from ebm_encode import EmbeddingCache, Encoder, MappedCache, RemoteEncoder
 from ebm_encode._core import CachedEncoder
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import (
@@ -23,6 +23,7 @@ from ebm_encode.errors import (
     ModelError,
 )
 from ebm_encode.policy.tactics import TacticPolicy
+from served import served
 from test_parity import unbatched
 
 TARGETS = {
@@ -564,3 +565,23 @@ def test_an_adapter_of_a_hub_id_at_a_revision(llama, lora, tmp_path, monkeypatch
         ("somebody/adapter", "v1", ("adapter_config.json", "adapter_model.safetensors"))
     ]
     assert encoder.identity == Encoder.load(llama, adapter=lora).identity
+
+
+def test_a_server_with_an_adapter_and_its_clients(
+    llama, lora, other, states, encode, run_cli, tmp_path
+):
+    here = Encoder.load(llama, adapter=lora)
+    with served(llama, "--adapter", lora) as server:
+        with RemoteEncoder(server.url) as remote:
+            assert remote.identity == here.identity
+            assert compare(remote.encode(states[:9]), here.encode(states[:9]))[0] <= 1e-5
+        backend = ["--backend", "remote", "--server", server.url]
+        code, _, err = encode(*backend, "--adapter", lora)
+        assert code == 0, err
+        for adapter in ([], ["--adapter", other]):
+            code, _, err = encode(*backend, *adapter, output=tmp_path / "other.parquet")
+            assert code == 2
+            assert "adapter" in err
+        examine = ["doctor", "--server", server.url, "--model-path", llama]
+        assert run_cli(*examine, "--adapter", lora)[0] == 0
+        assert run_cli(*examine)[0] == 1
