@@ -150,6 +150,12 @@ impl PolicyArguments {
         self.policy == Some(Kind::Hf)
     }
 
+    /// Whether there is a model of its own beside another one, the encoder's.
+    pub(super) fn has_another_model(&self, encoder: Option<&str>) -> bool {
+        let own = self.policy_model.as_deref().filter(|_| self.uses_model());
+        matches!((own, encoder), (Some(own), Some(encoder)) if own != encoder)
+    }
+
     /// The files that are read, with their options.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let tactics = self.tactics.as_deref().map(|path| ("--tactics", path));
@@ -230,13 +236,6 @@ impl PolicyArguments {
             bail!("--policy hf: needs a model\nhint: give --policy-model, or --model-path");
         };
         let adapter = search.model.adapter.as_ref();
-        let encoder = search.scorer.model_path.as_ref();
-        if adapter.is_some() && encoder.is_some_and(|encoder| encoder != model) {
-            bail!(
-                "--adapter: belongs to one model, and --policy-model is another than --model-path\nhint: merge \
-                 the adapter into its model, save that, and give its folder"
-            );
-        }
         let options = PythonPolicyOptions::default()
             .with_template(self.policy_template.as_str())
             .with_samples(self.candidates as usize)
