@@ -224,6 +224,17 @@ def test_one_of_two_tied_weights(peft, make_model, states, tmp_path, module, who
     assert compare(Encoder.load(base, adapter=adapter).encode(states[:9]), wanted)[0] <= 1e-5
 
 
+def test_two_tied_weights_that_are_trained_as_one(peft, make_model, states, tmp_path):
+    base = make_model("qwen2", tie_word_embeddings=True)
+    added = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+    config = peft.LoraConfig(r=4, target_modules=adapters.LINEAR, **added)
+    adapter = adapters.train(base, tmp_path / "adapter", config)
+    wanted = hidden_states(adapters.unmerged(base, adapter), base, states[:9])
+    encoder = Encoder.load(base, adapter=adapter, keep_head=True)
+    assert compare(encoder.encode(states[:9]), wanted)[0] <= 1e-5
+    assert encoder.model.whole.lm_head.weight is encoder.model.base.embed_tokens.weight
+
+
 @pytest.mark.parametrize("keep_head", [False, True])
 def test_a_merge_that_computes_something_else_is_refused(
     llama, peft, monkeypatch, tmp_path, keep_head
