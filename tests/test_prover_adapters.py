@@ -63,7 +63,7 @@ def test_what_is_no_adapter_is_refused_by_name(llama, head, tmp_path):
 
 def test_a_search_takes_the_adapter_or_says_why_not(llama, lora, head, tmp_path):
     search = ("search", "--trajectories", RECORD, "--first", "2", "--max-expansions", "3")
-    scored = (*search, "--head", head, "--model-path", llama)
+    scored = (*search, "--head", head, "--ranking", "head", "--model-path", llama)
     done = prover(*scored, "--adapter", lora, "--json")
     assert done.returncode in {0, 1}, done.stderr
     assert json.loads(done.stdout)["unscored"] == 0
@@ -76,7 +76,7 @@ def test_a_search_takes_the_adapter_or_says_why_not(llama, lora, head, tmp_path)
             "--adapter: belongs to one model",
         ),
         (
-            (*search, "--head", head, *remote, "--adapter", lora),
+            (*search, "--head", head, "--ranking", "head", *remote, "--adapter", lora),
             "--adapter: --backend remote has the model of its server",
         ),
     ):

@@ -129,31 +129,26 @@ def take_weights(
         prefix: Path of that part in the whole model, with a dot behind it unless it is empty.
 
     Raises:
-        AdapterError: If weights have changed that the adapter does not train.
+        AdapterError: If weights would change that the adapter does not train.
     """
-    values, changed, foreign = merged.state_dict(), 0, []
-    with torch.no_grad():
-        for name, held in target.state_dict().items():
-            value = values[name].to(held.dtype)
-            if torch.equal(value, held):
-                continue
-            module = f"{prefix}{name}".rpartition(".")[0]
-            if any(key.startswith(f"{module}.") for key in trained):
-                held.copy_(value)
-                changed += 1
-            else:
-                foreign.append(name)
-        foreign += [
-            name
-            for name, held in target.state_dict().items()
-            if name not in foreign and not torch.equal(values[name].to(held.dtype), held)
-        ]
-    if foreign:
+    held, values, changed = target.state_dict(), merged.state_dict(), 0
+
+    def wanted(name: str) -> torch.Tensor:
+        return values[name].to(held[name].dtype)  # one at a time: all of them are a model more
+
+    for name, tensor in held.items():
+        module = f"{prefix}{name}".rpartition(".")[0]
+        if any(key.startswith(f"{module}.") for key in trained):
+            changed += not torch.equal(tensor, wanted(name))
+            tensor.copy_(wanted(name))
+    # Again from the first one: two names may be one tensor, and hold what was copied last.
+    unlike = [name for name, tensor in held.items() if not torch.equal(tensor, wanted(name))]
+    if unlike:
         raise AdapterError(
-            f"`adapter` {adapter.name}: merged, it wants a value of its own for {some(foreign)},"
-            " which is one weight with another that it trains, or trains otherwise\nhint: train"
-            " input and output embeddings as one (peft: ensure_weight_tying); or give the folder of"
-            " the merged model, which peft unties (merge_and_unload, save_pretrained)"
+            f"`adapter` {adapter.name}: merged, {some(unlike)} would need a value of its own, and"
+            " is one weight with another in this model\nhint: train input and output embeddings as"
+            " one (peft: ensure_weight_tying); or give the folder of the merged model, which peft"
+            " unties (merge_and_unload, save_pretrained)"
         )
     if changed:
         log.info("adapter %s (%s): merged, %d weights changed", adapter.name, adapter.kind, changed)
