@@ -174,6 +174,20 @@ def test_an_adapter_that_is_stored_in_16_bits(llama, states, tmp_path):
     assert compare(Encoder.load(llama, adapter=adapter).encode(states[:9]), wanted)[0] <= 1e-5
 
 
+def test_an_adapter_that_was_saved_with_the_embeddings(llama, lora, copy, states):
+    """As peft does where the vocabulary was resized, or was thought to be."""
+    base = load_file(f"{llama}/model.safetensors")
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    with_tensors(
+        copy, lambda tensors: tensors.update({f"base_model.model.{n}": base[n] for n in names})
+    )
+    found = Encoder.load(llama, adapter=str(copy)).encode(states[:3])
+    assert (found == Encoder.load(llama, adapter=lora).encode(states[:3])).all()
+    with_tensors(copy, lambda tensors: tensors["base_model.model.lm_head.weight"].mul_(1.5))
+    policy = Encoder.load(llama, adapter=str(copy), keep_head=True).model.whole
+    assert torch.equal(policy.lm_head.weight, 1.5 * base["lm_head.weight"])
+
+
 def test_a_pickle_of_tensors_is_read_and_one_of_code_is_not(llama, lora, copy, states):
     """As with the weights of models."""
     tensors = load_file(copy / "adapter_model.safetensors")
@@ -414,6 +428,13 @@ def of_another_base(folder, make_model):
     adapters.train(make_model("llama", hidden_size=32), folder)
 
 
+def of_a_larger_vocabulary(folder):
+    def add(tensors):
+        tensors["base_model.model.model.embed_tokens.weight"] = torch.zeros(2056, 64)
+
+    with_tensors(folder, add)
+
+
 def of_an_initialisation_that_changes_the_base(folder):
     with_settings(folder, init_lora_weights="pissa_niter_4")
 
@@ -469,6 +490,7 @@ def of_prefixes(folder, make_model):
         (modules_that_are_not_there, r"cannot be merged .*query_key_value"),
         (another_rank, r"42 of 42 tensors do not have the shapes .*\[16, 64\], expected \[8, 64\]"),
         (of_another_base, r"tensors do not have the shapes .*expected [\s\S]*\nhint: .*states /"),
+        (of_a_larger_vocabulary, r"(lacks|shapes) [\s\S]*\nhint: "),
         (of_an_initialisation_that_changes_the_base, r"init_lora_weights is pissa.*\nhint: "),
         (for_some_tokens_only, r"cannot be merged [\s\S]*hint: "),
         (with_layers_more_than_once, r"[\s\S]*hint: "),
