@@ -103,7 +103,7 @@ bench: build ## Run the cache benchmark (see docs/benchmarks.md for larger sizes
 
 lock: setup ## Choose the newest dependencies, and write both lock files
 	cargo update
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra lean --extra serve --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra adapter --extra lean --extra serve --universal --python-version 3.11 --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove everything that can be made again

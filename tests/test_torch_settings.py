@@ -7,7 +7,7 @@ import torch
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
 from ebm_encode import Encoder
-from ebm_encode.engines.torch_settings import inference
+from ebm_encode.torch_settings import inference
 
 _CUDA, _CPU = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
 

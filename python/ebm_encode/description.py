@@ -27,6 +27,7 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
             "versions": versions(),
         }
         | ({"commit": model.commit} if model.commit else {})
+        | ({"adapter": model.adapter.describe()} if model.adapter else {})
         | _backend(server)
     )
 

@@ -149,6 +149,7 @@ class Encoder:
         trust_remote_code: bool = False,
         code_revision: str | None = None,
         keep_head: bool = False,
+        adapter: str | None = None,
         backend: Backend = "hf",
         server: Any = None,
         server_token: str | None = None,
@@ -184,6 +185,9 @@ class Encoder:
             code_revision: Commit of that code, where it is in another repository than the model.
             keep_head: Whether the language-model head stays in memory, so that a `TacticPolicy` can
                 share the weights. Embeddings are the same.
+            adapter: A PEFT adapter (LoRA and others) of the model: its folder; or its hub id, with
+                `@` and a revision behind it if wanted. It is merged in float32, in memory, and is
+                part of the identity. Needs the extra `ebm-encode[adapter]`.
             backend: What computes embeddings: `hf`, the model in this process; or a server, whose
                 replies are compared with it: `remote` (`ebm-encode serve`), `sglang` or `vllm`. The
                 model is then loaded too, on the CPU unless `device` says otherwise.
@@ -198,6 +202,8 @@ class Encoder:
             UnsafeServerError: If a server's embeddings are not those of the model.
             IdentityMismatchError: If a `remote` server has another encoder.
             ModelError: If the model cannot be loaded or used.
+            AdapterError: If the adapter cannot be merged into the model.
+            LibraryError: If there is an adapter, and no peft.
             TemplateError: If there is no such template, or it has no place for the state.
             ArgumentError: If the options do not fit each other or the model.
         """
@@ -224,6 +230,7 @@ class Encoder:
             trust_remote_code=trust_remote_code,
             code_revision=code_revision,
             keep_head=keep_head,
+            adapter=adapter,
         )
         return cls(
             model,

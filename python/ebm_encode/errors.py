@@ -29,6 +29,10 @@ class ModelError(EbmEncodeError):
     """A model cannot be loaded, does not run, or is not one that this package can use."""
 
 
+class AdapterError(ModelError):
+    """An adapter cannot be read, does not fit its base model, or cannot be merged into it."""
+
+
 class StateFormatError(EbmEncodeError):
     """States are not in the printed form that they are said to be in, or cannot be converted."""
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from ebm_encode.cli.parameters import FLAG, JSON, SECONDS, require_names
 from ebm_encode.cli.server_options import read_token
+from ebm_encode.errors import ArgumentError
 from ebm_encode.options import Dtype
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def doctor(
     *,
     server: str,
     model_path: str | None = None,
+    adapter: str | None = None,
     dtype: Dtype = "auto",
     server_token_file: Path | None = None,
     server_exclusive: Annotated[bool, FLAG] = False,
@@ -35,6 +37,7 @@ def doctor(
     Args:
         server: URL of the server.
         model_path: The model that it serves, to compare with; a folder or hub id.
+        adapter: PEFT adapter that the server's model has been merged with; a folder or hub id.
         dtype: Compute dtype of that model here; the server's.
         server_token_file: File with the server's bearer token; the environment variable
             EBM_ENCODE_TOKEN may hold it too.
@@ -43,7 +46,9 @@ def doctor(
         timeout: Seconds that a request may take.
         json_verdict: Print the verdict as JSON.
     """
-    require_names(server=server, model_path=model_path)
+    require_names(server=server, model_path=model_path, adapter=adapter)
+    if adapter is not None and model_path is None:
+        raise ArgumentError("`adapter`: needs its base model\nhint: give it as `model_path`")
     from ebm_encode.doctor import examine  # noqa: PLC0415  (pyarrow, perhaps torch)
 
     found = examine(
@@ -51,6 +56,7 @@ def doctor(
         token=read_token(server_token_file),
         exclusive=server_exclusive,
         model_path=model_path,
+        adapter=adapter,
         dtype=dtype,
         timeout=timeout,
     )

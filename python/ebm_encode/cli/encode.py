@@ -66,7 +66,8 @@ def encode(
     started = datetime.now(UTC)
     if quiet:
         logging.getLogger("ebm_encode").setLevel(logging.WARNING)
-    require_names(model_path=model_path, output=output, template=encoding.template, cache=run.cache)
+    require_names(model_path=model_path, adapter=encoding.adapter, output=output)
+    require_names(template=encoding.template, cache=run.cache)
     output = _usable(output)
     Template.load(encoding.template)  # before anything that takes long
     if backend.backend != "hf" and run.verify_sample == 0:

@@ -30,6 +30,8 @@ class EncoderOptions:
     """What embeddings are made with: everything that goes to `Encoder.load`.
 
     Attributes:
+        adapter: PEFT adapter (LoRA) of the model, merged in float32 in memory: a folder, or a hub
+            id with @REVISION behind it if wanted. Needs the extra ebm-encode[adapter].
         batch_size: Maximum states per forward pass (default: max(256, max_batch_tokens / 32)).
         max_batch_tokens: Maximum tokens per forward pass, padding included. This limit matters
             most. Default: 8,192 on a CPU; on an accelerator measured on the first states.
@@ -52,6 +54,7 @@ class EncoderOptions:
             printer), pantograph, burnqed. States are converted to it. as-given: texts as they are.
     """
 
+    adapter: str | None = None
     batch_size: Annotated[int | None, AtLeastOne] = None
     max_batch_tokens: Annotated[int | None, AtLeastOne] = None
     dtype: Dtype = "auto"

@@ -6,7 +6,7 @@ _OPTIONS = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("architecture", "batch_size", "batch_states", "cache", "checkpoint_rows"),
+            *("adapter", "architecture", "batch_size", "batch_states", "cache", "checkpoint_rows"),
             *("checkpoint_seconds", "clip", "column", "device", "distance_scale", "dropout"),
             *("distance_weight", "epochs", "figure", "learning_rate", "log_file", "loss"),
             *("labels", "max_missing", "members", "pair_weight", "patience", "random_cache"),

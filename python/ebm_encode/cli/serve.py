@@ -82,6 +82,7 @@ def serve(
         hub: Which version of a model on the hub.
     """
     require_names(model_path=model_path, cache=cache, append_to=append_to)
+    require_names(adapter=encoding.adapter)
     options = ServeOptions(
         host=host,
         port=port,

@@ -1,6 +1,6 @@
 """Examines a server of whichever kind."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ebm_encode.doctor.diagnosis import Diagnosis
 from ebm_encode.doctor.others import examine_remote, examine_vllm
@@ -22,6 +22,7 @@ def examine(
     token: str | None = None,
     exclusive: bool = False,
     model_path: str | None = None,
+    adapter: str | None = None,
     dtype: str = "auto",
     timeout: float = 60.0,
 ) -> Diagnosis:
@@ -32,6 +33,7 @@ def examine(
         token: Its bearer token.
         exclusive: Whether nobody else uses it. Old SGLang servers are asked only then.
         model_path: The model that it serves, to compare with.
+        adapter: A PEFT adapter to merge into that.
         dtype: Compute dtype of that.
         timeout: Seconds that a request may take.
 
@@ -40,8 +42,9 @@ def examine(
     """
     client = ServerClient(url, token=token, timeout=timeout)
     with making_sense(client.url):
+        loading = {"dtype": dtype, "adapter": adapter, "device": "cpu"}
         return _examine(
-            client, token=token, exclusive=exclusive, model_path=model_path, dtype=dtype
+            client, token=token, exclusive=exclusive, model_path=model_path, loading=loading
         )
 
 
@@ -51,7 +54,7 @@ def _examine(
     token: str | None,
     exclusive: bool,
     model_path: str | None,
-    dtype: str,
+    loading: dict[str, Any],
 ) -> Diagnosis:
     kind = kind_of(client)
     if kind == "remote":
@@ -59,22 +62,22 @@ def _examine(
         if model_path is not None:
             from ebm_encode.encoder import Encoder  # noqa: PLC0415
 
-            encode = Encoder.load(model_path, dtype=dtype, device="cpu").encode  # type: ignore[arg-type]
+            encode = Encoder.load(model_path, **loading).encode
         return examine_remote(client, token=token, timeout=client.timeout, encode=encode)
-    states_of, computed = (None, None) if model_path is None else _states_of(model_path, dtype)
+    states_of, computed = (None, None) if model_path is None else _states_of(model_path, loading)
     if kind == "vllm":
         return examine_vllm(client, states_of=states_of, dtype=computed)
     transport = HttpTransport(client)
     return examine_sglang(transport, exclusive=exclusive, states_of=states_of, dtype=computed)
 
 
-def _states_of(model_path: str, dtype: str) -> "tuple[StatesOf, str]":
+def _states_of(model_path: str, loading: dict[str, Any]) -> "tuple[StatesOf, str]":
     """The model's own hidden states, at batch size 1 on the CPU, and its compute dtype."""
     from ebm_encode.engines.output import OutputSlots  # noqa: PLC0415  (torch)
     from ebm_encode.engines.padded import UnbatchedEngine  # noqa: PLC0415
     from ebm_encode.loading.model import load_model  # noqa: PLC0415
 
-    model = load_model(model_path, dtype=dtype, device="cpu")  # type: ignore[arg-type]
+    model = load_model(model_path, **loading)
     reference = UnbatchedEngine(model, "mean", -1)
 
     def states(sequence: "Sequence32") -> "NDArray[np.float32]":

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ebm_encode.engines.torch_settings import inference
 from ebm_encode.errors import ModelError
 from ebm_encode.loading.model import Model, text_config_of
+from ebm_encode.torch_settings import inference
 
 
 class _Reached(Exception):  # noqa: N818  (not an error)

@@ -10,10 +10,10 @@ from ebm_encode import _core
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.output import OutputSlots, Pass, to_device
-from ebm_encode.engines.torch_settings import inference
 from ebm_encode.loading.model import Model
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
+from ebm_encode.torch_settings import inference
 
 
 class PaddedEngine:

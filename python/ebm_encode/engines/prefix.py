@@ -22,11 +22,11 @@ from ebm_encode.engines.compiled import CompiledLayers
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.output import OutputSlots, Pass, to_device
 from ebm_encode.engines.pooling import along_paths, pool
-from ebm_encode.engines.torch_settings import inference
 from ebm_encode.engines.trie import chunks_of, even_cuts, runs_of
 from ebm_encode.loading.model import Model
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
+from ebm_encode.torch_settings import inference
 
 MOST_QUERIES = 96
 """Longer runs are divided on a CPU: their first part then skips the keys of the later ones."""

@@ -53,6 +53,7 @@ def identify(
         config = json.loads((model.folder / "config.json").read_bytes())
         code = _code(model) if model.own_code else None
         tokenizer = digest_json(tokenizer_as_it_runs(prompts.tokenizer, model.folder))
+        adapter = None if model.adapter is None else model.adapter.digest()
     except (OSError, ValueError) as error:
         raise ModelError(f"{model.name}: {error}") from error
     fields = {
@@ -73,6 +74,9 @@ def identify(
     # Absent for texts as given, so that identities from before there were formats stay the same.
     if state_format != AS_GIVEN:
         fields[FIELD] = state_format
+    # The same: absent without an adapter.
+    if adapter is not None:
+        fields["adapter"] = adapter
     # After everything was read: what is digested is what was loaded only if nothing has changed.
     model.files.require_unchanged(model.name)
     return Identity.from_json(json.dumps(fields))

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import transformers
 from numpy.typing import NDArray
 
 from ebm_encode.errors import ArgumentError, ModelError, one_line
+from ebm_encode.loading.adapter import merge, require_mergeable, take_weights
+from ebm_encode.loading.adapter_files import Adapter, find_adapter
 from ebm_encode.loading.loaded_weights import require_same_shapes, require_weights
 from ebm_encode.loading.model_files import (
     FileStates,
@@ -60,6 +63,7 @@ class Model:
         whole: The model with its head, whose base is `base`, if it was loaded to generate text. It
             has no settings of its own for that.
         eos: The tokens that end a text, by the model's files; empty unless `whole` is there.
+        adapter: The adapter that is merged into its weights, if any.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Model:
     rotary: RotaryState = field(default_factory=RotaryState, repr=False)
     whole: Any = field(default=None, repr=False)
     eos: frozenset[int] = frozenset()
+    adapter: Adapter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +124,7 @@ def load_model(
     trust_remote_code: bool = False,
     code_revision: str | None = None,
     keep_head: bool = False,
+    adapter: str | None = None,
 ) -> Model:
     """Loads a model and its tokenizer from a folder or by hub id.
 
@@ -131,8 +137,12 @@ def load_model(
         trust_remote_code: Whether code that comes with the model may run.
         code_revision: Commit of that code where `auto_map` takes it from another repository.
         keep_head: Whether its language-model head stays in memory, so that it can generate text.
+        adapter: Folder or hub id of a PEFT adapter, which is merged into it in float32, before the
+            weights become the compute dtype.
 
     Raises:
+        AdapterError: If the adapter cannot be merged into this model.
+        LibraryError: If there is an adapter, and no peft.
         ModelError: If anything about it keeps it from being used; also if its files lack weights or
             persistent buffers (transformers would make them up), or change meanwhile.
     """
@@ -141,14 +151,16 @@ def load_model(
     options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
     target = _device(device)
     weights = weight_files(folder)
-    files = FileStates.of_folder(folder, weights)
+    added = None if adapter is None else find_adapter(adapter)
+    files = FileStates.of_folder(folder, [*weights, *(() if added is None else added.files)])
     with _naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
+    if added is not None:
+        require_mergeable(added, name, config)
     tokenizer = _tokenizer(name, folder, options)
     encodes = getattr(config, "is_encoder_decoder", False)
-    whole, base = _loaded(
-        name, folder, dtype, options, weights, encodes=encodes, keep_head=keep_head
-    )
+    load = partial(_loaded, name, folder, options, weights, encodes=encodes, keep_head=keep_head)
+    whole, base = load(dtype)
     with _naming(name):
         quantization = _quantization(whole, base)
     kept = whole if keep_head else None
@@ -156,8 +168,11 @@ def load_model(
     del whole  # without its head where none is wanted
     _vocabulary(name, base)  # now, so that a model that does not say is refused here
     text_config = text_config_of(config)
-    if target.type == "cpu":
-        _take_into_memory(base if kept is None else kept)
+    part = base if kept is None else kept
+    if target.type == "cpu" or added is not None:  # what is written to must not be a file's pages
+        _take_into_memory(part)
+    if added is not None:
+        _take_merged(added, name, part, load("float32"), with_head=keep_head)
     try:
         base = base.to(target)
         if kept is not None:
@@ -180,6 +195,7 @@ def load_model(
         rotary=RotaryState(base if stretches is not None else None),
         whole=kept,
         eos=eos,
+        adapter=added,
     )
 
 
@@ -196,9 +212,9 @@ def text_config_of(config: Any) -> Any:
 def _loaded(
     name: str,
     folder: Path,
-    dtype: Dtype,
     options: dict[str, Any],
     weights: list[Path],
+    dtype: Dtype,
     *,
     encodes: bool,
     keep_head: bool,
@@ -229,6 +245,21 @@ def _loaded(
             whole = whole.eval().requires_grad_(requires_grad=False)
             require_weights(name, whole, whole, info, weights)
     return whole, base
+
+
+def _take_merged(
+    adapter: Adapter, name: str, part: Any, source: tuple[Any, Any], *, with_head: bool
+) -> None:
+    """Gives a loaded model, or its base, the weights of `source` with the adapter merged.
+
+    The model was loaded in its compute dtype before, so that whatever an adapter does not change
+    (buffers, layers that stay in float32) is as it is without one.
+    """
+    whole, base = source
+    trained = merge(adapter, name, whole, base, with_head=with_head)
+    same = whole if with_head else base
+    path = next((path for path, module in whole.named_modules() if module is same), "")
+    take_weights(adapter, trained, part, same, f"{path}." if path else "")
 
 
 def _without_settings(whole: Any, tokenizer: Any) -> frozenset[int]:

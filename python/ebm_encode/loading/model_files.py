@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from ebm_encode.errors import ModelError, one_line
 
+ADAPTER_CONFIG = "adapter_config.json"
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 
@@ -46,26 +47,35 @@ def find_folder(
     """
     if not name:
         raise ModelError("`model_path`: is empty, expected a model's folder or hub id")
-    try:
-        path = Path(name).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
-        raise ModelError(f"`model_path` {name[:80]}: {one_line(error)}") from error
-    if exists and not is_folder:
-        raise ModelError(f"{name}: is a file, expected a model's folder or hub id")
-    if is_folder and revision is not None:
+    given = local_folder(name, "model_path")
+    if given is not None and revision is not None:
         raise ModelError(
             f"`revision` {revision}: {name} is a folder, and only hub ids have revisions\n"
             "hint: leave `revision` out, or give the hub id"
         )
-    if not is_folder:
-        path = _download(name, revision, [*_HUB_FILES, *(["*.py"] if with_code else [])])
+    path = given or download(name, revision, [*_HUB_FILES, *(["*.py"] if with_code else [])])
     _require_files(path, name)
     if with_weights:
-        if not is_folder:
+        if given is None:
             _download_weights(name, path)
         weight_files(path)
     return path
+
+
+def local_folder(name: str, argument: str) -> Path | None:
+    """The folder of a name; `None` if there is nothing of that name here.
+
+    Raises:
+        ModelError: If it is something else, or cannot be a path; with the argument that named it.
+    """
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such home
+        raise ModelError(f"`{argument}` {name[:80]}: {one_line(error)}") from error
+    if exists and not is_folder:
+        raise ModelError(f"{name}: is a file, expected a folder or hub id (`{argument}`)")
+    return path if is_folder else None
 
 
 def commit_of(folder: Path) -> str | None:
@@ -74,7 +84,12 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if is_commit else None
 
 
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+def download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Downloads some files of a hub id, where they are not here yet; the folder with them.
+
+    Raises:
+        ModelError: If the hub does not have it or cannot be reached.
+    """
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
@@ -99,21 +114,21 @@ def _download_weights(name: str, folder: Path) -> None:
         index = folder / (choice if choice.endswith(".index.json") else f"{choice}.index.json")
         single = not choice.endswith(".index.json")
         if single:
-            _download(name, commit, [choice])
+            download(name, commit, [choice])
         if single and (folder / choice).is_file():
             return
         if index.is_file():
-            _download(name, commit, _shards_of(index))
+            download(name, commit, _shards_of(index))
             return
 
 
 def _require_files(folder: Path, name: str) -> None:
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER_CONFIG
     if adapter.exists():  # before anything else: the folder of an adapter has no config.json
         raise ModelError(
-            f"{name}: has an adapter (adapter_config.json){_base_of(adapter)}, which is not"
-            " supported\nhint: merge it into its base model (peft: merge_and_unload), save that"
-            " with its tokenizer, and give that folder"
+            f"{name}: has an adapter (adapter_config.json){_base_of(adapter)}, and is no model by"
+            " itself\nhint: give the base model, and this folder as `adapter`; or merge it (peft:"
+            " merge_and_unload), save that with its tokenizer, and give that folder"
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: the folder has no config.json; is it a model's folder?")

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from ebm_encode.engines.torch_settings import inference
 from ebm_encode.errors import ModelError, one_line
 from ebm_encode.loading.model import Model
 from ebm_encode.policy.decoding import AbandonedError, Beams, Generated, Sampling
 from ebm_encode.policy.ends import Ends
+from ebm_encode.torch_settings import inference
 
 log = logging.getLogger(__name__)
 

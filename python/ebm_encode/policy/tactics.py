@@ -100,6 +100,7 @@ class TacticPolicy:
         revision: str | None = None,
         trust_remote_code: bool = False,
         code_revision: str | None = None,
+        adapter: str | None = None,
     ) -> "TacticPolicy":
         """A policy with a model from a folder or the Hugging Face Hub.
 
@@ -115,8 +116,11 @@ class TacticPolicy:
             revision: Branch, tag or commit of a hub id.
             trust_remote_code: Whether code that comes with the model may run.
             code_revision: Commit of that code, where it is in another repository than the model.
+            adapter: A PEFT adapter of the model, as for `Encoder.load`.
 
         Raises:
+            AdapterError: If the adapter cannot be merged into the model.
+            LibraryError: If there is an adapter, and no peft.
             ModelError: If the model cannot be loaded, has no head, or does not generate what its
                 forward passes say.
             TemplateError: If there is no such template, or it has no place for the state.
@@ -132,6 +136,7 @@ class TacticPolicy:
             trust_remote_code=trust_remote_code,
             code_revision=code_revision,
             keep_head=True,
+            adapter=adapter,
         )
         return cls(model, chosen, max_length=max_length, max_sequences=max_sequences)
 

@@ -45,6 +45,9 @@ pub struct PythonEncoderOptions {
     pub trust_remote_code: bool,
     /// Commit of that code, where it is in another repository than the model.
     pub code_revision: Option<String>,
+    /// A PEFT adapter that is merged into the model: its folder, or its hub id, with `@` and a revision
+    /// behind it if wanted. Needs peft beside the Python package.
+    pub adapter: Option<String>,
     /// Threads of torch within one operation; fewer leave cores to the host's own threads.
     pub threads: Option<usize>,
     /// Whether the language-model head stays in memory, so that a
@@ -139,6 +142,7 @@ impl PythonEncoderOptions {
             revision: None,
             trust_remote_code: false,
             code_revision: None,
+            adapter: None,
             threads: None,
             keep_head: false,
             server: None,
@@ -172,6 +176,8 @@ impl PythonEncoderOptions {
         with_revision, revision: text,
         /// Sets the commit of the model's code.
         with_code_revision, code_revision: text,
+        /// Sets the adapter that is merged into the model.
+        with_adapter, adapter: text,
         /// Sets the threads of torch.
         with_threads, threads: usize,
     }
@@ -213,6 +219,7 @@ impl PythonEncoderOptions {
             ("state_format", &self.state_format),
             ("revision", &self.revision),
             ("code_revision", &self.code_revision),
+            ("adapter", &self.adapter),
         ];
         for (name, text) in texts {
             if let Some(text) = text {

@@ -182,6 +182,7 @@ impl PythonPolicyOptions {
             ("device", &model.device),
             ("revision", &model.revision),
             ("code_revision", &model.code_revision),
+            ("adapter", &model.adapter),
         ];
         for (name, text) in texts {
             if let Some(text) = text {

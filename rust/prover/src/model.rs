@@ -69,6 +69,10 @@ pub(crate) struct ModelArguments {
     /// Commit of that code, where it is in another repository than the model.
     #[arg(long, value_name = "COMMIT")]
     code_revision: Option<String>,
+    /// PEFT adapter that is merged into the model: a folder, or a hub id, with @REVISION behind it if
+    /// wanted.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) adapter: Option<String>,
 }
 
 impl PythonArguments {
@@ -133,6 +137,7 @@ impl ModelArguments {
             ("--revision", self.revision.is_some()),
             ("--trust-remote-code", self.trust_remote_code),
             ("--code-revision", self.code_revision.is_some()),
+            ("--adapter", self.adapter.is_some()),
         ];
         all.into_iter().filter_map(|(option, given)| given.then_some(option)).collect()
     }
@@ -196,5 +201,6 @@ impl ModelArguments {
             .with_revision(self.revision.as_deref())
             .with_trust_remote_code(self.trust_remote_code)
             .with_code_revision(self.code_revision.as_deref())
+            .with_adapter(self.adapter.as_deref())
     }
 }

@@ -188,10 +188,17 @@ fn scores(search: &Search) -> Vec<Rule> {
                 "--revision",
                 "--trust-remote-code",
                 "--code-revision",
+                "--adapter",
             ],
             hf || encoder_here,
             "is of a model in this process, and none is loaded",
             "give --model-path and --head, or --policy hf",
+        ),
+        rule(
+            &["--adapter"],
+            !search.policy.has_another_model(scorer.model_path.as_deref()),
+            "belongs to one model, and --policy-model is another than --model-path",
+            "merge it into its model, save that, and give its folder",
         ),
         rule(
             &[

@@ -150,6 +150,12 @@ impl PolicyArguments {
         self.policy == Some(Kind::Hf)
     }
 
+    /// Whether there is a model of its own beside another one, the encoder's.
+    pub(super) fn has_another_model(&self, encoder: Option<&str>) -> bool {
+        let own = self.policy_model.as_deref().filter(|_| self.uses_model());
+        matches!((own, encoder), (Some(own), Some(encoder)) if own != encoder)
+    }
+
     /// The files that are read, with their options.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let tactics = self.tactics.as_deref().map(|path| ("--tactics", path));
@@ -229,6 +235,7 @@ impl PolicyArguments {
         let Some(model) = self.policy_model.as_ref().or(search.scorer.model_path.as_ref()) else {
             bail!("--policy hf: needs a model\nhint: give --policy-model, or --model-path");
         };
+        let adapter = search.model.adapter.as_ref();
         let options = PythonPolicyOptions::default()
             .with_template(self.policy_template.as_str())
             .with_samples(self.candidates as usize)
@@ -236,12 +243,17 @@ impl PolicyArguments {
             .with_temperature(self.temperature)
             .with_max_new_tokens(self.max_tactic_tokens as usize)
             .with_seed(seed(search)?);
-        let described = json!({
+        let mut described = json!({
             "kind": "hf", "model": fingerprint(Path::new(model))?.unwrap_or_else(|| model.clone()),
             "options": search.model.describe_for_policy(), "template": self.template_text()?,
             "candidates": self.candidates, "beam": self.beam, "temperature": self.temperature,
             "tokens": self.max_tactic_tokens,
         });
+        // Absent without one, as in the records of searches from before there were adapters.
+        if let Some(adapter) = adapter {
+            let held = fingerprint(Path::new(adapter))?;
+            described["adapter"] = held.unwrap_or_else(|| adapter.clone()).into();
+        }
         Ok((Proposer::Model { model: model.clone(), options }, described))
     }
 
