@@ -127,22 +127,90 @@ def test_a_step_that_leaves_its_outputs_as_they_were_is_not_done(run_cli, users)
         os.utime(users.parent / output, (1, 1))
     time.sleep(1.1)
     found = summary(run_cli, users, code=1)
-    assert "it left its outputs as they were" in found["error"]
+    assert "left its outputs as they were" in found["error"]
     users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", "rm {folder}/one.txt"))
     assert "did not write" in summary(run_cli, users, code=1)["error"]
 
 
-def test_a_record_that_is_damaged_is_told(run_cli, users):
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step": 1}', "\xff", '{"step": "one"}'])
+def test_a_damaged_record_is_told_and_counts_as_none(run_cli, users, content):
     summary(run_cli, users)
     record = users.parent / "work" / "records" / "one.json"
-    for content in ("{", "[]", "{}", '{"step": 1}'):
-        record.write_text(content)
-        code, out, err = run_cli("iterate", users)
-        assert code in (1, 2)
-        assert str(record) in err + out
-        assert "hint: remove it" in err + out
-    record.unlink()
-    assert states_of(summary(run_cli, users)) == {"one": "done", "two": "kept"}
+    record.write_text(content)
+    code, out, err = run_cli("iterate", users, "--json")
+    assert code == 0, err
+    assert f"{record} is damaged" in err
+    assert states_of(json.loads(out)) == {"one": "done", "two": "kept"}
+
+
+def test_a_record_of_another_version_is_read(run_cli, users):
+    summary(run_cli, users)
+    record = users.parent / "work" / "records" / "one.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"more": 1}))
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "kept"}
+
+
+@pytest.mark.parametrize(
+    "printed",
+    ['{"solved": NaN}', '{"solved": 1e999}', f'{{"solved": 1{"0" * 400}}}', '{"a":' * 9000],
+)
+def test_figures_that_are_none_are_left_out(run_cli, users, printed):
+    users.write_text(_USERS.replace("echo one >> runs", f"printf %s '{printed}'"))
+    found = summary(run_cli, users)
+    assert found["steps"][0]["figures"] == {}
+    assert run_cli("iterate", users)[0] == 0
+
+
+def test_links_to_folders_are_followed_and_pipes_refused(run_cli, users):
+    real = users.parent / "real"
+    real.mkdir()
+    (real / "f").write_text("1")
+    (users.parent / "in").mkdir()
+    (users.parent / "in" / "link").symlink_to(real)
+    (real / "loop").symlink_to(real)
+    users.write_text(_USERS.replace('inputs = ["in.txt"]', 'inputs = ["in.txt", "in"]'))
+    summary(run_cli, users)
+    assert states_of(summary(run_cli, users))["one"] == "kept"
+    (real / "f").write_text("2")
+    assert states_of(summary(run_cli, users))["one"] == "done"
+    os.mkfifo(real / "pipe")
+    code, _, err = run_cli("iterate", users)
+    assert code == 1
+    assert "neither a file nor a folder" in err
+
+
+def test_a_step_that_takes_half_an_output_for_a_whole_one(run_cli, users):
+    """Killed in its first run, it skips what is there in the second."""
+    skips = "[ -e {folder}/one.txt ] || (echo half > {folder}/one.txt; kill -9 $$)"
+    users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", skips))
+    assert "was ended by signal SIGKILL" in summary(run_cli, users, code=1)["error"]
+    os.utime(users.parent / "work" / "one.txt", (1, 1))
+    time.sleep(1.1)
+    assert "left its outputs as they were" in summary(run_cli, users, code=1)["error"]
+
+
+def test_brackets_in_the_name_of_the_project_and_its_files(run_cli, users):
+    folder = users.parent / "run [1]*"
+    folder.mkdir()
+    (folder / "a[b].txt").write_text("1")
+    path = folder / "c.toml"
+    path.write_text(_USERS.replace("in.txt", "a[b].txt").replace("cat a[b].txt", "cat 'a[b].txt'"))
+    assert states_of(summary(run_cli, path)) == {"one": "done", "two": "done"}
+    path.write_text(path.read_text().replace('["a[b].txt"]', '["*[[]b].txt"]'))
+    assert states_of(summary(run_cli, path, "--until", "one")) == {"one": "kept"}
+    (folder / "a[b].txt").write_text("2")
+    assert states_of(summary(run_cli, path)) == {"one": "done", "two": "done"}
+
+
+def test_a_folder_that_another_step_writes_in_is_needed_too(run_cli, users):
+    users.write_text(
+        "[steps.a]\ncommand = ['sh', '-c', 'ls m > a']\ninputs = ['m']\noutputs = ['a']\n"
+        "[steps.b]\ncommand = ['sh', '-c', 'echo > m/new']\noutputs = ['m/new']\n"
+    )
+    (users.parent / "m").mkdir()
+    summary(run_cli, users)
+    assert (users.parent / "a").read_text() == "new\n"
+    assert states_of(summary(run_cli, users)) == {"b": "kept", "a": "kept"}
 
 
 def test_notes_go_out_at_the_end(run_cli, users):
@@ -187,7 +255,7 @@ def test_the_example_is_a_right_configuration(run_cli, tmp_path):
         ("[server]\nfree = 'stop'", "1: server.url is missing"),
         ("[server]\nurl = 'http://x'", "1: server lacks its start"),
         ("[server]\nurl = 'http://x'\nstart = []", "3: server.start list should have at least"),
-        ("[server]\nurl = 'x'\nfree = 'sleep'", "3: server.free input should be 'stop'"),
+        ("[server]\nurl = 'http://x'\nfree = 'sleep'", "3: server.free input should be 'stop'"),
         ("[steps.Two]\ncommand = ['x']", "1: steps.Two"),
         ("[steps.two]\ninputs = ['x']", "1: steps.two lacks its command"),
         ("[steps.two]\ncommand = ['x']", "1: steps.two lacks its outputs"),
@@ -207,6 +275,23 @@ def test_the_example_is_a_right_configuration(run_cli, tmp_path):
             "2: steps.two.command.0 has an unknown placeholder",
         ),
         ("a = 1\na = 2", "is no TOML"),
+        (f"a = {'[' * 3000}", "is no TOML"),
+        ("[server]\nurl = 'ftp://x'\nstart = ['x']", "2: server.url is no URL"),
+        ("[server]\nurl = 'http://x'\nstart = ['x']\nstop = ['{model}']", "4: server.stop.0 has"),
+        ("[variables]\nfolder = 'x'", "2: variables.folder is a name that has a meaning"),
+        ("[variables]\na = '{b}'\nb = 'x'", "2: variables.a holds a brace"),
+        ("[steps.two]\ncommand = ['x']\noutputs = ['o/*.x']", "3: steps.two.outputs.0 is a URL or"),
+        ("[steps.two]\ncommand = ['x']\noutputs = ['http://y']", "3: steps.two.outputs.0 is a URL"),
+        ("[steps.two]\ncommand = ['x\\u0000']\noutputs = ['y']", "2: steps.two.command.0 holds"),
+        ("[steps.audit.options]\ncaches = {}", "2: steps.audit.options.caches is no text"),
+        (
+            "[steps.two]\ncommand = ['{python:>9}']\noutputs = ['y']",
+            "2: steps.two.command.0 has an unknown placeholder",
+        ),
+        (
+            "[steps.two]\ncommand = ['x']\noutputs = ['y']\nenvironment = { 'a=b' = 'c' }",
+            "4: steps.two.environment",
+        ),
         ("steps = {}", "c.toml: has no steps"),
     ],
 )
@@ -240,10 +325,19 @@ def test_steps_that_need_each_other_or_write_the_same(tmp_path, run_cli):
     code, _, err = run_cli("iterate", path, "--dry-run")
     assert code == 2
     assert "need each other in a circle" in err
+    for outputs in (("2", "2"), ("2", "2/x"), ("2/x", "2")):
+        path.write_text("".join(step.format(n, "1", o) for n, o in zip("ab", outputs, strict=True)))
+        code, _, err = run_cli("iterate", path, "--dry-run")
+        assert code == 2
+        assert "steps a and b write" in err
+    path.write_text(step.format("a", "1", "1"))
+    assert "is its input and its output" in run_cli("iterate", path)[2]
+    path.write_text(step.format("a", "1", "."))
+    assert "holds the records" in run_cli("iterate", path)[2]
     path.write_text(step.format("a", "1", "2") + step.format("b", "1", "2"))
     code, _, err = run_cli("iterate", path, "--dry-run")
     assert code == 2
-    assert "steps a and b both write" in err
+    assert "steps a and b write" in err
 
 
 def test_variables(tmp_path, run_cli):
@@ -254,7 +348,7 @@ def test_variables(tmp_path, run_cli):
     )
     summary(run_cli, path, "--set", "where=b")
     assert (tmp_path / "w" / "b" / "x").read_text() == "{b}\n"
-    for given, said in [("other=1", "has no variable `other`"), ("where", "expected NAME=VALUE")]:
+    for given, said in [("other=1", "has no variable other"), ("where", "expected NAME=VALUE")]:
         code, _, err = run_cli("iterate", path, "--set", given)
         assert code == 2
         assert said in err

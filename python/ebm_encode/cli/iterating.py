@@ -3,8 +3,7 @@
 import json
 import os
 import shlex
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ebm_encode.errors import ArgumentError, InputError
 from ebm_encode.pipeline.config import OWN_STEPS, absolute, folder_of, read_config
 from ebm_encode.pipeline.iteration import Iteration
 from ebm_encode.pipeline.plan import Verdict, in_range
+from ebm_encode.pipeline.processes import run_briefly
 from ebm_encode.pipeline.summary import StepSummary, Summary
 
 _COMMANDS: dict[str, Any] = {
@@ -59,6 +59,10 @@ def run(
     as_json: bool,
 ) -> int:
     """Runs an iteration, shows what became of it, tells the user's command; gives the exit code."""
+    try:
+        command = shlex.split(notify) if isinstance(notify, str) else notify
+    except ValueError as error:
+        raise ArgumentError(f"--notify {notify}: {error}") from error
     summary = _run(iteration, first, until, quiet=quiet)
     if as_json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))  # noqa: T201
@@ -66,7 +70,6 @@ def run(
         _show(summary)
     if summary.error:
         _tell(f"error: {summary.error}")
-    command = shlex.split(notify) if isinstance(notify, str) else notify
     _notify(command, iteration, summary)
     return _EXIT_CODES[summary.state]
 
@@ -180,24 +183,22 @@ def _duration(seconds: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
 def _notify(command: Sequence[str] | None, iteration: Iteration, summary: Summary) -> None:
     """Tells the user's command; that it fails changes nothing of how the iteration ended."""
     if not command:
         return
-    told: Mapping[str, Any] = {
+    told = {
         "EBM_ENCODE_STATE": summary.state,
         "EBM_ENCODE_MESSAGE": summary.error,
         "EBM_ENCODE_SUMMARY": str(iteration.folder / "summary.json"),
     }
     try:
-        done = subprocess.run(  # noqa: S603  (the user's command)
-            command, env={**os.environ, **told}, timeout=_NOTIFY_SECONDS, check=False
-        )
-        why = f"exits with {done.returncode}" if done.returncode else ""
-    except (OSError, subprocess.TimeoutExpired) as error:
-        why = str(error)
-    if why:
-        _tell(f"--notify: {why}")
+        code, _ = run_briefly(command, seconds=_NOTIFY_SECONDS, environment=told)
+    except OSError as error:
+        _tell(f"--notify: {error}")
+        return
+    if code != 0:
+        _tell(f"--notify: {'takes too long' if code is None else f'exits with {code}'}")

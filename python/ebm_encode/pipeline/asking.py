@@ -1,13 +1,17 @@
 """Which model answers at a server's address."""
 
-import os
-import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+import urllib3
+
 from ebm_encode.errors import ServerError, UnreachableServerError
+from ebm_encode.pipeline.config import placed
+from ebm_encode.pipeline.processes import run_briefly
 from ebm_encode.servers.http import ServerClient, making_sense
 
 _ASK_SECONDS = 10.0
@@ -61,8 +65,19 @@ def ask(url: str, token: str | None, health: Sequence[str] | None, directory: Pa
 
 def is_model(names: Sequence[str], expected: str, directory: Path) -> bool:
     """Whether one of a server's names is that of a model: equal, or the same path."""
-    path = os.path.realpath(directory / expected)
-    return any(name == expected or os.path.realpath(directory / name) == path for name in names)
+    path = placed(directory, expected).resolve()
+    return any(name == expected or placed(directory, name).resolve() == path for name in names)
+
+
+def listens_since(url: str) -> float:
+    """When the process was started that listens at a URL's port here; 0 where it is not known."""
+    port = urllib3.util.parse_url(url).port
+    with suppress(psutil.Error):
+        for one in psutil.net_connections("tcp"):
+            here = one.laddr and one.laddr.port == port
+            if one.status == psutil.CONN_LISTEN and here and one.pid:
+                return float(psutil.Process(one.pid).create_time())
+    return 0.0
 
 
 def _names(client: ServerClient) -> list[str]:
@@ -82,24 +97,13 @@ def _names(client: ServerClient) -> list[str]:
 
 def _by_command(command: Sequence[str], directory: Path) -> Answer:
     try:
-        done = subprocess.run(  # noqa: S603  (the user's command)
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_ASK_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Answer("starting", why=f"`{command[0]}` does not end within {_ASK_SECONDS:.0f} s")
+        code, printed = run_briefly(command, seconds=_ASK_SECONDS, directory=directory)
     except OSError as error:
         raise ServerError(f"[server] health: cannot be started: {error}") from error
-    printed = done.stdout.decode(errors="replace").strip()
-    if done.returncode != 0:
-        return Answer(
-            "down", why=f"`{command[0]}` exits with {done.returncode}: {printed[:_SHOWN]}"
-        )
+    if code is None:
+        return Answer("starting", why=f"`{command[0]}` does not end within {_ASK_SECONDS:.0f} s")
+    if code != 0:
+        return Answer("down", why=f"`{command[0]}` exits with {code}: {printed[:_SHOWN]}")
     if not printed:
         why = f"`{command[0]}` prints nothing, and should print the model that answers"
         return Answer("starting", why=why)

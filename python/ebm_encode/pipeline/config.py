@@ -1,8 +1,8 @@
 """The configuration of an iteration: a TOML file, checked before anything runs."""
 
 import difflib
+import glob
 import os
-import string
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,11 +20,36 @@ from pydantic import (
 )
 
 from ebm_encode.errors import ArgumentError, InputError
+from ebm_encode.pipeline.placeholders import PlaceholderError, filled_in, require_plain
 from ebm_encode.pipeline.positions import key_lines
+from ebm_encode.servers.http import is_server
 
 StepServer = Literal["stop", "keep", "run"]
 Scalar = str | int | float | bool
-Word = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _text(value: str) -> str:
+    if "\0" in value or (not value.isprintable() and "\udc80" <= max(value) <= "\udcff"):
+        raise ValueError("holds what no file name or argument can")
+    return value
+
+
+def _url(value: str) -> str:
+    if not is_server(value):
+        raise ValueError("is no URL such as http://127.0.0.1:30000")
+    return value
+
+
+def _output(value: str) -> str:
+    if "://" in value or glob.has_magic(value):
+        raise ValueError("is a URL or pattern: outputs are files and folders on this machine")
+    return value
+
+
+Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_text)]
+Url = Annotated[Word, AfterValidator(_url)]
+Output = Annotated[Word, AfterValidator(_output)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Command = Annotated[list[Word], Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -64,11 +90,11 @@ class StepTable(_Table):
     command: Command | None = None
     options: dict[str, Scalar | list[Scalar]] | None = None
     inputs: list[Word] = []
-    outputs: list[Word] = []
+    outputs: list[Output] = []
     server: StepServer | None = None
     gpu_memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     timeout_seconds: Seconds | None = None
-    environment: dict[str, str] = {}
+    environment: dict[Name, Annotated[str, AfterValidator(_text)]] = {}
 
 
 class ServerTable(_Table):
@@ -90,7 +116,7 @@ class ServerTable(_Table):
         settle_seconds: It must still answer after these.
     """
 
-    url: Word
+    url: Url
     start: Command | None = None
     stop: Command | None = None
     health: Command | None = None
@@ -170,7 +196,7 @@ def read_config(
     except (OSError, UnicodeDecodeError) as error:
         hint = "\nhint: `ebm-encode iterate --init` writes an example" if not path.exists() else ""
         raise InputError(f"{path}: cannot be read ({error}){hint}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path}: is no TOML: {error}") from error
     lines = key_lines(text)
     try:
@@ -187,6 +213,8 @@ def _reason(error: Any) -> str:
         return "is no key that there is"
     if error["type"] == "missing":
         return "is missing"
+    if "options" in error["loc"] and error["type"] != "value_error":
+        return "is no text, number, true or false, or list of them"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 
@@ -251,14 +279,6 @@ def _check_options(
             )  # fmt: skip
 
 
-class _Placeholders(string.Formatter):
-    """Fills in `{name}`, and nothing else of what Python's format language has."""
-
-    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
-        del args
-        return kwargs[field_name], field_name
-
-
 def _filled(
     path: Path,
     lines: Mapping[tuple[str, ...], int],
@@ -268,46 +288,32 @@ def _filled(
     unknown = sorted(variables.keys() - config.variables.keys())
     if unknown:
         raise ArgumentError(
-            f"{path}: has no variable `{unknown[0]}`\nhint: those in [variables] are"
+            f"{path}: has no variable {unknown[0]}\nhint: those in [variables] are"
             f" {', '.join(config.variables) or 'none'}"
         )
-    values = {"python": sys.executable, **config.variables, **variables}
-    fill = _Placeholders()
-
-    def filled(value: Any, key: tuple[str, ...], names: Mapping[str, str]) -> Any:
-        if isinstance(value, str):
-            try:
-                return fill.vformat(value, (), names)
-            except KeyError as error:
-                why = (
-                    f"has an unknown placeholder {{{error.args[0]}}}\nhint: write {{{{ for a brace"
-                )
-                raise _refused(path, lines, key, why) from error
-            except (ValueError, IndexError) as error:
-                why = f"has a brace without its pair ({error})\nhint: write {{{{ for a brace"
-                raise _refused(path, lines, key, why) from error
-        if isinstance(value, dict):
-            return {k: filled(v, (*key, str(k)), names) for k, v in value.items()}
-        if isinstance(value, list):
-            return [filled(v, (*key, str(i)), names) for i, v in enumerate(value)]
-        return value
-
+    known = {"python": sys.executable, **config.variables, **variables}
     whole = config.model_dump(by_alias=True, exclude_unset=True)
-    iteration = filled(whole.get("iteration", {}), ("iteration",), values)
-    names = {**values, "folder": iteration.get("folder", IterationTable().folder)}
-    for table in ("steps", "server"):
-        if table in whole:
-            # A server's model is known when it is started.
-            extra = {"model": "{model}"} if table == "server" else {}
-            whole[table] = filled(whole[table], (table,), {**names, **extra})
-    return Config.model_validate({**whole, "iteration": iteration})
+    try:
+        for name, value in config.variables.items():
+            require_plain(name, value)
+        return Config.model_validate(filled_in(whole, IterationTable().folder, known))
+    except PlaceholderError as error:
+        raise _refused(path, lines, error.key, str(error)) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _refused(path, lines, first["loc"], _reason(first)) from error
 
 
 def folder_of(config: Config, path: Path) -> Path:
     """The folder of an iteration; relative ones begin at the configuration file."""
-    return absolute(path.parent / config.iteration.folder)
+    return placed(path.parent, config.iteration.folder)
 
 
 def absolute(path: Path) -> Path:
     """An absolute path without dots; links are not followed, so that they may change."""
     return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def placed(directory: Path, given: str) -> Path:
+    """Where a path of the configuration is; `~` is the home folder."""
+    return absolute(directory / Path(given).expanduser())

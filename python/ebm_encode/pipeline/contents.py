@@ -1,6 +1,8 @@
 """Digests of what steps read and write: files, whole folders, patterns."""
 
 import glob
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from ebm_encode.errors import InputError
 
 MISSING = "missing"
 """In place of a digest, where there is no file."""
+_ESCAPED = re.compile(r"\[([*?[])\]")
 NOT_COMPARED = "not compared"
 """In place of a digest: of hub ids, names and URLs, whose contents are not read."""
 
@@ -17,41 +20,83 @@ def digests_of(given: Iterable[str]) -> dict[str, str]:
     """The digest of each input; patterns are replaced by what they match now.
 
     Args:
-        given: Absolute paths and patterns; what is neither is not compared.
+        given: Absolute patterns, as `escaped` writes those of one path; what is neither is not
+            compared.
 
     Raises:
         InputError: If a file cannot be read.
     """
     found: dict[str, str] = {}
-    for path in given:
-        if not path.startswith("/") and not Path(path).is_absolute():
-            found[path] = NOT_COMPARED
-        elif glob.has_magic(path) and not Path(path).exists():
-            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  (it is absolute)
-            found |= {match: digest_path(Path(match)) for match in matches}
-            if not matches:
-                found[path] = MISSING
-        else:
-            found[path] = digest_path(Path(path))
+    for pattern in given:
+        if not Path(pattern).is_absolute():
+            found[pattern] = NOT_COMPARED
+            continue
+        path = literal(pattern)
+        if path is not None:
+            found[_shown(path)] = digest_path(path)
+            continue
+        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  (it is absolute)
+        found |= {_shown(Path(match)): digest_path(Path(match)) for match in matches}
+        if not matches:
+            found[pattern] = MISSING
     return found
+
+
+def literal(pattern: str) -> Path | None:
+    """The path that a pattern is, if it matches no other one."""
+    plain = _ESCAPED.sub(r"\1", pattern)
+    return Path(plain) if glob.escape(plain) == pattern else None
+
+
+def fixed(pattern: str) -> Path:
+    """The folders of a pattern before its first wildcard; all of a path."""
+    parts = Path(pattern).parts
+    plain = [literal(part) for part in parts]
+    end = plain.index(None) if None in plain else len(plain)
+    return Path(*[str(part) for part in plain[:end]])
+
+
+def _shown(path: Path) -> str:
+    """A path as text that any file may hold."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def digest_path(path: Path) -> str:
     """Digest of a file, or of a folder with everything in it; `MISSING` if it is not there.
 
     Raises:
-        InputError: If something in it cannot be read.
+        InputError: If something in it cannot be read, or is neither file nor folder.
     """
     try:
         if not path.is_dir():
-            return digest_file(path) if path.exists() else MISSING
-        # Links to folders are followed: hub snapshots consist of links.
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest_json({str(file.relative_to(path)): digest_file(file) for file in files})
+            return _digest_file(path) if path.exists() else MISSING
+        return digest_json({_shown(f.relative_to(path)): _digest_file(f) for f in _files(path)})
     except FileNotFoundError:
         return MISSING
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder. Links to folders are followed, once: hub snapshots have them."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        stat = Path(here).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders.sort()
+        # A link that leads nowhere is no content.
+        found += [Path(here, name) for name in names if Path(here, name).exists()]
+    return sorted(found)
+
+
+def _digest_file(path: Path) -> str:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise InputError(f"{path}: is neither a file nor a folder\nhint: leave it out of `inputs`")
+    return digest_file(path)
 
 
 def newest_change(path: Path) -> float:

@@ -17,6 +17,7 @@ from ebm_encode.pipeline.figures import figures_of
 from ebm_encode.pipeline.plan import Verdict, command_digest
 from ebm_encode.pipeline.processes import Started, start
 from ebm_encode.pipeline.records import Attempt, Record
+from ebm_encode.pipeline.signals import patient
 from ebm_encode.pipeline.steps import Step
 from ebm_encode.pipeline.summary import StepSummary
 
@@ -114,10 +115,11 @@ class StepRunner:
             try:
                 self._wait(step, process, progress)
             finally:
-                # Whatever it left behind; then it may still have been at work.
-                started.end()
-                process.wait()
-                (self.folder / RUNNING).unlink(missing_ok=True)
+                # Nothing else may begin while something of it still works.
+                with patient("the step is being ended", firm=True):
+                    started.end()
+                    process.wait()
+                    (self.folder / RUNNING).unlink(missing_ok=True)
         if process.returncode:
             raise PipelineError(self._failure(step, process.returncode))
         if result is not None and step.result is not None:
@@ -146,7 +148,8 @@ class StepRunner:
     def _failure(self, step: Step, code: int) -> str:
         how = f"exits with {code}"
         if code < 0:
-            how = f"was ended by signal {signal.Signals(-code).name}"
+            known = -code in {*map(int, signal.Signals)}
+            how = f"was ended by signal {signal.Signals(-code).name if known else -code}"
         lines = "".join(f"\n  {line}" for line in _tail(self._log(step)))
         return (
             f"step {step.name}: {how}{lines}\nhint: see {self._log(step)}; once it is mended, the"
@@ -167,13 +170,13 @@ class StepRunner:
                     f"step {step.name}: ended well, and did not write {output}\nhint: see"
                     f" {self._log(step)}"
                 )
-        other = verdict.changed or verdict.command_changed
         # Files of some systems have whole seconds.
         untouched = all(newest_change(output) < began - 1 for output in step.outputs)
-        if step.own is None and other and untouched:
+        if step.own is None and untouched:
             raise PipelineError(
-                f"step {step.name}: its inputs or command changed, and it left its outputs as they"
-                " were\nhint: does it skip work that it takes for done? remove its outputs"
+                f"step {step.name}: ended well, and left its outputs as they were, of which it is"
+                " not known that they are right\nhint: does it skip what is there? remove its"
+                " outputs, or `touch` them if they are right"
             )
         return found
 

@@ -1,6 +1,7 @@
 """Key figures of what steps report."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,12 @@ _TAKE: dict[str, Callable[[Any], Mapping[str, float | None]]] = {
 def _number(found: Any, *path: str) -> float | None:
     for name in path:
         found = found.get(name) if isinstance(found, dict) else None
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    return float(found) if is_number else None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    try:
+        return float(found) if math.isfinite(found) else None
+    except OverflowError:
+        return None
 
 
 def _last_object(log: Path) -> dict[str, Any]:
@@ -92,6 +97,6 @@ def _object(text: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,21 +10,23 @@ from pathlib import Path
 import filelock
 
 from ebm_encode.errors import ArgumentError, EbmEncodeError, InputError, PipelineError
-from ebm_encode.pipeline.config import Config, absolute
+from ebm_encode.pipeline.config import Config, placed
 from ebm_encode.pipeline.contents import MISSING, digest_path
 from ebm_encode.pipeline.execution import Progress, StepRunner
 from ebm_encode.pipeline.gpu import wait_for_memory
+from ebm_encode.pipeline.intent import INTENT
 from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
-from ebm_encode.pipeline.records import Record, write_json
+from ebm_encode.pipeline.records import Record, read_known, write_json
 from ebm_encode.pipeline.server import InferenceServer, ModelNotMadeError
 from ebm_encode.pipeline.signals import interruptible, patient
-from ebm_encode.pipeline.steps import Step, steps_of
+from ebm_encode.pipeline.steps import Step, is_hub_id, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
 
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+TOUCHED = "server.json"
 
 
 @dataclass
@@ -45,6 +47,13 @@ class _Run:
             name = self.current.name
             self.states[name] = StepSummary(name, self.state, why=error)
             self.current = None
+
+
+@dataclass(frozen=True)
+class _Touched:
+    """Which server an iteration touched: the folder of what is known of it."""
+
+    folder: str
 
 
 class Iteration:
@@ -80,6 +89,7 @@ class Iteration:
                 config.server,
                 directory,
                 model_is_made=self._is_made,
+                made_at=self._made_at,
                 free_memory=lambda: sum(free_memory()),
             )
 
@@ -121,30 +131,16 @@ class Iteration:
         """
         begin, end = in_range(self.steps, first, last)
         with self._alone(), interruptible():
-            began, run = time.monotonic(), _Run()
-            self._runner.end_leftovers()
-            self._recover_first()
+            began, run, server = time.monotonic(), _Run(), ""
             try:
-                run.verdicts = self.plan()
-                self._require_done(run.verdicts[:begin])
-                for verdict in run.verdicts[begin:end]:
-                    self._take(run, verdict, progress)
-            except ArgumentError:
-                self._bring_back()
-                raise
-            except EbmEncodeError as failure:
-                run.end("failed", str(failure))
-            except KeyboardInterrupt:
-                run.end("interrupted", "interrupted\nhint: the same command resumes")
-            except BaseException:
-                self._bring_back()
-                raise
-            server = ""
-            try:
-                server = self._bring_back()
-            except EbmEncodeError as failure:
+                self._runner.end_leftovers()
+                self._recover_first()
+            except (EbmEncodeError, OSError) as failure:
                 run.end("failed", str(failure))
                 server = "is not back"
+            else:
+                self._run_steps(run, begin, end, progress)
+                server = self._server_after(run, whole=(begin, end) == (0, len(self.steps)))
             rows, seconds = self._rows(run, begin, end), round(time.monotonic() - began, 3)
             summary = Summary(run.state, rows, server, run.error, seconds)
             try:
@@ -152,6 +148,39 @@ class Iteration:
             except OSError as error:
                 log.warning("%s: cannot be written (%s)", self.folder / SUMMARY, error)
             return summary
+
+    def _run_steps(self, run: _Run, begin: int, end: int, progress: Progress | None) -> None:
+        try:
+            run.verdicts = self.plan()
+            self._require_done(run.verdicts[:begin])
+            for verdict in run.verdicts[begin:end]:
+                self._take(run, verdict, progress)
+        except ArgumentError:
+            self._bring_back()
+            raise
+        except (EbmEncodeError, OSError) as failure:
+            run.end("failed", str(failure))
+        except KeyboardInterrupt:
+            run.end("interrupted", "interrupted\nhint: the same command resumes")
+        except BaseException:
+            self._bring_back()
+            raise
+
+    def _server_after(self, run: _Run, *, whole: bool) -> str:
+        """Brings the server back; what was done about it, to be read."""
+        try:
+            told = self._bring_back()
+        except (EbmEncodeError, OSError) as failure:
+            run.end("failed", str(failure))
+            return "is not back"
+        model = None if self._config.server is None else self._config.server.model
+        if run.state == "done" and whole and model is not None and not self._is_made(model):
+            run.end(
+                "failed",
+                f"[server] model {model} is not there, and all steps are done\nhint: which step"
+                " makes it? its `outputs` tell",
+            )
+        return told
 
     def _recover_first(self) -> None:
         """Brings a server back that an interrupted run left.
@@ -186,6 +215,7 @@ class Iteration:
             )
         if self.server is not None and step.server == "stop":
             log.info("%s: the server gives its memory back", step.name)
+            self._note_server(self.server)
             self.server.free()
         if self.server is not None and step.server == "run":
             with patient():
@@ -197,18 +227,50 @@ class Iteration:
         run.current = None
 
     def _is_made(self, model: str) -> bool:
-        """Whether a model is there, as the step left it that makes it."""
-        path = absolute(self._directory / model)
-        return path.exists() and all(
-            self._wrote(step, path) for step in self.steps if path in step.outputs
-        )
+        """Whether a model is there, as the step left it that makes it; or is a hub id."""
+        path = placed(self._directory, model)
+        makers = self._makers(path)
+        if not makers and not path.exists():
+            return is_hub_id(model)
+        return path.exists() and all(self._wrote(step, output) for step, output in makers)
 
-    def _wrote(self, step: Step, path: Path) -> bool:
+    def _made_at(self, model: str) -> float | None:
+        """When a step here made a model; `None` if none did."""
+        steps = {step.name for step, _ in self._makers(placed(self._directory, model))}
+        records = [Record.read(self.folder, name) for name in sorted(steps)]
+        return max((record.at for record in records if record is not None), default=None)
+
+    def _makers(self, path: Path) -> list[tuple[Step, Path]]:
+        """Steps that write a path or something in it, and their outputs; links are followed."""
+        real = path.resolve()
+        return [
+            (step, output)
+            for step in self.steps
+            for output in step.outputs
+            if (there := output.resolve()) == real or there in real.parents or real in there.parents
+        ]
+
+    def _wrote(self, step: Step, output: Path) -> bool:
+        record = Record.read(self.folder, step.name)
+        return record is not None and record.outputs.get(str(output)) == digest_path(output)
+
+    def _note_server(self, server: InferenceServer) -> None:
+        """Writes down which server this iteration touches, for a later configuration without it."""
         try:
-            record = Record.read(self.folder, step.name)
-        except InputError:
-            return False
-        return record is not None and record.outputs.get(str(path)) == digest_path(path)
+            write_json(self.folder / TOUCHED, {"folder": str(server.folder)})
+        except OSError as error:
+            raise PipelineError(f"{self.folder}: cannot be written ({error})") from error
+
+    def _require_known_server(self) -> None:
+        """Refuses a configuration that lacks a server that an interrupted run touched."""
+        touched = read_known(self.folder / TOUCHED, _Touched)
+        if touched is None or not Path(touched.folder, INTENT).exists():
+            return
+        if self.server is None or str(self.server.folder) != touched.folder:
+            raise ArgumentError(
+                f"{touched.folder}: an interrupted run left the server there, and the configuration"
+                " has no such [server]\nhint: put that table back and run with --recover"
+            )
 
     def _bring_back(self) -> str:
         if self.server is None:
@@ -230,6 +292,7 @@ class Iteration:
         with ExitStack() as locks:
             for folder in dict.fromkeys(folders):
                 locks.enter_context(_locked(folder))
+            self._require_known_server()
             yield
 
     def _rows(self, run: _Run, begin: int, end: int) -> list[StepSummary]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ebm_encode.digests import digest_json
 from ebm_encode.errors import ArgumentError
-from ebm_encode.pipeline.contents import MISSING, NOT_COMPARED, digest_path, digests_of
+from ebm_encode.pipeline.contents import MISSING, NOT_COMPARED, digest_path, digests_of, fixed
 from ebm_encode.pipeline.records import Record
-from ebm_encode.pipeline.steps import Step, feeds, within
+from ebm_encode.pipeline.steps import Step, feeds
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Verdict:
         return self.record is not None and (self.command_changed or bool(rest))
 
     def _grows(self, path: str) -> bool:
-        return any(within(Path(given), Path(path)) for given in self.step.growing)
+        starts = [fixed(given) for given in self.step.growing]
+        return any(s == Path(path) or s in Path(path).parents for s in starts)
 
 
 def judge(step: Step, folder: Path, upstream: Sequence[Step] = ()) -> Verdict:

@@ -17,13 +17,14 @@ from typing import IO, Any, Self
 
 import psutil
 
-from ebm_encode.errors import InputError, PipelineError
-from ebm_encode.pipeline.records import read_json, write_json
+from ebm_encode.errors import PipelineError
+from ebm_encode.pipeline.records import read_known, write_json
 
 _MARK = "EBM_ENCODE_ITERATE_MARK"
+_MARK_LENGTH = 32
 _GRACE = 10.0
 """Seconds that processes have to end by themselves."""
-_TOLERANCE = 2.0
+_TOLERANCE = 1.0
 """Seconds by which the start of a process may be told differently later."""
 
 
@@ -43,39 +44,41 @@ class Started:
     pid: int = 0
     created: float = 0.0
 
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """What was written down; `None` if nothing was.
+    def __post_init__(self) -> None:
+        """Refuses what would be found in processes of others.
 
         Raises:
-            InputError: If the file is damaged.
+            ValueError: If it is no mark, or no process.
         """
-        found = read_json(path)
-        names = {"name", "mark", "pid", "created"}
-        if found is None:
-            return None
-        try:
-            return cls(**{name: found[name] for name in names})
-        except KeyError as error:
-            raise InputError(f"{path}: lacks {error}\nhint: remove it") from error
+        if len(self.mark) != _MARK_LENGTH or self.pid < 0:
+            raise ValueError("no mark, or no process")
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """What was written down; `None` if nothing was, or it is damaged.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        return read_known(path, cls)
 
     def processes(self) -> list[psutil.Process]:
         """Its processes that live: itself, what it started, and what those started."""
-        return [process for process in _mine() if self._owns(process)]
+        leads = self._leads()
+        return [process for process in _mine() if self._owns(process, leads=leads)]
 
-    def _owns(self, process: psutil.Process) -> bool:
+    def _leads(self) -> bool:
+        """Whether the process that was started lives; another one may have its id by now."""
         with suppress(psutil.Error):
-            if self.pid and os.getsid(process.pid) == self.pid:
-                # A later session may have the same id; then its leader is another process.
-                leader = psutil.Process(self.pid) if psutil.pid_exists(self.pid) else None
-                if leader is None or self._is(leader):
-                    return bool(process.create_time() >= self.created - _TOLERANCE)
-            return bool(process.environ().get(_MARK) == self.mark)
+            leader = psutil.Process(self.pid) if self.pid else None
+            return leader is not None and abs(leader.create_time() - self.created) < _TOLERANCE
         return False
 
-    def _is(self, leader: psutil.Process) -> bool:
-        with suppress(psutil.Error):
-            return bool(abs(leader.create_time() - self.created) < _TOLERANCE)
+    def _owns(self, process: psutil.Process, *, leads: bool) -> bool:
+        with suppress(psutil.Error, ProcessLookupError):
+            if leads and os.getsid(process.pid) == self.pid:
+                return True
+            return self.mark in process.environ().get(_MARK, "").split(":")
         return False
 
     def end(self, grace: float = _GRACE) -> int:
@@ -127,6 +130,46 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             os.killpg(group, number)
 
 
+def run_briefly(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int | None, str]:
+    """Runs a command of the user's in a session of its own; nothing of it outlives its time.
+
+    Args:
+        command: What runs.
+        seconds: Its time.
+        directory: Working directory.
+        environment: Environment variables besides those of this process.
+
+    Returns:
+        Its exit code, `None` if it took too long; and what it printed.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+    with subprocess.Popen(  # noqa: S603  (the user's command)
+        command,
+        cwd=directory,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed = process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, printed.decode(errors="replace").strip()
+
+
 def detach(process: subprocess.Popen[bytes]) -> None:
     """Leaves a process that outlives this one: nobody waits for it."""
     if process.poll() is None:
@@ -143,6 +186,7 @@ def start(
     environment: Mapping[str, str],
     output: IO[bytes] | int,
     errors: IO[bytes] | int,
+    outlives: bool = False,
 ) -> tuple[Started, subprocess.Popen[bytes]]:
     """Starts a process in a session of its own; where it is found again is written down first.
 
@@ -155,18 +199,21 @@ def start(
         environment: Environment variables besides those of this process.
         output: Its standard output.
         errors: Its standard error.
+        outlives: Whether it goes on where this process is itself a step that is ended.
 
     Raises:
         OSError: If it cannot be written down.
         PipelineError: If it cannot be started.
     """
     started = Started(name, uuid.uuid4().hex)
+    above = "" if outlives else os.environ.get(_MARK, "")
+    marks = f"{above}:{started.mark}"
     write_json(written, asdict(started) | dict(extra or {}))
     try:
         process = subprocess.Popen(  # noqa: S603  (the user's command)
             command,
             cwd=directory,
-            env={**os.environ, **environment, _MARK: started.mark},
+            env={**os.environ, **environment, _MARK: marks},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,

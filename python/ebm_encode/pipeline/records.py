@@ -1,14 +1,21 @@
 """What is known of steps that ran: JSON files in the iteration's folder, each written at once."""
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from ebm_encode.errors import InputError
 
+log = logging.getLogger(__name__)
+
 RECORDS = "records"
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,14 @@ class Record:
     figures: dict[str, float] = field(default_factory=dict)
     version: str = ""
 
+    @property
+    def at(self) -> float:
+        """When it ended, seconds since 1970; 0 where that cannot be read."""
+        try:
+            return datetime.fromisoformat(self.ended).timestamp()
+        except ValueError:
+            return 0.0
+
     def write(self, folder: Path) -> None:
         """Writes it.
 
@@ -47,19 +62,8 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path, step: str) -> Self | None:
-        """The record of a step; `None` if there is none.
-
-        Raises:
-            InputError: If the file cannot be read, or is no record.
-        """
-        found = read_json(_path(folder, step))
-        if found is None:
-            return None
-        try:
-            return cls(**found)
-        except TypeError as error:
-            path = _path(folder, step)
-            raise InputError(f"{path}: is no record ({error})\nhint: remove it") from error
+        """The record of a step; `None` if there is none, or what there is cannot be read."""
+        return read_known(_path(folder, step), cls)
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,7 @@ class Attempt:
     @classmethod
     def read(cls, folder: Path, step: str) -> Self | None:
         """The attempt of a step; `None` if there is none, or it cannot be read."""
-        try:
-            found = read_json(_attempt(folder, step))
-            return None if found is None else cls(**found)
-        except (InputError, TypeError):
-            return None
+        return read_known(_attempt(folder, step), cls)
 
     def write(self, folder: Path, step: str) -> None:
         """Writes it.
@@ -119,21 +119,27 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; `None` if there is no such file.
+def read_known(path: Path, kind: type[Kind]) -> Kind | None:
+    """What a file says, as a dataclass; `None` if there is no such file.
+
+    A damaged file is told and counts as none: what it said is done or found out again. Keys that
+    the dataclass lacks are of another version, and ignored.
 
     Raises:
-        InputError: If it cannot be read, or is no JSON object.
+        InputError: If it cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})\nhint: remove it") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: is no JSON object\nhint: remove it")
-    return found
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        log.warning("%s is damaged and counts as if it were not there: %s", path, reason)
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,60 +7,27 @@ model. A run that finds the file brings the server back before anything else.
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ebm_encode.errors import InputError, ServerError
-from ebm_encode.pipeline.asking import Answer, ask, is_model
-from ebm_encode.pipeline.config import ServerTable, absolute
+from ebm_encode.pipeline.asking import Answer, ask, is_model, listens_since
+from ebm_encode.pipeline.config import ServerTable, placed
 from ebm_encode.pipeline.contents import digest_path
+from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent, Start
 from ebm_encode.pipeline.processes import Started, detach, start
-from ebm_encode.pipeline.records import read_json, sync_folder, write_json
+from ebm_encode.pipeline.records import read_known, sync_folder, write_json
 from ebm_encode.servers.guard.guard import ServerGuard
 from ebm_encode.servers.guard.memory import free_gpu_memory
 
 log = logging.getLogger(__name__)
 
-INTENT = "intent.json"
-STARTED = "started.json"
 LOG = "server.log"
 _POLL_SECONDS = 0.3
 _STARTS = 2
 """How often a server is started before it is given up for this run."""
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What is written down before a server is touched.
-
-    Attributes:
-        free: How its memory is freed.
-        names: What it called its model before; none if it did not answer.
-        free_before: Free bytes of the GPUs before; -1 if not measured.
-    """
-
-    free: str
-    names: tuple[str, ...]
-    free_before: int = -1
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """The intent of a folder; `None` if there is none.
-
-        Raises:
-            InputError: If the file is damaged.
-        """
-        path = folder / INTENT
-        found = read_json(path)
-        if found is None:
-            return None
-        try:
-            return cls(found["free"], tuple(found["names"]), found["free_before"])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: is damaged ({error!r})\nhint: see that the server runs, and"
-                             " remove it") from error  # fmt: skip
 
 
 class ModelNotMadeError(ServerError):
@@ -74,6 +41,7 @@ class InferenceServer:
         table: How it is reached, started and stopped.
         directory: Working directory of its commands; its folder begins there too.
         model_is_made: Tells whether a model is there, as the step left it that makes it.
+        made_at: Tells when a step here made a model, seconds since 1970; `None` if none did.
         free_memory: Free bytes of the GPUs; by default as the driver has it.
     """
 
@@ -83,12 +51,14 @@ class InferenceServer:
         directory: Path,
         *,
         model_is_made: Callable[[str], bool],
+        made_at: Callable[[str], float | None],
         free_memory: Callable[[], int] = free_gpu_memory,
     ) -> None:
         self._table = table
-        self.folder = absolute(directory / table.folder)
+        self.folder = placed(directory, table.folder)
         self._directory = directory
         self._model_is_made = model_is_made
+        self._made_at = made_at
         self._free_memory = free_memory
         self._token = _token(table, directory)
         self._guard: ServerGuard | None = None
@@ -110,17 +80,38 @@ class InferenceServer:
             ServerError: If it does not.
             OSError: If it cannot be written down first; then it is not touched.
         """
-        if self.touched:
-            return
-        names = self._names_before(None)
+        self._end_stop_command()
+        intent = Intent.read(self.folder)
         if self._table.free == "stop":
-            self._write(Intent("stop", names))
+            if intent is None:
+                self._write(Intent("stop", self._names_before(self._settled())))
             self._stop()
             return
+        if self._guard is not None:
+            return
+        self._resume(intent)
         before = self._free_memory()
-        self._write(Intent("release", names, before))
+        self._write(Intent("release", self._names_before(self._settled()), before))
         self._guard = self._new_guard()
         self._guard.release()
+
+    def _settled(self) -> Answer:
+        """What it says once it says which model it has, or is down.
+
+        Raises:
+            ServerError: If something is there that does not say, and was not started here.
+        """
+        end = time.monotonic() + self._table.stop_seconds
+        while (answer := self.look()).state == "starting":
+            if self._started() is not None:
+                break  # which model it has is known
+            if time.monotonic() > end:
+                raise ServerError(
+                    f"{self._table.url}: something answers and does not say which model it has"
+                    f" ({answer})\nhint: it was left as it is; is `url` right?"
+                )
+            time.sleep(_POLL_SECONDS)
+        return answer
 
     def restore(self) -> str:
         """Has it answer with the right model, whatever state it is in.
@@ -133,6 +124,7 @@ class InferenceServer:
             ServerError: If it does not come back. It is then still written down, and the next run
                 tries again.
         """
+        self._end_stop_command()
         intent = Intent.read(self.folder)
         self._resume(intent)
         expected = self._expected(intent)
@@ -188,7 +180,8 @@ class InferenceServer:
         """The model that it should have: the new one once that is made, else the one before."""
         if self._table.model is not None and self._model_is_made(self._table.model):
             return self._table.model
-        names = self._names_before(intent)
+        names = intent.names if intent is not None else ()
+        names = names or self._names_before(self.look())
         if not names:
             return None
         if self._table.model is not None and is_model(names, self._table.model, self._directory):
@@ -197,31 +190,38 @@ class InferenceServer:
                 " so no server is started with it\nhint: run that step again; the server comes"
                 " back after it"
             )
-        paths = [name for name in names if (self._directory / name).exists()]
+        paths = [name for name in names if placed(self._directory, name).exists()]
         return (paths or [*names])[0]
 
-    def _names_before(self, intent: Intent | None) -> tuple[str, ...]:
-        """What it called its model before it was touched, or else which one it was started with."""
-        names = intent.names if intent is not None else self.look().names
-        started = (read_json(self.folder / STARTED) or {}).get("model")
-        return names or ((started,) if isinstance(started, str) else ())
+    def _names_before(self, answer: Answer) -> tuple[str, ...]:
+        """What it calls its model, or else which one it was started with."""
+        start = read_known(self.folder / STARTED, Start)
+        return answer.names or (() if start is None else (start.model,))
 
     def _is_right(self, answer: Answer, expected: str | None) -> bool:
         if expected is None:
             return True
-        called = [expected]
-        if expected == self._table.model and self._table.served_name is not None:
-            called = [self._table.served_name]
-        if not any(is_model(answer.names, name, self._directory) for name in called):
+        if not self._is_called(answer.names, expected):
             return False
-        # It may have been started from a folder whose contents were replaced since.
-        known = read_json(self.folder / STARTED) or {}
-        if known.get("model") != expected or not self._started():
-            return True
-        return bool(known.get("digest") == self._digest(expected))
+        # Its folder's contents may have been replaced since it was started.
+        start = read_known(self.folder / STARTED, Start)
+        if start is not None and start.model == expected:
+            return start.digest == self._digest(expected)
+        if self._started() is not None:
+            return False
+        since = self._made_at(expected)
+        return since is None or listens_since(self._table.url) >= since
+
+    def _is_called(self, names: Sequence[str], expected: str) -> bool:
+        """Whether one of its names is that of the model, and none the path of another one."""
+        is_new = is_model(names, expected, self._directory)
+        if expected != self._table.model or self._table.served_name is None:
+            return is_new
+        paths = [name for name in names if placed(self._directory, name).exists()]
+        return self._table.served_name in names and (is_new or not paths)
 
     def _digest(self, model: str) -> str:
-        path = self._directory / model
+        path = placed(self._directory, model)
         return digest_path(path) if path.exists() else ""
 
     def _needs_model(self) -> bool:
@@ -236,9 +236,23 @@ class InferenceServer:
         started = Started.read(self.folder / STARTED)
         return started if started is not None and started.processes() else None
 
+    def _end_stop_command(self) -> None:
+        """Ends a `stop` of a run that was killed: it would stop what is started now."""
+        started = Started.read(self.folder / STOPPING)
+        if started is not None:
+            started.end()
+        (self.folder / STOPPING).unlink(missing_ok=True)
+
+    def _is_down(self) -> bool:
+        """Whether nothing answers, twice: a user's `health` may fail once."""
+        if self.look().state != "down":
+            return False
+        time.sleep(_POLL_SECONDS)
+        return self.look().state == "down"
+
     def _stop(self) -> None:
         table, ours = self._table, self._started()
-        if self.look().state == "down" and ours is None:
+        if ours is None and self._is_down():
             return
         if table.stop is not None:
             self._run_stop()
@@ -254,7 +268,7 @@ class InferenceServer:
 
     def _run_stop(self) -> None:
         assert self._table.stop is not None
-        path = self.folder / "stopping.json"
+        path = self.folder / STOPPING
         with self._log() as file:
             started, process = start(
                 self._table.stop,
@@ -320,6 +334,7 @@ class InferenceServer:
             _, process = start(
                 command,
                 name="the server",
+                outlives=True,
                 written=self.folder / STARTED,
                 extra=extra,
                 directory=self._directory,
@@ -367,7 +382,7 @@ class InferenceServer:
 def _token(table: ServerTable, directory: Path) -> str | None:
     if table.token_file is None:
         return None
-    path = directory / table.token_file
+    path = placed(directory, table.token_file)
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

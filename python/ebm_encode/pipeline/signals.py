@@ -23,20 +23,20 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def patient() -> Iterator[None]:
-    """The first signal in this block is only told; a second one interrupts."""
+def patient(
+    what: str = "the server is being brought back", *, firm: bool = False
+) -> Iterator[None]:
+    """The first signal in this block is only told; a second one interrupts, unless it is firm."""
     count = 0
 
     def told(number: int, frame: FrameType | None) -> None:
         nonlocal count
         del frame
         count += 1
-        if count > 1:
+        if count > 1 and not firm:
             raise KeyboardInterrupt
-        log.warning(
-            "%s: the server is being brought back first; again, and it is left to the next run",
-            signal.Signals(number).name,
-        )
+        more = "" if firm else "; again, and it is left to the next run"
+        log.warning("%s: %s first%s", signal.Signals(number).name, what, more)
 
     with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), told):
         yield

@@ -1,5 +1,6 @@
 """Steps of an iteration: what each runs, reads and writes, and in which order."""
 
+import glob
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ebm_encode.errors import ArgumentError
-from ebm_encode.pipeline.config import OWN_STEPS, Config, StepServer, StepTable, absolute
+from ebm_encode.pipeline.config import OWN_STEPS, Config, StepServer, StepTable, absolute, placed
+from ebm_encode.pipeline.contents import fixed, literal
 
 _GIB = 2**30
 
@@ -95,15 +97,7 @@ def steps_of(config: Config, folder: Path, directory: Path) -> list[Step]:
     found = [_step(name, table, folder, directory, made) for name, table in config.steps.items()]
     if config.server is None:
         found = [replace(step, server="keep") for step in found]
-    makers: dict[Path, Step] = {}
-    for step in found:
-        for output in step.outputs:
-            other = makers.setdefault(output, step)
-            if other is not step:
-                raise ArgumentError(
-                    f"steps {other.name} and {step.name} both write {output}\nhint: give each a"
-                    " file or folder that no other step writes"
-                )
+    _require_apart(found, folder)
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for step in found:
         needed = {maker.name for maker in found if maker is not step and feeds(maker, step)}
@@ -125,27 +119,34 @@ def steps_of(config: Config, folder: Path, directory: Path) -> list[Step]:
     return order
 
 
+def _require_apart(steps: Sequence[Step], folder: Path) -> None:
+    """Each output is written by one step, holds no other one, and is no input of that step."""
+    written = [(output, step) for step in steps for output in step.outputs]
+    for place, (output, step) in enumerate(written):
+        if output == folder or output in folder.parents:
+            raise ArgumentError(f"step {step.name}: its output {output} holds the records")
+        if any(literal(given) == output for given in step.inputs):
+            raise ArgumentError(f"step {step.name}: {output} is its input and its output")
+        for other, writer in written[place + 1 :]:
+            if output == other or output in other.parents or other in output.parents:
+                both = step.name if writer is step else f"{step.name} and {writer.name}"
+                raise ArgumentError(
+                    f"steps {both} write {output} and {other}\nhint: give each output a file or"
+                    " folder that no other one is in"
+                )
+
+
 def feeds(maker: Step, step: Step) -> bool:
     """Whether a step reads what another one writes."""
-    return any(within(Path(given), output) for given in step.inputs for output in maker.outputs)
+    return any(within(given, output) for given in step.inputs for output in maker.outputs)
 
 
-def within(given: Path, output: Path) -> bool:
-    """Whether a path lies in another one, or a pattern may match it or something in it."""
-    fixed = _fixed(given)
-    return given == output or output in given.parents or fixed == output or (
-        fixed != given and (fixed in output.parents or output in fixed.parents)
-    )  # fmt: skip
-
-
-def _fixed(pattern: Path) -> Path:
-    """The part of a pattern before its first wildcard."""
-    parts: list[str] = []
-    for part in pattern.parts:
-        if any(sign in part for sign in "*?["):
-            break
-        parts.append(part)
-    return Path(*parts)
+def within(pattern: str, path: Path) -> bool:
+    """Whether a pattern may match a path, something in it, or a folder that holds it."""
+    if not Path(pattern).is_absolute():
+        return False
+    start = fixed(pattern)
+    return start == path or start in path.parents or path in start.parents
 
 
 def _step(name: str, table: StepTable, folder: Path, directory: Path, made: Sequence[Path]) -> Step:
@@ -158,7 +159,7 @@ def _step(name: str, table: StepTable, folder: Path, directory: Path, made: Sequ
         "environment": table.environment,
     }
     outputs = tuple(Path(_absolute(output, directory)) for output in table.outputs)
-    inputs = tuple(_absolute(given, directory) for given in table.inputs)
+    inputs = tuple(_pattern(given, directory) for given in table.inputs)
     if name not in OWN_STEPS:
         assert table.command is not None
         return Step(
@@ -172,13 +173,17 @@ def _step(name: str, table: StepTable, folder: Path, directory: Path, made: Sequ
     def values(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(
             value if option in _NAMES and _is_name(value, directory, made)
-            else _absolute(value, directory)
+            else _pattern(value, directory)
             for option in names
             for value in _listed(options.get(option, []))
         )  # fmt: skip
 
     result = folder / f"{name}.json"
-    written = tuple(Path(path) for path in values(paths.outputs))
+    written = tuple(
+        Path(_absolute(value, directory))
+        for option in paths.outputs
+        for value in _listed(options.get(option, []))
+    )
     return Step(
         command=(sys.executable, "-m", "ebm_encode", own, *_arguments(options, paths.positional),
                  "--json"),
@@ -193,15 +198,32 @@ def _step(name: str, table: StepTable, folder: Path, directory: Path, made: Sequ
 
 def _absolute(given: str, directory: Path) -> str:
     """A path as an absolute one; URLs are left as they are."""
-    return given if "://" in given else str(absolute(directory / Path(given).expanduser()))
+    return given if "://" in given else str(placed(directory, given))
+
+
+def _pattern(given: str, directory: Path) -> str:
+    """A path or pattern as an absolute pattern; what is there is taken as it is written."""
+    if "://" in given:
+        return given
+    path = _absolute(given, directory)
+    if not glob.has_magic(given) or Path(path).exists():
+        return glob.escape(path)
+    if Path(given).expanduser().is_absolute():
+        return path
+    return str(absolute(Path(glob.escape(str(directory))) / given))
 
 
 def _is_name(value: str, directory: Path, made: Sequence[Path]) -> bool:
     """Whether a value is a hub id or a built-in name: it has no suffix, and no file is there."""
     path = Path(_absolute(value, directory))
-    if value.startswith((".", "/", "~")) or value.count("/") > 1 or path.exists():
+    if not is_hub_id(value) or path.exists():
         return False
     return not any(path == output or output in path.parents for output in made)
+
+
+def is_hub_id(value: str) -> bool:
+    """Whether a model that is not there may be one of the hub."""
+    return not value.startswith((".", "/", "~")) and value.count("/") <= 1
 
 
 def _arguments(options: Mapping[str, Any], positional: Sequence[str]) -> list[str]:

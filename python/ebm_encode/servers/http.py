@@ -87,7 +87,7 @@ class ServerClient:
     def __init__(
         self, url: str, *, token: str | None = None, timeout: float = 300.0, tries: int = _TRIES
     ) -> None:
-        if not _is_server(url):
+        if not is_server(url):
             raise ArgumentError(f"`server` {url!r}: expected a URL such as http://127.0.0.1:30000")
         if token is not None and not is_token(token):
             raise ArgumentError("the server's token: expected ASCII characters without spaces")
@@ -271,7 +271,8 @@ def making_sense(where: str) -> Iterator[None]:
         raise ServerError(f"{where}: answered JSON that is nested too deeply") from error
 
 
-def _is_server(url: str) -> bool:
+def is_server(url: str) -> bool:
+    """Whether that is a URL of a server: scheme, host, no user and no query."""
     if not url.startswith(("http://", "https://")):
         return False
     try:
