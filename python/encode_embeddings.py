@@ -5,7 +5,7 @@
         --trajectories data/trajectories/iter_0.parquet data/trajectories/iter_1.parquet \
         --output data/checkpoints/ebm/iter_4/embeddings.parquet
 
-Further options are those of `ebm-encode encode`: `--states-in pantograph`, `--overwrite`. So are the
+Further options are those of `ebm-encode encode`, such as `--states-in pantograph`. So are the
 exit codes: 1 if a state has no valid embedding (unless `--allow-quarantine`), 2 for wrong arguments
 or input. This file is no part of the installed package: copy it to where it is called.
 """

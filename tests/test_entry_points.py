@@ -1,12 +1,18 @@
 """The origin's entry points: scripts that run an iteration, in a project with its folders."""
 
+import json
+import os
 import subprocess
+import sys
 import tomllib
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
+from ebm_encode import EnergyHead, open_cache
 from iterations.project import Project
+from recorded_searches import searches, write_rows
 from support import PROVER, ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -68,8 +74,8 @@ def test_the_server_has_the_model_that_is_asked_for(project):
     called = (project.folder / "sglang").read_text().splitlines()
     assert called[:2] == ["-m", "sglang.launch_server"]
     given = " ".join(called)
-    for words in (f"--port {project.port}", "--tp 2", "--mem-fraction-static 0.5", "--dtype float16",
-                  "--enable-return-hidden-states", "--max-running-requests 7",
+    for words in (f"--port {project.port}", "--tp 2", "--mem-fraction-static 0.5",
+                  "--dtype float16", "--enable-return-hidden-states", "--max-running-requests 7",
                   "--quantization fp8"):  # fmt: skip
         assert words in given
     assert called[-4:] == ["--a", "'b", "c", "3"]
@@ -175,6 +181,58 @@ def test_iteration_zero(project):
         require_options_of_the_prover(project, written["arguments"])
 
 
+def test_iteration_one(tmp_path, llama):
+    """Embeddings and head are real; the server is stopped for them, and gets the new model."""
+    project = Project(tmp_path, llama)
+    former = project.make_model("iter_0")
+    (tmp_path / "data" / "trajectories").mkdir()
+    rows = searches(12)
+    write_rows(tmp_path / "data" / "trajectories" / "iter_0.parquet", rows)
+    try:
+        code, printed = project.run("start_inference_server.sh", str(former))
+        assert code == 0, printed
+        code, printed = project.run("run_iteration_train.sh", "1", "--json", START_STEP="1")
+        assert code == 0, printed
+        model = tmp_path / "data" / "models" / "merged" / "iter_1"
+        assert project.served() == model
+        assert [run.split()[0] for run in project.runs()] == [
+            "llm-train", "export", "cargo", "ebm-prover", "ebm-prover",
+        ]  # fmt: skip
+        folder = tmp_path / "data" / "checkpoints" / "ebm" / "iter_1"
+        cache = open_cache(str(folder / "embeddings.parquet"))
+        states = {row["state_pp"] for row in rows} - {""}
+        assert set(pq.read_table(folder / "embeddings.parquet")["state_pp"].to_pylist()) == states
+        head = EnergyHead.load(str(folder / "head.safetensors"))
+        assert len(head.scores(cache.gather([*states][:3]))) == 3
+        summary = json.loads((tmp_path / "data/iterations/1/summary.json").read_text())
+        assert {step["name"]: step["state"] for step in summary["steps"]}["evaluate"] == "done"
+
+        # The server died since; the search has it back first, and ranks by the head.
+        end_server(project)
+        code, printed = project.run("run_iteration_search.sh", "1", NUM_WORKERS="3")
+        assert code == 0, printed
+        found = project.written("trajectories/iter_1.parquet")
+        assert found["model"] == str(model)
+        arguments = found["arguments"]
+        for name, value in (("--head", folder / "head.safetensors"), ("--model-path", model)):
+            given = tmp_path / "scripts" / arguments[arguments.index(name) + 1]
+            assert given.resolve() == value.resolve()
+        assert arguments[arguments.index("--workers") + 1] == "3"
+        require_options_of_the_prover(project, arguments)
+
+        # The next iteration has both searches as its input; this one is as it was.
+        code, printed = project.run("run_iteration_train.sh", "2", "--dry-run")
+        assert code == 0, printed
+        links = tmp_path / "data" / "iterations" / "2" / "trajectories"
+        assert {path.name for path in links.iterdir()} == {"iter_0.parquet", "iter_1.parquet"}
+        project.runs()
+        code, printed = project.run("run_iteration_train.sh", "1")
+        assert code == 0, printed
+        assert project.runs() == []
+    finally:
+        end_server(project)
+
+
 def require_options_of_the_prover(project, arguments):
     """The prover takes the arguments, and fails where Pantograph should start."""
     assert "--resume" in arguments
@@ -186,14 +244,15 @@ def require_options_of_the_prover(project, arguments):
     done = subprocess.run(
         [str(PROVER), *given],
         cwd=project.folder / "scripts",
-        env={"PATH": "/usr/bin:/bin"},
+        env=os.environ | {"VIRTUAL_ENV": sys.prefix},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode != 0
-    assert "antograph" in done.stderr, done.stderr
+    assert "--pantograph false" in done.stderr, done.stderr
+    assert "Usage" not in done.stderr
 
 
 @pytest.mark.parametrize(

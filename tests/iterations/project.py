@@ -43,7 +43,8 @@ url = given[given.index(URL_OPTION) + 1]
 with urllib.request.urlopen(url + "/v1/models", timeout=10) as reply:
     model = json.load(reply)["data"][0]["id"]
 output = Path(given[given.index("--output") + 1])
-output.write_text(json.dumps({"arguments": given, "model": os.path.realpath(Path(ROOT, "scripts", model))}))
+model = os.path.realpath(Path(ROOT, "scripts", model))
+output.write_text(json.dumps({"arguments": given, "model": model}))
 with open(Path(ROOT, "runs"), "a") as file:
     file.write(NAME + " " + output.name + "\\n")
 print(json.dumps({"solved": 1, "attempted": 2}))
