@@ -33,8 +33,8 @@ hint: \`ebm-encode train-head --help\`; [steps.train-head.options] of scripts/bu
     EBM_STEPS EBM_LR EBM_RESUME HIDDEN_SIZE LOSS_TYPE MARGIN HARD_RATIO MEDIUM_RATIO DROPOUT \
     VAL_BATCHES FINAL_VAL_HARD_RATIO FINAL_VAL_MEDIUM_RATIO
 
-# What this iteration reads of earlier ones, as links: a pattern would also match what its own search
-# writes, and iter_1 would match iter_10.
+# What this iteration reads of earlier ones, as links: a pattern would also match what its own
+# search writes, and iter_1 would match iter_10.
 given="$root/data/iterations/$number"
 lora="$(folder LORA_DIR data/checkpoints/lora)"
 mkdir -p "$given/trajectories" "$given/adapter" "$root/$models" "$root/$evals" \

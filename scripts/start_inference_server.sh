@@ -7,9 +7,9 @@
 # arguments, no server, or an iteration is at work. The server runs on; its log is
 # data/server/server.log.
 #
-# SGLANG_URL, PORT             where (http://127.0.0.1:30000)
+# SGLANG_URL, PORT      where (http://127.0.0.1:30000)
 # TP, MEM_FRACTION, MAX_RUNNING, QUANTIZATION, DTYPE, CUDA_DEVICE, EXTRA_ARGS   for SGLang
-# INFERENCE_COMMAND            another server, run by bash: 'vllm serve "$MODEL_PATH" --port "$PORT"'
+# INFERENCE_COMMAND     another server: 'vllm serve "$MODEL_PATH" --port "$PORT"' (run by bash)
 #
 # `--serve MODEL` is what `[server] start` runs: the server itself, in the foreground.
 
