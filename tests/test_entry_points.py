@@ -204,7 +204,7 @@ def test_iteration_one(tmp_path, llama):
         cache = open_cache(str(folder / "embeddings.parquet"))
         states = {row["state_pp"] for row in rows} - {""}
         assert set(pq.read_table(folder / "embeddings.parquet")["state_pp"].to_pylist()) == states
-        head = EnergyHead(str(folder / "head.safetensors"))
+        head = EnergyHead.open(str(folder / "head.safetensors"))
         assert len(head.scores(cache.gather([*states][:3]))) == 3
         summary = json.loads((tmp_path / "data/iterations/1/summary.json").read_text())
         assert {step["name"]: step["state"] for step in summary["steps"]}["evaluate"] == "done"
