@@ -3,9 +3,9 @@
 #
 #   scripts/start_inference_server.sh MODEL        # a folder, or a hub id
 #
-# Returns once that model answers (exit code 0). 1: it cannot be started or stopped; 2: wrong
-# arguments, no server, or an iteration is at work. The server runs on; its log is
-# data/server/server.log.
+# Returns once that model answers (exit code 0). Any other code: it does not, and the error says why
+# (2: wrong arguments, the server does not stop or come up, or an iteration is at work). The server
+# runs on; its log is data/server/server.log.
 #
 # SGLANG_URL, PORT      where (http://127.0.0.1:30000)
 # TP, MEM_FRACTION, MAX_RUNNING, QUANTIZATION, DTYPE, CUDA_DEVICE, EXTRA_ARGS   for SGLang
