@@ -9,7 +9,7 @@ from typing import Any, Literal
 import psutil
 import urllib3
 
-from ebm_encode.errors import ServerError, UnreachableServerError
+from ebm_encode.errors import InputError, ServerError, UnreachableServerError
 from ebm_encode.pipeline.config import placed
 from ebm_encode.pipeline.processes import run_briefly
 from ebm_encode.servers.http import ServerClient, making_sense
@@ -61,6 +61,21 @@ def ask(url: str, token: str | None, health: Sequence[str] | None, directory: Pa
     if not names:
         return Answer("starting", why=f"{url}: does not say which model it has")
     return Answer("up", tuple(dict.fromkeys(names)))
+
+
+def read_token(file: str | None, directory: Path) -> str | None:
+    """A server's bearer token from a file; `None` if there is none.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if file is None:
+        return None
+    path = placed(directory, file)
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
 
 
 def is_model(names: Sequence[str], expected: str, directory: Path) -> bool:

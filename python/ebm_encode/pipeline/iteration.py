@@ -19,7 +19,7 @@ from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
 from ebm_encode.pipeline.records import Record, read_known, write_json
 from ebm_encode.pipeline.server import InferenceServer, ModelNotMadeError
 from ebm_encode.pipeline.signals import interruptible, patient
-from ebm_encode.pipeline.steps import Step, is_hub_id, steps_of
+from ebm_encode.pipeline.steps import Step, feeds, is_hub_id, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
 
@@ -152,7 +152,7 @@ class Iteration:
     def _run_steps(self, run: _Run, begin: int, end: int, progress: Progress | None) -> None:
         try:
             run.verdicts = self.plan()
-            self._require_done(run.verdicts[:begin])
+            self._require_done(run.verdicts, begin, end)
             for verdict in run.verdicts[begin:end]:
                 self._take(run, verdict, progress)
         except ArgumentError:
@@ -220,6 +220,7 @@ class Iteration:
         if self.server is not None and step.server == "run":
             with patient():
                 log.info("%s: the server %s", step.name, self.server.restore())
+            self.server.require_up(step.name)
         if step.gpu_memory:
             wait_for_memory(step.gpu_memory, self._config.gpu.wait_seconds, free=self._free_memory)
         log.info("%s: runs (%s)", step.name, "; ".join(verdict.reasons[:2]))
@@ -278,8 +279,13 @@ class Iteration:
         with patient():
             return self.server.restore()
 
-    def _require_done(self, verdicts: Sequence[Verdict]) -> None:
-        for verdict in verdicts:
+    def _require_done(self, verdicts: Sequence[Verdict], begin: int, end: int) -> None:
+        """Refuses a range that needs a step before it that is not done."""
+        needed = [verdict.step for verdict in verdicts[begin:end]]
+        for verdict in reversed(verdicts[:begin]):
+            if not any(feeds(verdict.step, step) for step in needed):
+                continue
+            needed.append(verdict.step)
             if not verdict.done:
                 raise ArgumentError(
                     f"step {verdict.step.name} comes before, and is not done:"

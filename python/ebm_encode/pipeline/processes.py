@@ -232,3 +232,48 @@ def start(
         process.wait()
         raise
     return started, process
+
+
+def run_to_end(
+    command: Sequence[str],
+    *,
+    name: str,
+    written: Path,
+    directory: Path,
+    seconds: float,
+    output: IO[bytes],
+) -> int | None:
+    """Runs a process to its end, or ends it after some time.
+
+    Args:
+        command: What runs.
+        name: What it is, for messages.
+        written: File where it is written down while it runs.
+        directory: Working directory.
+        seconds: Its time.
+        output: What it prints.
+
+    Returns:
+        Its exit code; `None` if it took too long.
+
+    Raises:
+        OSError: If it cannot be written down.
+        PipelineError: If it cannot be started or ended.
+    """
+    started, process = start(
+        command,
+        name=name,
+        written=written,
+        directory=directory,
+        environment={},
+        output=output,
+        errors=output,
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        started.end()
+        process.wait()
+        written.unlink(missing_ok=True)

@@ -5,19 +5,18 @@ model. A run that finds the file brings the server back before anything else.
 """
 
 import logging
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ebm_encode.errors import InputError, ServerError
-from ebm_encode.pipeline.asking import Answer, ask, is_model, listens_since
+from ebm_encode.errors import ServerError
+from ebm_encode.pipeline.asking import Answer, ask, is_model, listens_since, read_token
 from ebm_encode.pipeline.config import ServerTable, placed
 from ebm_encode.pipeline.contents import digest_path
 from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent, Start
-from ebm_encode.pipeline.processes import Started, detach, start
+from ebm_encode.pipeline.processes import Started, detach, run_to_end, start
 from ebm_encode.pipeline.records import read_known, sync_folder, write_json
 from ebm_encode.servers.guard.guard import ServerGuard
 from ebm_encode.servers.guard.memory import free_gpu_memory
@@ -60,7 +59,7 @@ class InferenceServer:
         self._model_is_made = model_is_made
         self._made_at = made_at
         self._free_memory = free_memory
-        self._token = _token(table, directory)
+        self._token = read_token(table.token_file, directory)
         self._guard: ServerGuard | None = None
 
     @property
@@ -205,7 +204,7 @@ class InferenceServer:
             return False
         # Its folder's contents may have been replaced since it was started.
         start = read_known(self.folder / STARTED, Start)
-        if start is not None and start.model == expected:
+        if start is not None and is_model([start.model], expected, self._directory):
             return start.digest == self._digest(expected)
         if self._started() is not None:
             return False
@@ -266,29 +265,33 @@ class InferenceServer:
         what = "did not stop" if table.stop or ours else "runs, and was not started here"
         raise ServerError(f"{table.url}: {what} ({answer})\nhint: {hint}")
 
+    def require_up(self, step: str) -> None:
+        """Refuses a step that needs the server where there is none.
+
+        Raises:
+            ServerError: If it does not answer.
+        """
+        answer = self.look()
+        if answer.state != "up":
+            raise ServerError(
+                f"{self._table.url}: step {step} needs it, and it does not run ({answer})\nhint:"
+                " start it with a model; [server] `model` is not made yet"
+            )
+
     def _run_stop(self) -> None:
         assert self._table.stop is not None
-        path = self.folder / STOPPING
         with self._log() as file:
-            started, process = start(
+            code = run_to_end(
                 self._table.stop,
                 name="[server] stop",
-                written=path,
+                written=self.folder / STOPPING,
                 directory=self._directory,
-                environment={},
+                seconds=self._table.stop_seconds,
                 output=file,
-                errors=file,
             )
-            try:
-                code = process.wait(self._table.stop_seconds)
-            except subprocess.TimeoutExpired:
-                log.warning("[server] stop does not end in %g s", self._table.stop_seconds)
-                code = 0
-            finally:
-                started.end()
-                process.wait()
-                path.unlink(missing_ok=True)
-        if code:
+        if code is None:
+            log.warning("[server] stop does not end in %g s", self._table.stop_seconds)
+        elif code:
             log.warning("[server] stop exits with %d", code)
 
     def _wait_until_down(self, seconds: float) -> Answer:
@@ -377,13 +380,3 @@ class InferenceServer:
         if path.exists():
             path.unlink()
             sync_folder(self.folder)
-
-
-def _token(table: ServerTable, directory: Path) -> str | None:
-    if table.token_file is None:
-        return None
-    path = placed(directory, table.token_file)
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error

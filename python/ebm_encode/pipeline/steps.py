@@ -1,5 +1,6 @@
 """Steps of an iteration: what each runs, reads and writes, and in which order."""
 
+import fnmatch
 import glob
 import sys
 from collections.abc import Mapping, Sequence
@@ -145,8 +146,11 @@ def within(pattern: str, path: Path) -> bool:
     """Whether a pattern may match a path, something in it, or a folder that holds it."""
     if not Path(pattern).is_absolute():
         return False
-    start = fixed(pattern)
-    return start == path or start in path.parents or path in start.parents
+    if "**" in pattern:
+        start = fixed(pattern)
+        return start == path or start in path.parents or path in start.parents
+    both = zip(Path(pattern).parts, path.parts, strict=False)  # up to the end of the shorter one
+    return all(fnmatch.fnmatchcase(part, matcher) for matcher, part in both)
 
 
 def _step(name: str, table: StepTable, folder: Path, directory: Path, made: Sequence[Path]) -> Step:
