@@ -352,6 +352,18 @@ def test_variables(tmp_path, run_cli):
         assert said in err
 
 
+def test_a_url_may_have_placeholders(tmp_path, run_cli):
+    path = tmp_path / "c.toml"
+    for port, code in (("30000", 0), (" x", 2)):
+        path.write_text(
+            f"[variables]\nport = '{port}'\n[server]\nurl = 'http://127.0.0.1:{{port}}'\n"
+            "start = ['x']\n[steps.one]\ncommand = ['x']\noutputs = ['y']\n"
+        )
+        found, _, err = run_cli("iterate", path, "--dry-run")
+        assert found == code
+        assert ("4: server.url is no URL" in err) == (code == 2)
+
+
 def test_lines_of_keys():
     text = '# c\na = 1\n[b."c d"]\n"e.f" = [\n 1,\n 2]\n[[g]]\nh = {i = {j = 1}}\nk.l = 2\n'
     assert key_lines(text) == {

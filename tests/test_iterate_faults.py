@@ -1,11 +1,17 @@
 """Iterations in bad weather: the server is back at the end or after the next command, always with
 the right model, and nothing that was done is done again."""
 
+import contextlib
+import os
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
+from ebm_encode.pipeline.processes import Started
 from iterations.play import STEPS, Play, kill
 
 
@@ -290,6 +296,228 @@ def test_a_kill_while_the_server_is_started(play):
     assert play.runs() == [*STEPS]
 
 
+# Which model is right.
+
+
+@pytest.mark.parametrize("how", ["inside", "link"])
+def test_a_model_inside_an_output_or_behind_a_link_is_not_served_half(play, how):
+    """Killed while it is being written where the server is to read it."""
+    play.reboot()
+    if how == "link":
+        play.edit('model = "{folder}/model"', 'model = "work/current"')
+        (play.folder / "work" / "current").symlink_to(play.work / "model")
+    else:
+        play.edit('model = "{folder}/model"', 'model = "{folder}/model/."')
+        play.edit('outputs = ["{folder}/model"]', 'outputs = ["{folder}/model", "{folder}/more"]')
+    play.fault("export", "hang-end")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    kill(process)
+    code, printed = play.run("--recover")
+    assert code == 0, printed
+    play.require_server()
+
+
+def test_a_name_that_all_models_have_does_not_make_one_right(play):
+    """`served-name` is the same for the former model and the new one."""
+    play.edit(
+        'model = "{folder}/model"', 'model = "{folder}/model"\nserved-name = "models/another"'
+    )
+    play.edit('server = "stop"', 'server = "keep"')
+    play.edit("[steps.llm-train]", '[steps.llm-train]\nserver = "keep"')
+    play.reboot()
+    play.fault("server", *["wrong"] * 9)  # it calls each model so
+    assert play.run("--recover")[0] in (0, 1, 2)
+    code, printed = play.run()
+    assert code == 0, printed
+    assert play.served() == ("models/another", play.expected()["model"])
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_server_that_was_started_by_hand(play, place):
+    """With the path of the model, before or after a step has written it."""
+    play.reboot()
+    play.edit("[steps.llm-train]", '[steps.llm-train]\nserver = "keep"')
+    play.edit('server = "stop"', 'server = "keep"')
+    (play.folder / "server" / "started.json").unlink()
+    code, printed = play.run("--until", "llm-train")
+    assert code == 0, printed
+    model = play.work / "model"
+    if place == "before":
+        model.mkdir()
+        (model / "weights").write_text("old")
+    else:
+        assert play.run("--until", "export")[0] == 0
+        play.reboot()
+        (play.folder / "server" / "started.json").unlink()
+        time.sleep(1.1)
+    command = [sys.executable, "server.py", str(play.port), str(model)]
+    with subprocess.Popen(command, cwd=play.folder) as by_hand:
+        try:
+            while play.served() is None:
+                time.sleep(0.1)
+            code, printed = play.run()
+            alive = by_hand.poll() is None
+        finally:
+            by_hand.kill()
+    assert alive, "it is not ours"
+    if place == "before":
+        assert code == 1
+        assert "runs, and was not started here" in printed
+    else:
+        assert code == 0, printed
+
+
+def test_a_model_that_no_step_makes_is_a_failure(play):
+    play.edit('model = "{folder}/model"', 'model = "{folder}/mode"')
+    code, printed = play.run()
+    assert code == 1
+    assert "is not there, and all steps are done" in printed
+
+
+# The server, in more weather.
+
+
+def test_a_server_that_does_not_answer_when_it_is_to_be_stopped(play):
+    """It comes back with the model that it had, though it could not say which."""
+    server = play.processes("server.py")[0]
+    play.edit("stop-seconds = 2", "stop-seconds = 1")
+    play.fault("llm-train", "fail-start")
+    server.suspend()
+    try:
+        code, printed = play.run()
+    finally:
+        with contextlib.suppress(psutil.Error):
+            server.resume()
+    assert code == 1
+    assert "step llm-train: exits with 3" in printed
+    play.require_server()
+
+
+def test_a_stop_command_that_outlives_its_run_stops_nothing_later(play):
+    play.edit("stop-seconds = 2", 'stop-seconds = 20\nstop = ["sh", "late.sh"]')
+    server = play.processes("server.py")[0].pid
+    (play.folder / "late.sh").write_text(f"touch stopping; sleep 4; kill {server}; touch late\n")
+    process = play.start()
+    play.wait_for(play.folder / "stopping")
+    kill(process)
+    code, printed = play.run("--recover")
+    assert code == 0, printed
+    time.sleep(5)
+    assert not (play.folder / "late").exists()
+    play.require_server()
+
+
+def test_a_server_that_did_not_stop_is_not_taken_for_stopped_by_the_next_run(play):
+    (play.folder / "server" / "started.json").unlink()
+    for _ in range(2):
+        code, printed = play.run()
+        assert code == 1
+        assert "runs, and was not started here" in printed
+        assert play.runs() == []
+    play.edit("stop-seconds = 2", 'stop-seconds = 2\nstop = ["true"]')
+    (play.folder / "server" / "intent.json").write_text('{"free": "stop", "names": []}')
+    code, printed = play.run()
+    assert code == 1
+    assert "did not stop" in printed
+    assert play.runs() == []
+
+
+def test_a_configuration_that_lost_its_server(play):
+    play.fault("llm-train", "hang-middle")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    kill(process)
+    whole = play.config.read_text()
+    head, _, rest = whole.partition("[server]")
+    play.config.write_text(
+        head + rest[rest.index("[steps") :].replace('server = "stop"', "").replace(
+            'server = "run"', ""
+        )
+    )  # fmt: skip
+    for options in ((), ("--recover",)):
+        code, printed = play.run(*options)
+        assert code == 2
+        assert "left the server there, and the configuration has no such [server]" in printed
+    play.config.write_text(whole)
+    finish(play, ["llm-train"])
+
+
+@pytest.mark.parametrize("name", ["intent.json", "started.json", "stopping.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"names": "old", "free": "stop"}', "null"]
+)
+def test_damaged_notes_do_not_keep_a_server_away(play, name, content):
+    play.fault("llm-train", "hang-middle")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    kill(process)
+    (play.folder / "server" / name).write_text(content)
+    code, printed = play.run("--recover")
+    assert "Traceback" not in printed
+    if name == "started.json":  # the intent says which model it had
+        play.reboot()
+        code, printed = play.run("--recover")
+    assert code == 0, printed
+    play.require_server()
+
+
+@pytest.mark.parametrize("mark", ["null", '""', '"x"', "0"])
+def test_a_damaged_note_owns_no_process(tmp_path, mark):
+    path = tmp_path / "running.json"
+    path.write_text(f'{{"name": "x", "mark": {mark}, "pid": 0, "created": 0}}')
+    assert Started.read(path) is None
+
+
+def test_a_session_id_that_somebody_else_has_by_now_owns_no_process():
+    """A process whose session's leader is gone, as of daemons."""
+    script = (
+        "import os, time; os.fork() and os._exit(0); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as leader:
+        stranger = psutil.Process(int(leader.stdout.readline()))
+        leader.wait()
+        try:
+            assert os.getsid(stranger.pid) == leader.pid
+            for created in (0.0, stranger.create_time() - 1000, stranger.create_time()):
+                assert Started("x", "0" * 32, leader.pid, created).processes() == []
+        finally:
+            stranger.kill()
+
+
+def test_a_second_signal_does_not_leave_a_step_beside_the_server(play):
+    (play.folder / "step.py").write_text(
+        "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n"
+        + (play.folder / "step.py").read_text()
+    )
+    play.fault("llm-train", "hang-middle")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.7)
+    process.communicate(timeout=60)
+    assert play.processes() == []
+    assert play.run("--recover")[0] == 0
+    play.require_server()
+
+
+def test_an_iteration_within_a_step_of_another_one_ends_with_it(play):
+    (play.folder / "outer.toml").write_text(
+        "[steps.outer]\ncommand = ['{python}', '-m', 'ebm_encode', 'iterate', 'iteration.toml',"
+        " '--set', 'number=2']\noutputs = ['outer']\ntimeout-seconds = 60\n"
+    )
+    play.fault("llm-train", "hang-middle")
+    command = [sys.executable, "-m", "ebm_encode", "iterate", str(play.folder / "outer.toml")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as outer:
+        play.wait_for(play.folder / "hanging")
+        outer.send_signal(signal.SIGINT)
+        outer.wait(60)
+    assert play.processes() == []
+    finish(play, ["llm-train"])
+
+
 # Variants that are broken on purpose must fail what is checked here.
 
 
@@ -320,6 +548,7 @@ def weather(play):
     play.wait_for(play.folder / "hanging")
     kill(process)
     play.reboot()
+    (play.folder / "server" / "started.json").unlink()
     assert play.run("--recover")[0] == 0
     play.require_server()
     (play.folder / "hanging").unlink()

@@ -109,6 +109,12 @@ class Play:
         """The folder of the iteration."""
         return self.folder / "work" / str(self.number)
 
+    def edit(self, old: str, new: str) -> None:
+        """Changes the configuration."""
+        text = self.config.read_text()
+        assert old in text, text
+        self.config.write_text(text.replace(old, new))
+
     def fault(self, where: str, *kinds: str) -> None:
         """What the next runs of a step, or the next starts of the server, do."""
         (self.folder / "faults" / where).write_text("\n".join(kinds))
