@@ -76,7 +76,7 @@ test-vllm: build .envs/vllm/installed ## Test against a real vLLM 0.32, on a CPU
 	$(BIN)/uv pip install --quiet --no-deps --python .envs/$*/bin/python --requirement $<
 	touch $@
 
-test-kills: build ## Kill iterations 200 times at random moments; about half an hour
+test-kills: build ## Kill iterations 200 times at random moments; a quarter of an hour
 	$(BIN)/python tests/iterations/random_kills.py 200
 
 lint: build ## Check formatting, lints, types and stubs
