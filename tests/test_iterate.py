@@ -1,5 +1,6 @@
 """Iterations as users write them: configuration, plan, our steps, memory, notes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -450,32 +450,35 @@ def test_our_steps_follow_the_model_and_the_trajectories(ours, run_cli):
     assert {*states_of(summary(run_cli, ours)).values()} == {"kept"}
 
 
-@pytest.mark.parametrize("after", [1, 2])
-def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli, after):
+def kill_in(path, step, *, log="", options=()):
+    """Starts the command and kills it in a step, once that has logged something."""
+    folder = path.parent / "work"
+    running, logged = folder / "running.json", folder / "logs" / f"{step}.log"
+    logged.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ebm_encode", "iterate", str(path), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if f'"step {step}"' in running.read_text() and log in logged.read_text():
+                break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli, kills):
     """Killed while it replaces the cache of another model, once or twice."""
     folder, cache = ours.parent, ours.parent / "work" / "states.parquet"
-    other = "a" if after == 1 else "b"
     shutil.rmtree(folder / "model")
-    shutil.copytree(folder / other, folder / "model")
-    rows = 0
-    for _ in range(after):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ebm_encode", "iterate", str(ours), "--until", "encode"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        log, end = folder / "work" / "logs" / "encode.log", time.monotonic() + 60
-        work = Path(f"{cache}.work")
-        rows = len(list(folder.glob("work/**/*.shard*"))) if work.exists() else 0
-        while process.poll() is None and time.monotonic() < end:
-            if log.exists() and "states from" in log.read_text():
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    found = summary(run_cli, ours)
-    assert {*states_of(found).values()} <= {"done", "kept"}
-    del rows
+    shutil.copytree(folder / "ab"[kills - 1], folder / "model")
+    for _ in range(kills):
+        kill_in(ours, "encode", log="states from")
+    assert {*states_of(summary(run_cli, ours)).values()} <= {"done", "kept"}
     # The same as an encoding that nothing interrupted.
     plain = folder / "plain.parquet"
     plain.unlink(missing_ok=True)
@@ -489,6 +492,27 @@ def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli
     texts = expected.states()
     assert sorted(made.states()) == sorted(texts)
     assert abs(made.gather(texts) - expected.gather(texts)).max() < 1e-5
+
+
+def test_our_steps_that_are_killed_end_as_if_they_were_not(ours, run_cli, tmp_path):
+    """Each of them once, in one iteration."""
+    folder = ours.parent
+    path = tmp_path / "c.toml"
+    path.write_text(ours.read_text())
+    shutil.copytree(folder / "a", tmp_path / "model")
+    shutil.copytree(folder / "t", tmp_path / "t")
+    steps = ("encode", "audit", "train-head", "evaluate")
+    for step in steps:
+        kill_in(path, step)
+        known = (tmp_path / "work" / "records").glob("*.json")
+        assert f"{step}.json" not in {file.name for file in known}
+    before = summary(run_cli, path)
+    assert states_of(before) == dict.fromkeys(steps[:3], "kept") | {"evaluate": "done"}
+    head, report = (tmp_path / "work" / name for name in ("head.safetensors", "evaluate.json"))
+    killed = head.read_bytes(), json.loads(report.read_text())["siblings"]
+    shutil.rmtree(tmp_path / "work")
+    assert {*states_of(summary(run_cli, path)).values()} == {"done"}
+    assert (head.read_bytes(), json.loads(report.read_text())["siblings"]) == killed
 
 
 # GPU memory.
