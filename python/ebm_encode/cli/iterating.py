@@ -67,7 +67,7 @@ def run(
     if as_json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))  # noqa: T201
     elif not quiet:
-        _show(summary)
+        _show(summary, iteration.folder)
     if summary.error:
         _tell(f"error: {summary.error}")
     _notify(command, iteration, summary)
@@ -145,19 +145,18 @@ def _plan_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _show(summary: Summary) -> None:
-    Console().print(_table(summary.steps))
+def _show(summary: Summary, folder: Path) -> None:
+    Console().print(_table(summary.steps, folder))
     if summary.server:
         print(f"server: {summary.server}")  # noqa: T201
 
 
-def _table(steps: Sequence[StepSummary]) -> ConsoleRenderable:
+def _table(steps: Sequence[StepSummary], folder: Path) -> ConsoleRenderable:
     table = _empty_table("step", "state", "time", "figures", "outputs")
-    here = Path.cwd()
     for step in steps:
         time = "" if step.seconds is None else _duration(step.seconds)
         figures = ", ".join(f"{name} {_number(value)}" for name, value in step.figures.items())
-        outputs = "\n".join(_short(output, here) for output in step.outputs)
+        outputs = "\n".join(_short(output, folder) for output in step.outputs)
         state = Text(step.state, _COLORS.get(step.state, ""))
         table.add_row(step.name, state, time, figures, Text(outputs))
     return table
@@ -170,8 +169,10 @@ def _empty_table(*columns: str) -> Table:
     return table
 
 
-def _short(path: str, here: Path) -> str:
-    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+def _short(path: str, folder: Path) -> str:
+    """A path as seen from the iteration's folder, or from here."""
+    near = [base for base in (folder, Path.cwd()) if Path(path).is_relative_to(base)]
+    return os.path.relpath(path, near[0]) if near else path
 
 
 def _duration(seconds: float) -> str:
