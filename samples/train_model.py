@@ -31,6 +31,7 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "head_dim": 32,
+    "max_position_embeddings": 8192,  # a search may print states longer than any recorded one
 }
 
 
