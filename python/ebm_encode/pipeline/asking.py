@@ -107,7 +107,7 @@ def _names(client: ServerClient) -> list[str]:
         for path in ("/model_info", "/get_model_info"):
             told = client.get_json(path, missing_ok=True) or {}
             found += [told.get("model_path"), told.get("served_model_name")]
-    return [name for name in found if isinstance(name, str) and name]
+    return [name for name in found if isinstance(name, str) and name and "\0" not in name]
 
 
 def _by_command(command: Sequence[str], directory: Path) -> Answer:

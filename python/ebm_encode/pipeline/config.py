@@ -6,6 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -316,4 +317,6 @@ def absolute(path: Path) -> Path:
 
 def placed(directory: Path, given: str) -> Path:
     """Where a path of the configuration is; `~` is the home folder."""
-    return absolute(directory / Path(given).expanduser())
+    with suppress(RuntimeError):  # no such user
+        return absolute(directory / Path(given).expanduser())
+    return absolute(directory / given)

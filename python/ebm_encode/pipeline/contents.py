@@ -1,5 +1,6 @@
 """Digests of what steps read and write: files, whole folders, patterns."""
 
+import fnmatch
 import glob
 import os
 import re
@@ -103,5 +104,14 @@ def newest_change(path: Path) -> float:
     """When a file, or anything in a folder, was last changed; seconds since 1970, 0 if missing."""
     if not path.exists():
         return 0.0
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return max(max(stat.st_mtime, stat.st_ctime) for stat in (file.lstat() for file in files))
+    files = [path, *path.rglob("*"), *_files(path)] if path.is_dir() else [path]
+    both = [stat for file in files if file.exists() for stat in (file.lstat(), file.stat())]
+    return max(max(stat.st_mtime, stat.st_ctime) for stat in both)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a path, or a folder that it is in."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+    parts, own = Path(pattern).parts, Path(path).parts
+    return len(parts) <= len(own) and all(map(fnmatch.fnmatchcase, own, parts))

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -170,15 +171,28 @@ class StepRunner:
                     f"step {step.name}: ended well, and did not write {output}\nhint: see"
                     f" {self._log(step)}"
                 )
-        # Files of some systems have whole seconds.
-        untouched = all(newest_change(output) < began - 1 for output in step.outputs)
-        if step.own is None and untouched:
-            raise PipelineError(
-                f"step {step.name}: ended well, and left its outputs as they were, of which it is"
-                " not known that they are right\nhint: does it skip what is there? remove its"
-                " outputs, or `touch` them if they are right"
-            )
+        if step.own is None:
+            self._require_touched(step, began)
         return found
+
+    def _require_touched(self, step: Step, began: float) -> None:
+        """Refuses outputs that a step left as they were: it may skip half a file of a killed run.
+
+        Raises:
+            PipelineError: Unless the user has touched them since that was told.
+        """
+        attempt = Attempt.read(self.folder, step.name)
+        since = min(began, attempt.refused) if attempt and attempt.refused else began
+        # Files of some systems have whole seconds.
+        if any(newest_change(output) >= since - 1 for output in step.outputs):
+            return
+        if attempt is not None:
+            replace(attempt, refused=time.time()).write(self.folder, step.name)
+        raise PipelineError(
+            f"step {step.name}: ended well, and left its outputs as they were, of which it is"
+            " not known that they are right\nhint: does it skip what is there? remove its"
+            " outputs, or `touch` them if they are right"
+        )
 
     def end_leftovers(self) -> None:
         """Ends the processes of a step that an interrupted run left behind."""

@@ -44,9 +44,9 @@ class Start:
     """With which model a server was started here.
 
     Attributes:
-        model: The model.
+        model: The model; empty where `start` does not say which.
         digest: Digest of its folder at that time; empty for hub ids.
     """
 
-    model: str
-    digest: str
+    model: str = ""
+    digest: str = ""

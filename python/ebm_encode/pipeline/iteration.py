@@ -19,7 +19,7 @@ from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
 from ebm_encode.pipeline.records import Record, read_known, write_json
 from ebm_encode.pipeline.server import InferenceServer, ModelNotMadeError
 from ebm_encode.pipeline.signals import interruptible, patient
-from ebm_encode.pipeline.steps import Step, feeds, is_hub_id, steps_of
+from ebm_encode.pipeline.steps import Step, feeds, may_be_name, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
 
@@ -232,7 +232,8 @@ class Iteration:
         path = placed(self._directory, model)
         makers = self._makers(path)
         if not makers and not path.exists():
-            return is_hub_id(model)
+            # As `org/model`; where there is such a folder, it is a path, and the model is missing.
+            return model.count("/") == 1 and may_be_name(model) and not path.parent.exists()
         return path.exists() and all(self._wrote(step, output) for step, output in makers)
 
     def _made_at(self, model: str) -> float | None:

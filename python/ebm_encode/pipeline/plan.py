@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ebm_encode.digests import digest_json
 from ebm_encode.errors import ArgumentError
-from ebm_encode.pipeline.contents import MISSING, NOT_COMPARED, digest_path, digests_of, fixed
+from ebm_encode.pipeline.contents import MISSING, NOT_COMPARED, digest_path, digests_of, matches
 from ebm_encode.pipeline.records import Record
 from ebm_encode.pipeline.steps import Step, feeds
 
@@ -54,8 +54,9 @@ class Verdict:
         return self.record is not None and (self.command_changed or bool(rest))
 
     def _grows(self, path: str) -> bool:
-        starts = [fixed(given) for given in self.step.growing]
-        return any(s == Path(path) or s in Path(path).parents for s in starts)
+        rest = [given for given in self.step.inputs if given not in self.step.growing]
+        grows = any(matches(given, path) for given in self.step.growing)
+        return grows and not any(matches(given, path) for given in rest)
 
 
 def judge(step: Step, folder: Path, upstream: Sequence[Step] = ()) -> Verdict:

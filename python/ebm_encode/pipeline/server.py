@@ -133,6 +133,9 @@ class InferenceServer:
             self._require_start(f"{self._table.url} {answer}, expected {expected}")
             self._stop()
             answer = self.look()
+        if answer.state == "up" and intent is not None:
+            time.sleep(self._table.settle_seconds)  # it may be about to end
+            answer = self.look()
         if answer.state != "up":
             if self._table.start is None or (expected is None and self._needs_model()):
                 return self._not_started(intent, answer)
@@ -195,7 +198,7 @@ class InferenceServer:
     def _names_before(self, answer: Answer) -> tuple[str, ...]:
         """What it calls its model, or else which one it was started with."""
         start = read_known(self.folder / STARTED, Start)
-        return answer.names or (() if start is None else (start.model,))
+        return answer.names or ((start.model,) if start is not None and start.model else ())
 
     def _is_right(self, answer: Answer, expected: str | None) -> bool:
         if expected is None:
@@ -203,10 +206,11 @@ class InferenceServer:
         if not self._is_called(answer.names, expected):
             return False
         # Its folder's contents may have been replaced since it was started.
-        start = read_known(self.folder / STARTED, Start)
-        if start is not None and is_model([start.model], expected, self._directory):
-            return start.digest == self._digest(expected)
-        if self._started() is not None:
+        start = read_known(self.folder / STARTED, Start) or Start()
+        is_same = is_model([start.model], expected, self._directory) if start.model else False
+        if is_same and start.digest == self._digest(expected):
+            return True
+        if start.model and self._started() is not None:
             return False
         since = self._made_at(expected)
         return since is None or listens_since(self._table.url) >= since
@@ -329,7 +333,8 @@ class InferenceServer:
         )
 
     def _spawn(self, model: str | None) -> Any:
-        command = [word.replace("{model}", model or "") for word in self._table.start or []]
+        given = str(placed(self._directory, model)) if model and model[0] == "~" else model or ""
+        command = [word.replace("{model}", given) for word in self._table.start or []]
         extra: Mapping[str, Any] = {}
         if model is not None:
             extra = {"model": model, "digest": self._digest(model)}

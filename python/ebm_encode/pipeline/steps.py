@@ -212,7 +212,7 @@ def _pattern(given: str, directory: Path) -> str:
     path = _absolute(given, directory)
     if not glob.has_magic(given) or Path(path).exists():
         return glob.escape(path)
-    if Path(given).expanduser().is_absolute():
+    if given.startswith(("/", "~")):
         return path
     return str(absolute(Path(glob.escape(str(directory))) / given))
 
@@ -220,13 +220,13 @@ def _pattern(given: str, directory: Path) -> str:
 def _is_name(value: str, directory: Path, made: Sequence[Path]) -> bool:
     """Whether a value is a hub id or a built-in name: it has no suffix, and no file is there."""
     path = Path(_absolute(value, directory))
-    if not is_hub_id(value) or path.exists():
+    if not may_be_name(value) or path.exists():
         return False
     return not any(path == output or output in path.parents for output in made)
 
 
-def is_hub_id(value: str) -> bool:
-    """Whether a model that is not there may be one of the hub."""
+def may_be_name(value: str) -> bool:
+    """Whether a model or template that is not there may be one of the hub, or a built-in one."""
     return not value.startswith((".", "/", "~")) and value.count("/") <= 1
 
 
