@@ -17,7 +17,9 @@ from ebm_encode.cli.iterating import iteration_of
 from ebm_encode.errors import ArgumentError, InputError, PipelineError, UnsafeServerError
 from ebm_encode.pipeline.config import folder_of, read_config
 from ebm_encode.pipeline.iteration import Iteration
+from ebm_encode.pipeline.plan import command_digest
 from ebm_encode.pipeline.positions import key_lines
+from ebm_encode.pipeline.records import Record
 from recorded_searches import searches, write_rows
 
 _USERS = """
@@ -185,6 +187,55 @@ def test_a_step_that_takes_half_an_output_for_a_whole_one(run_cli, users):
     os.utime(users.parent / "work" / "one.txt", (1, 1))
     time.sleep(1.1)
     assert "left its outputs as they were" in summary(run_cli, users, code=1)["error"]
+
+
+def test_outputs_that_the_user_touches_are_right(run_cli, users):
+    output = users.parent / "work" / "one.txt"
+    output.parent.mkdir()
+    output.write_text("made before")
+    os.utime(output, (1, 1))
+    users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", "true"))
+    time.sleep(1.1)
+    for _ in range(2):
+        assert "or `touch` them if they are right" in summary(run_cli, users, code=1)["error"]
+    output.touch()
+    time.sleep(1.5)
+    assert states_of(summary(run_cli, users)) == {"one": "done", "two": "done"}
+
+
+def test_an_output_may_be_a_link(run_cli, users):
+    (users.parent / "work").mkdir()
+    (users.parent / "work" / "one.txt").symlink_to(users.parent / "elsewhere")
+    (users.parent / "elsewhere").write_text("old")
+    time.sleep(1.1)
+    summary(run_cli, users)
+    assert (users.parent / "elsewhere").read_text() == "1"
+    assert states_of(summary(run_cli, users)) == {"one": "kept", "two": "kept"}
+
+
+@pytest.mark.parametrize("pattern", ["*.parquet", "t/*.parquet", "**/*.parquet", "t"])
+def test_a_changed_model_is_no_growth_wherever_trajectories_are(tmp_path, pattern):
+    """Which of two changes has all embeddings made again."""
+    path = tmp_path / "c.toml"
+    path.write_text(
+        f"[steps.encode.options]\nmodel-path = 't/m'\ntrajectories = '{pattern}'\n"
+        "output = 'o.parquet'\n"
+    )
+    (tmp_path / "t" / "m").mkdir(parents=True)
+    (tmp_path / "t" / "m" / "x.parquet").write_text("weights")
+    for folder in (tmp_path, tmp_path / "t"):
+        (folder / "1.parquet").write_text("states")
+    found, _ = iteration_of(path, [])
+    (verdict,) = found.plan()
+    Record("encode", command_digest(verdict.step), "", verdict.inputs, {}, 1.0, "").write(tmp_path)
+    for folder in (tmp_path, tmp_path / "t"):
+        (folder / "2.parquet").write_text("more states")
+    (grown,) = found.plan()
+    assert grown.changed
+    assert not grown.replaces
+    (tmp_path / "t" / "m" / "x.parquet").write_text("other weights")
+    (other,) = found.plan()
+    assert other.replaces
 
 
 def test_brackets_in_the_name_of_the_project_and_its_files(run_cli, users):

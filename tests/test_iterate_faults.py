@@ -4,6 +4,7 @@ the right model, and nothing that was done is done again."""
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -368,14 +369,49 @@ def test_a_server_that_was_started_by_hand(play, place):
         assert code == 0, printed
 
 
-def test_a_model_that_no_step_makes_is_a_failure(play):
-    play.edit('model = "{folder}/model"', 'model = "{folder}/mode"')
+@pytest.mark.parametrize("model", ["{folder}/mode", "work/mode", "mode"])
+def test_a_model_that_no_step_makes_is_a_failure(play, model):
+    play.edit('model = "{folder}/model"', f'model = "{model}"')
     code, printed = play.run()
     assert code == 1
     assert "is not there, and all steps are done" in printed
 
 
+def test_a_start_that_does_not_say_which_model(play):
+    """The server has one model for ever; it is right with that one."""
+    play.edit('"{model}", "faults/server"]', '"work/1/model", "faults/server"]')
+    play.edit('model = "{folder}/model"\n', "")
+    code, printed = play.run()
+    assert code == 0, printed
+    server = play.processes("server.py")
+    for options in ((), ("--recover",)):
+        code, printed = play.run(*options)
+        assert code == 0, printed
+        assert "damaged" not in printed
+    assert play.processes("server.py") == server
+    assert play.served()[0] == "work/1/model"
+
+
 # The server, in more weather.
+
+
+def test_a_server_that_is_about_to_end_is_not_taken_for_running(play):
+    """It answers once more, and is gone."""
+    play.reboot()
+    play.fault("server", "dies 0.1")
+    (play.folder / "server" / "intent.json").write_text('{"free": "stop", "names": []}')
+    command = [sys.executable, "server.py", str(play.port), "work/1/model", "faults/server"]
+    with subprocess.Popen(command, cwd=play.folder):
+        end = time.monotonic() + 30
+        while True:  # not by a request: it would count
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", play.port)) == 0:
+                    break
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        code, printed = play.run("--recover")
+    assert code == 0, printed
+    play.require_server()
 
 
 def test_a_server_that_does_not_answer_when_it_is_to_be_stopped(play):
