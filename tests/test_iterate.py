@@ -173,7 +173,9 @@ def test_links_to_folders_are_followed_and_pipes_refused(run_cli, users):
     assert states_of(summary(run_cli, users))["one"] == "kept"
     (real / "f").write_text("2")
     assert states_of(summary(run_cli, users))["one"] == "done"
-    os.mkfifo(real / "pipe")
+    os.mkfifo(real / "pipe")  # no content
+    assert states_of(summary(run_cli, users))["one"] == "kept"
+    users.write_text(_USERS.replace('["in.txt"]', '["in.txt", "real/pipe"]'))
     code, _, err = run_cli("iterate", users)
     assert code == 1
     assert "neither a file nor a folder" in err
@@ -219,7 +221,7 @@ def test_a_changed_model_is_no_growth_wherever_trajectories_are(tmp_path, patter
     path = tmp_path / "c.toml"
     path.write_text(
         f"[steps.encode.options]\nmodel-path = 't/m'\ntrajectories = '{pattern}'\n"
-        "output = 'o.parquet'\n"
+        "output = 'o.cache'\n"
     )
     (tmp_path / "t" / "m").mkdir(parents=True)
     (tmp_path / "t" / "m" / "x.parquet").write_text("weights")
@@ -380,7 +382,7 @@ def test_steps_that_need_each_other_or_write_the_same(tmp_path, run_cli):
         assert code == 2
         assert "steps a and b write" in err
     path.write_text(step.format("a", "1", "1"))
-    assert "is its input and its output" in run_cli("iterate", path)[2]
+    assert "is its output, and its input or in one" in run_cli("iterate", path)[2]
     path.write_text(step.format("a", "1", "."))
     assert "holds the records" in run_cli("iterate", path)[2]
     path.write_text(step.format("a", "1", "2") + step.format("b", "1", "2"))

@@ -84,15 +84,15 @@ def is_model(names: Sequence[str], expected: str, directory: Path) -> bool:
     return any(name == expected or placed(directory, name).resolve() == path for name in names)
 
 
-def listens_since(url: str) -> float:
-    """When the process was started that listens at a URL's port here; 0 where it is not known."""
+def listens_since(url: str) -> float | None:
+    """When the process was started that listens at a URL's port here; `None` if not known."""
     port = urllib3.util.parse_url(url).port
     with suppress(psutil.Error):
         for one in psutil.net_connections("tcp"):
             here = one.laddr and one.laddr.port == port
             if one.status == psutil.CONN_LISTEN and here and one.pid:
                 return float(psutil.Process(one.pid).create_time())
-    return 0.0
+    return None
 
 
 def _names(client: ServerClient) -> list[str]:
@@ -122,7 +122,7 @@ def _by_command(command: Sequence[str], directory: Path) -> Answer:
     if not printed:
         why = f"`{command[0]}` prints nothing, and should print the model that answers"
         return Answer("starting", why=why)
-    return Answer("up", (printed.splitlines()[-1].strip(),))
+    return Answer("up", (printed.splitlines()[-1].strip().replace("\0", ""),))
 
 
 def _first_line(error: ServerError) -> str:

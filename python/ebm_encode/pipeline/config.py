@@ -41,15 +41,8 @@ def _url(value: str) -> str:
     return value
 
 
-def _output(value: str) -> str:
-    if "://" in value or glob.has_magic(value):
-        raise ValueError("is a URL or pattern: outputs are files and folders on this machine")
-    return value
-
-
 Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_text)]
 Url = Annotated[Word, AfterValidator(_url)]
-Output = Annotated[Word, AfterValidator(_output)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Command = Annotated[list[Word], Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -91,7 +84,7 @@ class StepTable(_Table):
     command: Command | None = None
     options: dict[str, Scalar | list[Scalar]] | None = None
     inputs: list[Word] = []
-    outputs: list[Output] = []
+    outputs: list[Word] = []
     server: StepServer | None = None
     gpu_memory_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     timeout_seconds: Seconds | None = None
@@ -258,8 +251,21 @@ def _check_steps(
                 why = f"is a step of ebm-encode: give options of `ebm-encode {OWN_STEPS[name]}`"
                 raise _refused(path, lines, (*key, "command"), why)
             _check_options(path, lines, key, step.options or {}, known[OWN_STEPS[name]])
+        _check_outputs(path, lines, key, step)
         if step.server in ("stop", "run") and config.server is None:
             raise _refused(path, lines, (*key, "server"), "needs a [server]")
+
+
+def _check_outputs(
+    path: Path, lines: Mapping[tuple[str, ...], int], key: tuple[str, ...], step: StepTable
+) -> None:
+    for place, output in enumerate(step.outputs):
+        if "://" in output or glob.has_magic(output):
+            why = "is a URL or pattern: outputs are files and folders on this machine"
+            raise _refused(path, lines, (*key, "outputs", str(place)), why)
+    if "://" in str((step.options or {}).get("output", "")):
+        why = "is a URL: outputs of an iteration are on this machine"
+        raise _refused(path, lines, (*key, "options", "output"), why)
 
 
 def _check_options(

@@ -89,8 +89,8 @@ def _files(folder: Path) -> list[Path]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders.sort()
-        # A link that leads nowhere is no content.
-        found += [Path(here, name) for name in names if Path(here, name).exists()]
+        # Links that lead nowhere, pipes and sockets are no content.
+        found += [Path(here, name) for name in names if Path(here, name).is_file()]
     return sorted(found)
 
 
@@ -100,13 +100,24 @@ def _digest_file(path: Path) -> str:
     return digest_file(path)
 
 
-def newest_change(path: Path) -> float:
-    """When a file, or anything in a folder, was last changed; seconds since 1970, 0 if missing."""
+def touch_mark(path: Path) -> str:
+    """Another one after each write to a file, or to anything in a folder; `MISSING` without one."""
     if not path.exists():
-        return 0.0
-    files = [path, *path.rglob("*"), *_files(path)] if path.is_dir() else [path]
-    both = [stat for file in files if file.exists() for stat in (file.lstat(), file.stat())]
-    return max(max(stat.st_mtime, stat.st_ctime) for stat in both)
+        return MISSING
+    files = {path, *path.rglob("*"), *_files(path)} if path.is_dir() else {path}
+    stats = [
+        (_shown(file), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for file in sorted(files)
+        if file.exists()
+        for stat in (file.lstat(), file.stat())
+    ]
+    return digest_json(stats)
+
+
+def changed_at(path: Path) -> float:
+    """When something in a file or folder was last changed; seconds since 1970, 0 without one."""
+    files = [path, *_files(path)] if path.is_dir() else [path]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
 def matches(pattern: str, path: str) -> bool:

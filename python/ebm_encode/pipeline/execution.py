@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ebm_encode._core import __version__
 from ebm_encode.errors import PipelineError
-from ebm_encode.pipeline.contents import MISSING, digest_path, newest_change
+from ebm_encode.pipeline.contents import MISSING, digest_path, touch_mark
 from ebm_encode.pipeline.figures import figures_of
 from ebm_encode.pipeline.plan import Verdict, command_digest
-from ebm_encode.pipeline.processes import Started, start
+from ebm_encode.pipeline.processes import Started, has_ended, start
 from ebm_encode.pipeline.records import Attempt, Record
 from ebm_encode.pipeline.signals import patient
 from ebm_encode.pipeline.steps import Step
@@ -42,6 +42,8 @@ class StepRunner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._marks: dict[str, str] = {}
+        self._again = self._trusted = False
 
     def run(self, verdict: Verdict, progress: Progress | None) -> StepSummary:
         """Runs a step to its end, and records it.
@@ -56,10 +58,10 @@ class StepRunner:
         step = verdict.step
         try:
             command = self._command(verdict)
-            began, clock = time.time(), time.monotonic()
+            clock = time.monotonic()
             self._run_process(step, command, progress)
             seconds = time.monotonic() - clock
-            outputs = self._outputs(verdict, began)
+            outputs = self._outputs(verdict)
             record = Record(
                 step=step.name,
                 command=command_digest(step),
@@ -87,7 +89,13 @@ class StepRunner:
             before = {str(output): digest_path(output) for output in step.outputs}
             replaces = verdict.replaces or former is not None
             attempt = Attempt(verdict.key, before, replaces)
-            attempt.write(self.folder, step.name)
+        # Looked at before anything may write, so that no clock is needed.
+        self._marks = _marks(step)
+        refused = None if former is None else former.refused
+        self._again = former is not None and refused is None
+        self._trusted = refused not in (None, self._marks) and MISSING not in self._marks.values()
+        attempt = replace(attempt, refused=None)
+        attempt.write(self.folder, step.name)
         command = [*step.command]
         written = step.outputs[0]
         untouched = digest_path(written) == attempt.before.get(str(written))
@@ -131,12 +139,9 @@ class StepRunner:
     ) -> None:
         began = time.monotonic()
         while True:
-            try:
-                process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
-            else:
+            if has_ended(process):
                 return
+            time.sleep(_POLL_SECONDS)
             seconds = time.monotonic() - began
             if progress is not None:
                 progress(step.name, seconds, (_tail(self._log(step)) or [""])[-1])
@@ -157,7 +162,7 @@ class StepRunner:
             " same command resumes"
         )
 
-    def _outputs(self, verdict: Verdict, began: float) -> dict[str, str]:
+    def _outputs(self, verdict: Verdict) -> dict[str, str]:
         """Digests of what a step wrote.
 
         Raises:
@@ -172,22 +177,23 @@ class StepRunner:
                     f" {self._log(step)}"
                 )
         if step.own is None:
-            self._require_touched(step, began)
+            self._require_touched(step)
         return found
 
-    def _require_touched(self, step: Step, began: float) -> None:
+    def _require_touched(self, step: Step) -> None:
         """Refuses outputs that a step left as they were: it may skip half a file of a killed run.
 
         Raises:
             PipelineError: Unless the user has touched them since that was told.
         """
-        attempt = Attempt.read(self.folder, step.name)
-        since = min(began, attempt.refused) if attempt and attempt.refused else began
-        # Files of some systems have whole seconds.
-        if any(newest_change(output) >= since - 1 for output in step.outputs):
+        marks = _marks(step)
+        touched = [marks[output] != mark for output, mark in self._marks.items()]
+        # After a try that did not end well each of them may be half.
+        if self._trusted or (all(touched) if self._again else any(touched)):
             return
+        attempt = Attempt.read(self.folder, step.name)
         if attempt is not None:
-            replace(attempt, refused=time.time()).write(self.folder, step.name)
+            replace(attempt, refused=marks).write(self.folder, step.name)
         raise PipelineError(
             f"step {step.name}: ended well, and left its outputs as they were, of which it is"
             " not known that they are right\nhint: does it skip what is there? remove its"
@@ -206,6 +212,10 @@ class StepRunner:
 
     def _log(self, step: Step) -> Path:
         return self.folder / "logs" / f"{step.name}.log"
+
+
+def _marks(step: Step) -> dict[str, str]:
+    return {str(output): touch_mark(output) for output in step.outputs}
 
 
 def _tail(path: Path) -> list[str]:

@@ -17,9 +17,10 @@ from ebm_encode.pipeline.gpu import wait_for_memory
 from ebm_encode.pipeline.intent import INTENT
 from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
 from ebm_encode.pipeline.records import Record, read_known, write_json
-from ebm_encode.pipeline.server import InferenceServer, ModelNotMadeError
+from ebm_encode.pipeline.right_model import HUB, ModelNotMadeError
+from ebm_encode.pipeline.server import InferenceServer
 from ebm_encode.pipeline.signals import interruptible, patient
-from ebm_encode.pipeline.steps import Step, feeds, may_be_name, steps_of
+from ebm_encode.pipeline.steps import Step, feeds, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
 
@@ -51,9 +52,10 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Touched:
-    """Which server an iteration touched: the folder of what is known of it."""
+    """Which server an iteration touched: the folder of what is known of it, and its address."""
 
     folder: str
+    url: str
 
 
 class Iteration:
@@ -174,7 +176,8 @@ class Iteration:
             run.end("failed", str(failure))
             return "is not back"
         model = None if self._config.server is None else self._config.server.model
-        if run.state == "done" and whole and model is not None and not self._is_made(model):
+        missing = model is not None and not model.startswith(HUB) and not self._is_made(model)
+        if run.state == "done" and whole and missing:
             run.end(
                 "failed",
                 f"[server] model {model} is not there, and all steps are done\nhint: which step"
@@ -231,9 +234,6 @@ class Iteration:
         """Whether a model is there, as the step left it that makes it; or is a hub id."""
         path = placed(self._directory, model)
         makers = self._makers(path)
-        if not makers and not path.exists():
-            # As `org/model`; where there is such a folder, it is a path, and the model is missing.
-            return model.count("/") == 1 and may_be_name(model) and not path.parent.exists()
         return path.exists() and all(self._wrote(step, output) for step, output in makers)
 
     def _made_at(self, model: str) -> float | None:
@@ -259,7 +259,7 @@ class Iteration:
     def _note_server(self, server: InferenceServer) -> None:
         """Writes down which server this iteration touches, for a later configuration without it."""
         try:
-            write_json(self.folder / TOUCHED, {"folder": str(server.folder)})
+            write_json(self.folder / TOUCHED, {"folder": str(server.folder), "url": server.url})
         except OSError as error:
             raise PipelineError(f"{self.folder}: cannot be written ({error})") from error
 
@@ -268,10 +268,12 @@ class Iteration:
         touched = read_known(self.folder / TOUCHED, _Touched)
         if touched is None or not Path(touched.folder, INTENT).exists():
             return
-        if self.server is None or str(self.server.folder) != touched.folder:
+        server = self.server
+        if server is None or (str(server.folder), server.url) != (touched.folder, touched.url):
             raise ArgumentError(
-                f"{touched.folder}: an interrupted run left the server there, and the configuration"
-                " has no such [server]\nhint: put that table back and run with --recover"
+                f"{touched.folder}: an interrupted run left the server there ({touched.url}), and"
+                " the configuration has no such [server]\nhint: put that table back and run with"
+                " --recover"
             )
 
     def _bring_back(self) -> str:

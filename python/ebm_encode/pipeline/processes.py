@@ -7,6 +7,7 @@ written down before it was started. Nothing is ever looked up by name.
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +131,14 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             os.killpg(group, number)
 
 
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a child has ended. It is not waited for: its session is known by it until then."""
+    if not hasattr(os, "waitid"):
+        return process.poll() is not None
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None
+
+
 def run_briefly(
     command: Sequence[str],
     *,
@@ -137,7 +146,7 @@ def run_briefly(
     directory: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[int | None, str]:
-    """Runs a command of the user's in a session of its own; nothing of it outlives its time.
+    """Runs a command of the user's in a session of its own, which ends with it in time or is ended.
 
     Args:
         command: What runs.
@@ -151,23 +160,28 @@ def run_briefly(
     Raises:
         OSError: If it cannot be started.
     """
-    with subprocess.Popen(  # noqa: S603  (the user's command)
-        command,
-        cwd=directory,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
+    # To a file: what it leaves in the background may keep a pipe open.
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(  # noqa: S603  (the user's command)
+            command,
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
-            printed = process.communicate(timeout=seconds)[0]
-        except subprocess.TimeoutExpired:
-            return None, ""
-        finally:
+            code = process.wait(seconds)
+        except BaseException as error:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, printed.decode(errors="replace").strip()
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None, ""
+            raise
+        printed.seek(0)
+        return code, printed.read().decode(errors="replace").strip()
 
 
 def detach(process: subprocess.Popen[bytes]) -> None:

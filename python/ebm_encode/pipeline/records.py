@@ -74,13 +74,13 @@ class Attempt:
         key: Digest of its command and of the inputs that may not grow.
         before: Digests of its outputs before the first try with that key.
         replaces: Whether what it wrote before that is of no use.
-        refused: When its outputs were refused because it had not touched them; seconds since 1970.
+        refused: Marks of its outputs when they were refused because it had not touched them.
     """
 
     key: str
     before: dict[str, str]
     replaces: bool
-    refused: float = 0.0
+    refused: dict[str, str] | None = None
 
     @classmethod
     def read(cls, folder: Path, step: str) -> Self | None:

@@ -6,18 +6,18 @@ model. A run that finds the file brings the server back before anything else.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ebm_encode.errors import ServerError
-from ebm_encode.pipeline.asking import Answer, ask, is_model, listens_since, read_token
+from ebm_encode.pipeline.asking import Answer, ask, read_token
 from ebm_encode.pipeline.config import ServerTable, placed
-from ebm_encode.pipeline.contents import digest_path
-from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent, Start
+from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent
 from ebm_encode.pipeline.processes import Started, detach, run_to_end, start
-from ebm_encode.pipeline.records import read_known, sync_folder, write_json
+from ebm_encode.pipeline.records import sync_folder, write_json
+from ebm_encode.pipeline.right_model import RightModel
 from ebm_encode.servers.guard.guard import ServerGuard
 from ebm_encode.servers.guard.memory import free_gpu_memory
 
@@ -27,10 +27,6 @@ LOG = "server.log"
 _POLL_SECONDS = 0.3
 _STARTS = 2
 """How often a server is started before it is given up for this run."""
-
-
-class ModelNotMadeError(ServerError):
-    """The model that a server had is being replaced; a step must make the new one first."""
 
 
 class InferenceServer:
@@ -56,8 +52,10 @@ class InferenceServer:
         self._table = table
         self.folder = placed(directory, table.folder)
         self._directory = directory
-        self._model_is_made = model_is_made
-        self._made_at = made_at
+        self.url = table.url
+        self._right = RightModel(
+            table, self.folder, directory, model_is_made=model_is_made, made_at=made_at
+        )
         self._free_memory = free_memory
         self._token = read_token(table.token_file, directory)
         self._guard: ServerGuard | None = None
@@ -83,14 +81,14 @@ class InferenceServer:
         intent = Intent.read(self.folder)
         if self._table.free == "stop":
             if intent is None:
-                self._write(Intent("stop", self._names_before(self._settled())))
+                self._write(Intent("stop", self._right.names_before(self._settled())))
             self._stop()
             return
         if self._guard is not None:
             return
         self._resume(intent)
         before = self._free_memory()
-        self._write(Intent("release", self._names_before(self._settled()), before))
+        self._write(Intent("release", self._right.names_before(self._settled()), before))
         self._guard = self._new_guard()
         self._guard.release()
 
@@ -110,6 +108,9 @@ class InferenceServer:
                     f" ({answer})\nhint: it was left as it is; is `url` right?"
                 )
             time.sleep(_POLL_SECONDS)
+        if answer.state == "down":  # once may be a fault of the question
+            time.sleep(_POLL_SECONDS)
+            answer = self.look()
         return answer
 
     def restore(self) -> str:
@@ -126,11 +127,12 @@ class InferenceServer:
         self._end_stop_command()
         intent = Intent.read(self.folder)
         self._resume(intent)
-        expected = self._expected(intent)
+        expected = self._right.expected(intent, self.look())
         answer, done = self.look(), "was running"
-        if answer.state == "up" and not self._is_right(answer, expected):
+        if answer.state == "up" and not self._right.is_right(answer, expected):
             log.warning("%s %s, expected %s", self._table.url, answer, expected)
             self._require_start(f"{self._table.url} {answer}, expected {expected}")
+            self._touch(expected)
             self._stop()
             answer = self.look()
         if answer.state == "up" and intent is not None:
@@ -139,6 +141,7 @@ class InferenceServer:
         if answer.state != "up":
             if self._table.start is None or (expected is None and self._needs_model()):
                 return self._not_started(intent, answer)
+            self._touch(expected)
             self._start(expected, answer)
             done = "started"
         self._forget()
@@ -178,55 +181,6 @@ class InferenceServer:
             free_memory=self._free_memory,
         )
 
-    def _expected(self, intent: Intent | None) -> str | None:
-        """The model that it should have: the new one once that is made, else the one before."""
-        if self._table.model is not None and self._model_is_made(self._table.model):
-            return self._table.model
-        names = intent.names if intent is not None else ()
-        names = names or self._names_before(self.look())
-        if not names:
-            return None
-        if self._table.model is not None and is_model(names, self._table.model, self._directory):
-            raise ModelNotMadeError(
-                f"{self._table.url}: {self._table.model} is not as the step that makes it left it,"
-                " so no server is started with it\nhint: run that step again; the server comes"
-                " back after it"
-            )
-        paths = [name for name in names if placed(self._directory, name).exists()]
-        return (paths or [*names])[0]
-
-    def _names_before(self, answer: Answer) -> tuple[str, ...]:
-        """What it calls its model, or else which one it was started with."""
-        start = read_known(self.folder / STARTED, Start)
-        return answer.names or ((start.model,) if start is not None and start.model else ())
-
-    def _is_right(self, answer: Answer, expected: str | None) -> bool:
-        if expected is None:
-            return True
-        if not self._is_called(answer.names, expected):
-            return False
-        # Its folder's contents may have been replaced since it was started.
-        start = read_known(self.folder / STARTED, Start) or Start()
-        is_same = is_model([start.model], expected, self._directory) if start.model else False
-        if is_same and start.digest == self._digest(expected):
-            return True
-        if start.model and self._started() is not None:
-            return False
-        since = self._made_at(expected)
-        return since is None or listens_since(self._table.url) >= since
-
-    def _is_called(self, names: Sequence[str], expected: str) -> bool:
-        """Whether one of its names is that of the model, and none the path of another one."""
-        is_new = is_model(names, expected, self._directory)
-        if expected != self._table.model or self._table.served_name is None:
-            return is_new
-        paths = [name for name in names if placed(self._directory, name).exists()]
-        return self._table.served_name in names and (is_new or not paths)
-
-    def _digest(self, model: str) -> str:
-        path = placed(self._directory, model)
-        return digest_path(path) if path.exists() else ""
-
     def _needs_model(self) -> bool:
         return any("{model}" in word for word in self._table.start or [])
 
@@ -241,10 +195,14 @@ class InferenceServer:
 
     def _end_stop_command(self) -> None:
         """Ends a `stop` of a run that was killed: it would stop what is started now."""
-        started = Started.read(self.folder / STOPPING)
+        path = self.folder / STOPPING
+        if not path.exists():
+            return
+        started = Started.read(path)
         if started is not None:
             started.end()
-        (self.folder / STOPPING).unlink(missing_ok=True)
+        self._wait_until_down(self._table.stop_seconds)  # it may have been told to end already
+        path.unlink(missing_ok=True)
 
     def _is_down(self) -> bool:
         """Whether nothing answers, twice: a user's `health` may fail once."""
@@ -337,7 +295,7 @@ class InferenceServer:
         command = [word.replace("{model}", given) for word in self._table.start or []]
         extra: Mapping[str, Any] = {}
         if model is not None:
-            extra = {"model": model, "digest": self._digest(model)}
+            extra = {"model": model, "digest": self._right.digest(model)}
         with self._log() as file:
             _, process = start(
                 command,
@@ -358,11 +316,11 @@ class InferenceServer:
         while True:
             answer = self.look()
             if answer.state == "up":
-                if not self._is_right(answer, model):
+                if not self._right.is_right(answer, model):
                     return [f"{answer}, expected {model}"]
                 time.sleep(self._table.settle_seconds)
                 again = self.look()
-                if again.state == "up" and self._is_right(again, model):
+                if again.state == "up" and self._right.is_right(again, model):
                     return []
                 return [f"answered, and {self._table.settle_seconds:g} s later no more ({again})"]
             code = None if process is None else process.poll()
@@ -376,6 +334,10 @@ class InferenceServer:
         path = self.folder / LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("ab")
+
+    def _touch(self, expected: str | None) -> None:
+        if not self.touched:
+            self._write(Intent("stop", () if expected is None else (expected,)))
 
     def _write(self, intent: Intent) -> None:
         write_json(self.folder / INTENT, asdict(intent))

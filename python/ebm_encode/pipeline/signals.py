@@ -13,12 +13,17 @@ log = logging.getLogger(__name__)
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Has a polite request to end, and a terminal that goes away, interrupt as Ctrl-C does."""
+    told = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
+        nonlocal told
+        del frame
+        if not told:  # another one would interrupt what the first one has to end
+            told = True
+            raise KeyboardInterrupt
+        log.warning("%s: is being ended already", signal.Signals(number).name)
 
-    with _handling((signal.SIGTERM, signal.SIGHUP), interrupt):
+    with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), interrupt):
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ebm_encode.errors import ArgumentError
 from ebm_encode.pipeline.config import OWN_STEPS, Config, StepServer, StepTable, absolute, placed
-from ebm_encode.pipeline.contents import fixed, literal
+from ebm_encode.pipeline.contents import fixed, matches
 
 _GIB = 2**30
 
@@ -126,8 +126,11 @@ def _require_apart(steps: Sequence[Step], folder: Path) -> None:
     for place, (output, step) in enumerate(written):
         if output == folder or output in folder.parents:
             raise ArgumentError(f"step {step.name}: its output {output} holds the records")
-        if any(literal(given) == output for given in step.inputs):
-            raise ArgumentError(f"step {step.name}: {output} is its input and its output")
+        if any(matches(given, str(output)) for given in step.inputs if given.startswith("/")):
+            raise ArgumentError(
+                f"step {step.name}: {output} is its output, and its input or in one\nhint: it would"
+                " never be done; write it elsewhere"
+            )
         for other, writer in written[place + 1 :]:
             if output == other or output in other.parents or other in output.parents:
                 both = step.name if writer is step else f"{step.name} and {writer.name}"
