@@ -205,6 +205,20 @@ def test_outputs_that_the_user_touches_are_right(run_cli, users):
     assert states_of(summary(run_cli, users)) == {"one": "done", "two": "done"}
 
 
+def test_a_refusal_does_not_excuse_half_an_output_later(run_cli, users):
+    """Refused, removed as the hint says, killed in the middle, skipped."""
+    output = users.parent / "work" / "one.txt"
+    skips = "[ -e {folder}/one.txt ] || (echo half > {folder}/one.txt; kill -9 $$)"
+    users.write_text(_USERS.replace("cat in.txt > {folder}/one.txt", skips))
+    output.parent.mkdir()
+    output.write_text("old")
+    assert "left its outputs as they were" in summary(run_cli, users, code=1)["error"]
+    output.unlink()
+    assert "was ended by signal SIGKILL" in summary(run_cli, users, code=1)["error"]
+    for _ in range(2):
+        assert "left its outputs as they were" in summary(run_cli, users, code=1)["error"]
+
+
 def test_an_output_may_be_a_link(run_cli, users):
     (users.parent / "work").mkdir()
     (users.parent / "work" / "one.txt").symlink_to(users.parent / "elsewhere")

@@ -540,6 +540,20 @@ def test_a_second_signal_does_not_leave_a_step_beside_the_server(play):
     play.require_server()
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.002, 0.05])
+def test_two_signals_end_a_step_before_the_server_comes_back(play, gap):
+    play.fault("llm-train", "hang-middle")
+    process = play.start()
+    play.wait_for(play.folder / "hanging")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+        time.sleep(gap)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    play.require_server()
+    finish(play, ["llm-train"])
+
+
 def test_an_iteration_within_a_step_of_another_one_ends_with_it(play):
     (play.folder / "outer.toml").write_text(
         "[steps.outer]\ncommand = ['{python}', '-m', 'ebm_encode', 'iterate', 'iteration.toml',"
