@@ -285,15 +285,17 @@ class Iteration:
     def _require_done(self, verdicts: Sequence[Verdict], begin: int, end: int) -> None:
         """Refuses a range that needs a step before it that is not done."""
         needed = [verdict.step for verdict in verdicts[begin:end]]
+        undone: list[Verdict] = []
         for verdict in reversed(verdicts[:begin]):
-            if not any(feeds(verdict.step, step) for step in needed):
-                continue
-            needed.append(verdict.step)
-            if not verdict.done:
-                raise ArgumentError(
-                    f"step {verdict.step.name} comes before, and is not done:"
-                    f" {verdict.reasons[0]}\nhint: begin with it"
-                )
+            if any(feeds(verdict.step, step) for step in needed):
+                needed.append(verdict.step)
+                undone += [] if verdict.done else [verdict]
+        if undone:
+            first = undone[-1]
+            raise ArgumentError(
+                f"step {first.step.name} comes before, and is not done: {first.reasons[0]}\nhint:"
+                " begin with it"
+            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
