@@ -1,6 +1,6 @@
 """Two training iterations: fine-tune, export, encode, train a head, evaluate it, and search.
 
-    python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 150]
+    python samples/demo_iteration.py [demo-iteration-out] [--theorems 100] [--steps 120]
 
 A small causal LM is trained as the base model. Then `ebm-encode iterate` runs two iterations of
 `iteration/iteration.toml`: LoRA on recorded proofs, the merge, the encoding of the recorded states,
@@ -164,8 +164,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo-iteration-out"))
     parser.add_argument("--theorems", type=int, default=100, help="with their recorded searches")
-    parser.add_argument("--base-steps", type=int, default=350, help="steps of the base's training")
-    parser.add_argument("--steps", type=int, default=150, help="steps of a fine-tuning")
+    parser.add_argument("--base-steps", type=int, default=300, help="steps of the base's training")
+    parser.add_argument("--steps", type=int, default=120, help="steps of a fine-tuning")
     parser.add_argument("--searched", type=int, default=12, help="theorems of each part, in Lean")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
