@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from ebm_encode import EmbeddingCache, Encoder, _core
-from ebm_encode.bulk.run import settings_of
+from ebm_encode.bulk.run import note_of
 from ebm_encode.engines import calibration, output, pooling
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.calibration import Memory, calibrate
+from ebm_encode.engines.calibration import PASSES, calibrate
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
+from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import compare
+from ebm_encode.engines.tuning import settings_of
 from ebm_encode.errors import ArgumentError
 from ebm_encode.prompts.tokens import Tokens
 from test_parity import unbatched
@@ -54,8 +56,10 @@ class _Device:
     def work(self, size):
         self.now += self.fixed + size * self.per_token
 
-    def clock(self):
-        return self.now
+    def seconds(self, work):
+        before = self.now
+        work()
+        return self.now - before
 
     def free(self):
         return self.told * 100
@@ -71,12 +75,11 @@ SEQUENCES = Tokens.of([np.arange(64, dtype=np.uint32)] * 4096)  # 262,144 tokens
 
 
 @pytest.fixture
-def found(monkeypatch):
+def found():
     def run(tokens=SEQUENCES, **speed):
         budget = Budget()
         device = _Device(budget, **speed)
-        monkeypatch.setattr(calibration, "perf_counter", device.clock)
-        result = calibrate(device, budget, tokens, dim=4, memory=device)
+        result = calibrate(device, budget, tokens, dim=4, meter=device)
         assert budget.tokens == result.tokens
         return result, device
 
@@ -92,14 +95,40 @@ def test_the_search_goes_up_while_a_made_up_device_gains(found):
 
 def test_the_search_ends_where_a_made_up_device_gains_nothing(found):
     result, _ = found()
-    assert (result.tokens, list(result.rates)) == (8192, [4096, 8192])
+    assert (result.tokens, list(result.rates)) == (16_384, [4096, 8192, 16_384])
     assert result.rates[8192] == pytest.approx(1e5)
 
 
-def test_the_search_takes_no_size_at_which_a_made_up_device_is_slower(monkeypatch):
+def test_a_single_slow_size_does_not_end_the_search(found, monkeypatch):
+    forward = _Device.forward
+
+    def hiccup(device, sequences, slots):
+        device.per_token = 3e-5 if device.size(sequences) == 8192 else 1e-5
+        return forward(device, sequences, slots)
+
+    monkeypatch.setattr(_Device, "forward", hiccup)
+    result, _ = found(fixed=1.0)
+    assert result.tokens == 131_072
+
+
+def test_one_slow_pass_of_a_size_does_not_count(found, monkeypatch):
+    work, passes = _Device.work, []
+
+    def hiccup(device, size):
+        passes.append(size)
+        work(device, size)
+        if passes.count(size) == 2:
+            device.now += 100.0
+
+    monkeypatch.setattr(_Device, "work", hiccup)
+    result, _ = found(fixed=1.0)
+    assert result.rates[4096] == pytest.approx(4096 / (1.0 + 4096e-5))
+    assert passes.count(4096) == 1 + PASSES
+
+
+def test_the_search_takes_no_size_at_which_a_made_up_device_is_slower():
     budget = Budget()
     device = _Device(budget)
-    monkeypatch.setattr(calibration, "perf_counter", device.clock)
     right = device.forward
 
     def crawls(sequences, slots):
@@ -107,7 +136,7 @@ def test_the_search_takes_no_size_at_which_a_made_up_device_is_slower(monkeypatc
         return right(sequences, slots)
 
     device.forward = crawls
-    assert calibrate(device, budget, SEQUENCES, dim=4, memory=device).tokens == 4096
+    assert calibrate(device, budget, SEQUENCES, dim=4, meter=device).tokens == 4096
 
 
 def test_the_search_ends_where_the_memory_of_a_made_up_device_does(found):
@@ -126,7 +155,7 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory(found, monkeypatch):
         found()
     budget = Budget(500)
     with pytest.raises(RuntimeError, match="assert"):
-        calibrate(_Device(budget), budget, SEQUENCES, dim=4, memory=_Device(budget))
+        calibrate(_Device(budget), budget, SEQUENCES, dim=4, meter=_Device(budget))
     assert budget.tokens == 500
 
 
@@ -170,7 +199,7 @@ def test_rates_are_of_passes_that_were_run(make_model, states, monkeypatch):
     monkeypatch.setattr(engine, "forward", counted)
     start = time.perf_counter()
     found = calibrate(
-        engine, encoder.budget, tokens, dim=encoder.dim, memory=Memory(torch.device("cpu"))
+        engine, encoder.budget, tokens, dim=encoder.dim, meter=Meter(torch.device("cpu"))
     )
     took = time.perf_counter() - start
     assert found.tokens in found.rates
@@ -193,9 +222,15 @@ def test_who_says_how_many_is_not_measured(llama):
 
 
 def test_memory_of_what_tells_nothing():
-    memory = Memory(torch.device("cpu"))
-    memory.start()
-    assert (memory.free(), memory.taken()) == (np.inf, 0.0)
+    meter = Meter(torch.device("cpu"))
+    meter.start()
+    assert (meter.free(), meter.taken(), meter.share_for_paths()) == (np.inf, 0.0, None)
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path, monkeypatch):
+    """What one test measures is not kept for the next."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
 
 
 @pytest.fixture
@@ -230,19 +265,19 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
 
     monkeypatch.setattr("ebm_encode.engines.tuning.calibrate", measure)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
-    run = Encoder.run
+    run = Encoder.run_all
 
     def stopped(self, *arguments, **options):
         batches = run(self, *arguments, **options)
         yield next(batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Encoder, "run", stopped)
+    monkeypatch.setattr(Encoder, "run_all", stopped)
     assert run_cli(*arguments, "--checkpoint-rows", 1)[0] == 130
     partial = tmp_path / "o.parquet.partial"
     noted = json.loads((partial / "settings.jsonl").read_text())
     assert (noted["max_batch_tokens"], noted["compiled"]) == (700, False)
-    monkeypatch.setattr(Encoder, "run", run)
+    monkeypatch.setattr(Encoder, "run_all", run)
     assert run_cli(*arguments, "--json")[0] == 0
     assert not partial.exists()
     assert next(measured) == 3000  # it was asked once only
@@ -268,12 +303,22 @@ def test_a_run_goes_on_where_nothing_can_be_measured(run_cli, llama, states, tmp
 
 
 def test_settings_that_cannot_be_read_are_measured_again():
-    good = {"max_batch_tokens": 5, "compiled": True}
-    assert settings_of(json.dumps(good).encode() + b"\n") == good
-    for wrong in ({"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}):
-        assert settings_of(json.dumps(good | wrong).encode()) is None
-    for note in (None, b"", b"{", b"[]", b'{"max_batch_tokens": 5}'):
-        assert settings_of(note) is None
+    good = {
+        "engine": "packed", "max_batch_tokens": 5, "compiled": True, "request_engine": None,
+        "rate": 1.5, "tried_compiled": False,
+    }  # fmt: skip
+    assert settings_of(note_of(json.dumps(good).encode() + b"\n")) == good
+    wrong = (
+        {"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}, {"engine": None},
+        {"rate": "fast"}, {"request_engine": 1}, {"tried_compiled": None},
+    )  # fmt: skip
+    for change in wrong:
+        assert settings_of(good | change) is None
+    for name in good:
+        assert settings_of({key: value for key, value in good.items() if key != name}) is None
+    for note in (None, b"", b"{", b"[]", b"1"):
+        assert note_of(note) is None
+    assert settings_of(None) is None
 
 
 @pytest.fixture
@@ -291,14 +336,15 @@ def trie(llama):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pool", ["mean", "last"])
 def test_embeddings_are_pooled_alike_on_a_device_and_here(trie, states, pool, dtype, monkeypatch):
-    """What a GPU does by matmuls equals the walk along each path."""
+    """What a GPU does by segments equals the walk along each path."""
     monkeypatch.setattr(pooling, "SEQUENCES", 50)
+    monkeypatch.setattr(pooling, "NODES", 300)
     nodes = trie(sorted(states)[:120])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(nodes.ids), 8, generator=generator).to(dtype)
     here = OutputSlots.new(120, 8)
     pooling.pool_on_cpu(hidden, nodes, pool, here)
-    there = pooling.pool_by_matmul(hidden, nodes, pool)
+    there = pooling.pool_by_segments(hidden, nodes, pool)
     assert there.dtype == torch.float32
     assert compare(there.numpy(), here.array)[0] <= 1e-6
 
@@ -308,7 +354,7 @@ def test_what_is_not_finite_stays_on_its_paths(trie):
     nodes = trie(["a b", "a c", "d"])
     hidden = torch.ones(len(nodes.ids), 4)
     hidden[int(nodes.leaves[1])] = torch.inf
-    found = pooling.pool_by_matmul(hidden, nodes, "mean")
+    found = pooling.pool_by_segments(hidden, nodes, "mean")
     assert found.isfinite().all(dim=1).tolist() == [True, False, True]
     assert (found[[0, 2]] == 1).all()
 

@@ -22,8 +22,9 @@ from test_parity import unbatched
 
 
 @pytest.fixture(autouse=True)
-def graphs(monkeypatch):
-    """The graphs that were compiled."""
+def graphs(monkeypatch, tmp_path):
+    """The graphs that were compiled; what is measured is not kept for other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     made = []
 
     def backend(graph, _inputs):
@@ -110,7 +111,8 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 
     def run(rate, compiled_rate, times=1e6):
         monkeypatch.setattr(
-            "ebm_encode.engines.tuning.calibrate", lambda *_, **__: Calibration(8192, {8192: rate})
+            "ebm_encode.engines.tuning.calibrate",
+            lambda _, __, tokens, **___: Calibration(8192, {8192: rate}, sample=tokens),
         )
         if isinstance(compiled_rate, Exception):
 
@@ -119,10 +121,11 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 
         else:
 
-            def measure(*_, **__):
-                return compiled_rate
+            def measure(engine, sample, **__):
+                through = engine.size([sample[i] for i in range(len(sample))])
+                return through / (compiled_rate if engine.compiled else rate)
 
-        monkeypatch.setattr("ebm_encode.engines.tuning.rate_of", measure)
+        monkeypatch.setattr("ebm_encode.engines.tuning.seconds_of", measure)
         encoder = Encoder.load(llama)
         encoder.tuning.wanted = encoder.selection.tries_compiling = True
         encoder.calibrate(encoder.prompts.tokenize(states[:20]), times=times)
@@ -134,9 +137,13 @@ def on_a_gpu(llama, states, monkeypatch, heard):
 def test_layers_are_compiled_where_that_pays(on_a_gpu, heard):
     encoder = on_a_gpu(1000.0, 1200.0)
     assert encoder.selection.compiled
-    assert encoder.tuning.settings() == {"max_batch_tokens": 8192, "compiled": True}
+    assert encoder.tuning.settings() == {
+        "engine": "shared-prefix", "max_batch_tokens": 8192, "compiled": True,
+        "request_engine": encoder.tuning.settings()["request_engine"], "rate": 1200.0,
+        "tried_compiled": True,
+    }  # fmt: skip
     assert encoder.tuning.calibration.to_json()["tokens_per_second_compiled"] == 1200.0
-    assert "layers compiled (8,192: 1,000 tokens/s, compiled: 1,200 tokens/s)" in heard.text
+    assert "layers compiled (8,192: 1,000 tokens/s, compiled: 1,200 tokens/s" in heard.text
 
 
 def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard):
@@ -285,6 +292,7 @@ def test_a_resumed_run_compiles_if_the_run_before_did(llama, states, heard, monk
     encoder.tuning.wanted = True
     for other in ("identity", "device", "engine"):
         assert not encoder.resume(settings | {other: "another"})
+    assert not encoder.resume({"max_batch_tokens": 500})
     assert encoder.budget.tokens == 8192
     assert encoder.resume(settings)
     assert encoder.settings() == settings

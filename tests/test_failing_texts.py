@@ -140,20 +140,20 @@ def test_a_resumed_run_drops_what_the_model_now_makes_no_embedding_of(
     encode, one_text, tmp_path, states, monkeypatch, fault
 ):
     """Saved states go through the model again where they share a batch with some that are not."""
-    run = Encoder.run
+    run = Encoder.run_all
 
-    def stopped(self, tokens, **options):
+    def stopped(self, works):
         """Ends within the batch of that text."""
-        for batch in run(self, tokens, **options):
-            if any(one_text.token in tokens[i] for i in batch.indices[:-1]):
+        for work, batch in run(self, works):
+            if any(one_text.token in work.tokens[i] for i in batch.indices[:-1]):
                 first = range(len(batch.indices) - 1)
-                yield Pass(batch.slots.select(first), indices=batch.indices[:-1])
+                yield work, Pass(batch.slots.select(first), indices=batch.indices[:-1])
                 raise KeyboardInterrupt
-            yield batch
+            yield work, batch
 
-    monkeypatch.setattr(Encoder, "run", stopped)
+    monkeypatch.setattr(Encoder, "run_all", stopped)
     assert encode("--engine", "padded", "--checkpoint-rows", 1)[0] == 130
-    monkeypatch.setattr(Encoder, "run", run)
+    monkeypatch.setattr(Encoder, "run_all", run)
     one_text.fault, output = fault, tmp_path / "out.parquet"
     code, summary, err = encode("--engine", "padded")
     if fault in ("memory", "memory unbatched", "once"):  # with which it was right when it was saved

@@ -22,9 +22,8 @@ from torch.nn.attention import varlen as torch_varlen
 from transformers import masking_utils
 from transformers.utils import import_utils
 
-from ebm_encode.engines import output, prefix, varlen
+from ebm_encode.engines import masks, output, prefix, varlen
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.masks import PathMask
 from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.padded import PaddedEngine
 from ebm_encode.engines.prefix import PrefixEngine
@@ -57,15 +56,15 @@ _CONFIGS = {
 def gpu(monkeypatch):
     """Mode in which new tensors on `cuda` have no numbers; what arrives at the host is listed."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    banded = PathMask.banded_on
+    banded = masks.is_band_on
 
-    def asked_on_the_host(mask, device):
+    def asked_on_the_host(device, *mask):
         assert device.type == "cpu"
         with unset_fake_temporarily():
-            return banded(mask, device)
+            return banded(device, *mask)
 
     arrived = []
-    monkeypatch.setattr(PathMask, "banded_on", asked_on_the_host)
+    monkeypatch.setattr(masks, "is_band_on", asked_on_the_host)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(output, "copy_to_pinned", lambda block: (block, lambda: None))
     monkeypatch.setattr(output, "scatter_to_host", lambda block, *_: arrived.append(block))

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "python" / "ebm_encode"
 
 # From the bottom up: each may import what stands before it.
 LAYERS = (
-    "_core", "errors", "options", "texts", "digests", "state_formats",
+    "_core", "errors", "options", "versions", "texts", "digests", "state_formats",
     "data", "prompts", "torch_settings", "loading", "identity", "engines",
     "reports", "servers", "equal_embeddings", "screening", "row_checks", "encoder", "policy",
     "description",

@@ -39,8 +39,10 @@ def test_a_run_of_a_model_that_gives_only_nan_is_refused_at_its_start(
     run_cli, only_nan, tmp_path, quiet, monkeypatch
 ):
     ran = []
-    encode = Encoder.run
-    monkeypatch.setattr(Encoder, "run", lambda *args, **kw: ran.append(1) or encode(*args, **kw))
+    encode = Encoder.run_all
+    monkeypatch.setattr(
+        Encoder, "run_all", lambda *args, **kw: ran.append(1) or encode(*args, **kw)
+    )
     code, out, err = run_cli(
         *("encode", "--model-path", only_nan, "--trajectories", *FILES, *quiet),
         *("--output", tmp_path / "o.parquet"),

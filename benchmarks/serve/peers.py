@@ -34,11 +34,12 @@ _START_SECONDS = 300
 
 
 def for_infinity(model: str, folder: Path) -> str:
-    """A copy of a model with the name that transformers 4 has for its tokenizer's class."""
+    """A copy of a model whose tokenizer transformers 4 can load, and pad with."""
     copy = folder / Path(model).name
     shutil.copytree(model, copy)
     path = copy / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config["pad_token"] = config["eos_token"]
     path.write_text(json.dumps(config))
     return str(copy)
 

@@ -467,6 +467,7 @@ def plan_windows(
     max_nodes: int,
     max_rows: int,
     *,
+    max_path_tokens: int | None = None,
     share: bool = True,
 ) -> list[list[int]]:
     """Packed batches of sequences that begin alike, as indices, under a budget of trie nodes.
@@ -476,6 +477,8 @@ def plan_windows(
         offsets: Where each sequence begins in `ids`, and the end, int64 `[n + 1]`.
         max_nodes: Most trie nodes of a packed batch; a longer sequence is a batch by itself.
         max_rows: Most sequences of a packed batch.
+        max_path_tokens: Most tokens on the paths of the sequences that have a node of their own,
+            shared prefixes counted for each; `None`: any number.
         share: Whether a prefix that neighbours have in common counts once.
     """
 

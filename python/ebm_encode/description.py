@@ -1,15 +1,10 @@
 """What an encoder is made of and runs on: what changes no number, but is worth knowing."""
 
-import platform
 from typing import Any
 
-import tokenizers
-import torch
-import transformers
-
-from ebm_encode import _core
 from ebm_encode.encoder import Encoder
 from ebm_encode.engines.server import ServerEngine
+from ebm_encode.versions import versions
 
 
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
@@ -34,17 +29,6 @@ def describe_encoder(encoder: Encoder) -> dict[str, Any]:
 
 def _backend(server: ServerEngine | None) -> dict[str, Any]:
     return {"backend": {"kind": server.name} | server.describe()} if server else {}
-
-
-def versions() -> dict[str, str]:
-    """The software that makes embeddings, and its versions."""
-    return {
-        "ebm_encode": _core.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
 
 
 def _batches(encoder: Encoder) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Knows nothing of files other than the model's.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from ebm_encode.digests import digest_tokens
 from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.kept_settings import keep, kept
+from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.reference import compare, embeddings_agree
 from ebm_encode.engines.runner import Runner
 from ebm_encode.engines.selection import EngineFactory, Selection
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
-from ebm_encode.engines.tuning import Tuning
+from ebm_encode.engines.tuning import Tuning, settings_of
+from ebm_encode.engines.work import W
 from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import ArgumentError, ModelError
 from ebm_encode.identity.identity import identify, with_backend
@@ -45,6 +48,7 @@ from ebm_encode.screening import Screening
 from ebm_encode.servers.backends import requiring_identity, server_engines
 from ebm_encode.state_formats import convert_all, format_name, not_in
 from ebm_encode.texts import Texts, texts_of
+from ebm_encode.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +96,9 @@ class Encoder:
         longest = longest_prompt(model.max_positions, max_length)
         self.model = model
         self.overlong: Overlong = overlong
-        self.budget = Budget.of(max_batch_tokens, batch_size)
+        self.budget = Budget.of(
+            max_batch_tokens, batch_size, path_bytes=Meter(model.device).share_for_paths()
+        )
         self.prompts = Prompts(model.tokenizer, template, longest, cut=cut_for(overlong))
         self.state_format = format_name(state_format)
         identity = identify(
@@ -124,6 +130,8 @@ class Encoder:
         # What a CPU is fastest with is known; of a device it must be measured.
         wanted = max_batch_tokens is None and model.device.type != "cpu" and server is None
         self.tuning = Tuning(model, self.selection, self.budget, wanted=wanted)
+        if wanted:
+            self.start_calibrated()
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
         self.classes = TokenClasses(index, pooling, model.dtype, self.run_unbatched)
         self._row_checks = RowChecks(self.classes, self.run_unbatched)
@@ -283,38 +291,54 @@ class Encoder:
             )
 
     def settings(self) -> dict[str, Any]:
-        """Calibration result and the model, device and engine it applies to; JSON values only."""
+        """Calibration result and the model and device it applies to; JSON values only."""
         return self._applies_to() | self.tuning.settings()
 
     def resume(self, settings: dict[str, Any]) -> bool:
         """Takes settings that an earlier run measured.
 
-        Returns whether it did: not those of another model, device or engine, nor where there is
-        nothing to measure.
+        Returns whether it did: not those of another model or device, nor where there is nothing to
+        measure, nor damaged ones.
         """
         ours = all(settings.get(name) == value for name, value in self._applies_to().items())
-        if not self.tuning.wanted or not ours:
+        usable = settings_of(settings)
+        if not self.tuning.wanted or not ours or usable is None:
             return False
-        self.tuning.resume(settings)
-        return True
+        return self.tuning.resume(usable)
+
+    def resume_kept(self, tokens: Tokens, *, times: float = 1.0) -> bool:
+        """Takes the settings that an earlier process measured here for as much work, if one did.
+
+        Args:
+            tokens: As of `calibrate`.
+            times: As of `calibrate`.
+        """
+        found = settings_of(kept(self._applies_to() | versions()))
+        if not self.tuning.wanted or found is None:
+            return False
+        return self.tuning.covers(found, tokens, times) and self.tuning.resume(found)
+
+    def start_calibrated(self) -> None:
+        """Takes the engine that an earlier process found fastest here for a search's requests."""
+        found = settings_of(kept(self._applies_to() | versions()))
+        if found is not None and found["request_engine"] is not None:
+            self.tuning.resume(found | {"engine": found["request_engine"], "compiled": False})
 
     def _applies_to(self) -> dict[str, str]:
-        return {
-            "identity": self.identity.digest,
-            "device": self.model.device_name,
-            "engine": self.choice.engine.name,
-        }
+        return {"identity": self.identity.digest, "device": self.model.device_name}
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> bool:
-        """Measures with how many tokens per pass the device is fastest, before bulk work.
+        """Measures with which engine and how many tokens per pass the device is fastest.
 
         Embeddings are the same, beyond rounding. On a CPU, and where the user has said how many,
-        there is nothing to measure.
+        there is nothing to measure. The result is kept for later processes with the same model,
+        device and software: a search then starts with the engine that is fastest for its requests.
 
         Args:
             tokens: Sequences like those to come, some ten thousands of tokens or more.
-            times: How many times as much as these is to come. If that is minutes of work on a GPU,
-                the model's layers are compiled too, if they are faster then.
+            times: How many times as much as these is to come. From half a minute of work on, every
+                exact engine is timed; from five minutes on, the model's layers are compiled too,
+                if they are faster then.
 
         Returns:
             Whether it was measured.
@@ -322,6 +346,8 @@ class Encoder:
         if not self.tuning.wanted or not len(tokens):
             return False
         found = self.tuning.calibrate(tokens, times=times)
+        if found.rate is not None:
+            keep(self._applies_to() | versions(), self.tuning.settings())
         layers = ", layers compiled" if self.selection.compiled else ""
         log.info("%d tokens per pass%s (%s)", found.tokens, layers, found)
         return True
@@ -460,6 +486,10 @@ class Encoder:
                 how the sequences are divided.
         """
         return self.runner.run(tokens, wanted=wanted)
+
+    def run_all(self, works: Iterable[W]) -> Iterator[tuple[W, Pass]]:
+        """As `run`, of several sets of sequences one after the other; no device waits between."""
+        return self.runner.run_all(works)
 
     def run_unbatched(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The embedding of one sequence at batch size 1, without padding, float32 `[dim]`.

@@ -11,7 +11,7 @@ from ebm_encode.errors import ArgumentError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Compute dtype; `auto` is the one in the model's `config.json`, else that of its weights."""
 
-EngineName = Literal["auto", "shared-prefix", "packed", "padded", "unbatched"]
+EngineName = Literal["auto", "shared-prefix", "shared-prefix-flex", "packed", "padded", "unbatched"]
 """Execution strategy; `auto` is the fastest one that is exact for the model."""
 
 Backend = Literal["hf", "remote", "sglang", "vllm"]

@@ -1,4 +1,4 @@
-"""Work done one item ahead of its use."""
+"""Work done some items ahead of its use."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -11,11 +11,11 @@ _END: Any = object()
 
 
 def ahead(
-    source: Iterator[T], name: str, stop: Callable[[], None] = lambda: None
+    source: Iterator[T], name: str, stop: Callable[[], None] = lambda: None, *, items: int = 1
 ) -> Generator[T, None, None]:
-    """The items of an iterator, of which the next is made while one is in use.
+    """The items of an iterator, of which the next are made while one is in use.
 
-    The whole iterator runs on one other thread, one item ahead. What it raises is raised
+    The whole iterator runs on one other thread, some items ahead. What it raises is raised
     here, after the items before it. Closing this waits for the item in hand, makes no further one,
     and closes the iterator, if that can be closed.
 
@@ -23,10 +23,11 @@ def ahead(
         source: The iterator.
         name: The thread's name.
         stop: Called where this ends early, before the item in hand is waited for.
+        items: How many.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
     try:
-        waiting = deque([thread.submit(next, source, _END)])
+        waiting = deque(thread.submit(next, source, _END) for _ in range(items))
         while True:
             item = waiting.popleft().result()
             if item is _END:

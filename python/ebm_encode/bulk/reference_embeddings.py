@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ebm_encode import _core
 from ebm_encode._core import Identity
-from ebm_encode.description import versions
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EncodingError, IdentityMismatchError
+from ebm_encode.versions import versions
 
 KEY = "reference_embeddings"
 """Where they stand in a cache's provenance, and in the note of a run that is under way."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,11 +29,15 @@ from ebm_encode.data.side_files import (
 )
 from ebm_encode.encoder import Encoder
 from ebm_encode.engines.output import Pass
+from ebm_encode.engines.work import Work
 from ebm_encode.errors import EncodingError, TextFailedError, VerificationError
 from ebm_encode.prompts.tokens import CHUNK_STATES, Tokens, in_chunks
 from ebm_encode.reports import RowReport
 
 log = logging.getLogger(__name__)
+
+_PASSES_AHEAD = 4
+"""Finished passes that may wait for the checks and the disk; the model waits for neither."""
 
 _SETTINGS = "settings.jsonl"
 """In the work folder of a run: what was measured to be fastest."""
@@ -59,6 +64,13 @@ class _Chunk:
     def wants(self, indices: list[int]) -> bool:
         """Whether any of these usable states is not saved."""
         return not all(self.saved[self.usable[i]] for i in indices)
+
+
+@dataclass(eq=False, kw_only=True)
+class _ChunkWork(Work):
+    """The sequences of a chunk, as they are run."""
+
+    chunk: _Chunk
 
 
 class BulkRun:
@@ -128,7 +140,12 @@ class BulkRun:
             self._settle(order)
             chunks = ahead(self._tokenized(order), "tokenize")
             with closing(
-                ahead(self._passes(chunks), "forward", self._encoder.selection.stop)
+                ahead(
+                    self._passes(chunks),
+                    "forward",
+                    self._encoder.selection.stop,
+                    items=_PASSES_AHEAD,
+                )
             ) as passes:
                 for chunk, done in passes:
                     if done is None:
@@ -184,13 +201,14 @@ class BulkRun:
         """
         if not self._encoder.tuning.wanted:
             return
-        former = settings_of(_core.read_file(self._settings))
+        former = note_of(_core.read_file(self._settings))
         if former is not None and self._encoder.resume(former):
             return
         first = order[:CHUNK_STATES]
         _, _, tokens = self._screened(first)
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
-        if self._encoder.calibrate(tokens, times=times):
+        kept = bool(len(tokens)) and self._encoder.resume_kept(tokens, times=times)
+        if kept or self._encoder.calibrate(tokens, times=times):
             settings = json.dumps(self._encoder.settings())
             _core.write_file(self._settings, settings.encode() + b"\n")
 
@@ -212,13 +230,27 @@ class BulkRun:
     def _passes(
         self, chunks: Generator[_Chunk, None, None]
     ) -> Generator[tuple[_Chunk, Pass | None], None, None]:
-        """Each chunk without a pass first, and then with each of its passes."""
-        with closing(chunks):
+        """Each chunk without a pass first, and then with each of its passes.
+
+        The passes of a chunk start while the last one of the chunk before is under way.
+        """
+        begun: deque[_Chunk] = deque()
+
+        def works() -> Iterator[_ChunkWork]:
             for chunk in chunks:
-                yield chunk, None
+                begun.append(chunk)
                 if chunk.tokens is not None:
-                    for done in self._encoder.run(chunk.tokens, wanted=chunk.wants):
-                        yield chunk, done
+                    yield _ChunkWork(chunk.tokens, wanted=chunk.wants, chunk=chunk)
+
+        with closing(chunks):
+            at = None
+            for work, done in self._encoder.run_all(works()):
+                while at is not work.chunk:
+                    at = begun.popleft()
+                    yield at, None
+                yield work.chunk, done
+            for chunk in begun:
+                yield chunk, None
 
     def _begin(self, chunk: _Chunk, progress: EncodingProgress) -> None:
         """Counts and lists what will not be encoded."""
@@ -296,19 +328,17 @@ class BulkRun:
         self._overlong.add(records)
 
 
-def settings_of(note: bytes | None) -> dict[str, Any] | None:
-    """The measured settings that an interrupted run saved; `None` if there are none to use.
+def note_of(content: bytes | None) -> dict[str, Any] | None:
+    """The note with measured settings that an interrupted run left; `None` if there is none.
 
     Args:
-        note: Content of the file, JSON with `max_batch_tokens` and `compiled`; `None`: no file.
+        content: Of the file, a JSON object; `None`: no file.
     """
     try:
-        settings = json.loads(note or b"null")
-        tokens, compiled = settings["max_batch_tokens"], settings["compiled"]
-    except (ValueError, TypeError, KeyError):
+        note = json.loads(content or b"null")
+    except ValueError:
         return None  # it is measured again
-    sound = isinstance(tokens, int) and tokens > 0 and isinstance(compiled, bool)
-    return settings if sound else None
+    return note if isinstance(note, dict) else None
 
 
 def _size(states: list[str], counted: list[bool]) -> int:

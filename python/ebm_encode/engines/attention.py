@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ebm_encode.engines import kernel, varlen
+from ebm_encode.engines.attending import attending_by
 from ebm_encode.engines.masks import (
     PathMask,
     UnsupportedAttentionError,
@@ -35,8 +36,6 @@ NAME = "ebm_encode_paths"
 @contextmanager
 def attending_over_paths(base: Any) -> Iterator[Callable[[Paths], None]]:
     """Lets a model attend over paths; gives a function that says which, before each forward."""
-    configs = {id(module.config): module.config for module in base.modules() if _configured(module)}
-    before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
     token = current_paths.set(None)
 
     def attend_over(paths: Paths) -> None:
@@ -44,17 +43,10 @@ def attending_over_paths(base: Any) -> Iterator[Callable[[Paths], None]]:
         current_paths.set(paths)
 
     try:
-        for config in configs.values():
-            config._attn_implementation = NAME  # noqa: SLF001
-        yield attend_over
+        with attending_by(base, NAME):
+            yield attend_over
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]  # noqa: SLF001
         current_paths.reset(token)
-
-
-def _configured(module: Any) -> bool:
-    return hasattr(getattr(module, "config", None), "_attn_implementation")
 
 
 def path_attention(

@@ -19,23 +19,28 @@ class Budget:
     Attributes:
         tokens: Most tokens, padding included.
         given_sequences: Most sequences, if the user says so.
+        path_bytes: Most bytes that an engine may gather in a layer, for the keys and values of all
+            paths of a packed batch; `None`: any number.
     """
 
     tokens: int = USUAL_TOKENS
     given_sequences: int | None = None
+    path_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or (self.given_sequences is not None and self.given_sequences < 1):
             raise ArgumentError("`max_batch_tokens` and `batch_size` must be at least 1")
 
     @classmethod
-    def of(cls, tokens: int | None, sequences: int | None) -> "Budget":
+    def of(
+        cls, tokens: int | None, sequences: int | None, *, path_bytes: int | None = None
+    ) -> "Budget":
         """A user's budget; `None` stands for the default.
 
         Raises:
             ArgumentError: If one is below 1.
         """
-        return cls(USUAL_TOKENS if tokens is None else tokens, sequences)
+        return cls(USUAL_TOKENS if tokens is None else tokens, sequences, path_bytes)
 
     @property
     def sequences(self) -> int:

@@ -1,7 +1,7 @@
 """A model's layers compiled by torch: what is not a matmul takes fewer passes over memory.
 
-The layers are compiled as they are, but for attention, which stays a call. One compilation serves
-all layers and all sizes of a pass.
+The layers are compiled as they are; attention that goes by runs of tokens stays a call. One
+compilation serves all layers and all sizes of a pass.
 """
 
 from collections.abc import Iterator
@@ -21,15 +21,20 @@ BACKEND = "inductor"
 class CompiledLayers:
     """Compiled forms of a model's layers, made when they are first run.
 
+    Args:
+        model: The model.
+        attention_in_graph: Whether attention is compiled with them.
+
     Raises:
         ModelError: If the layers of the model cannot be told apart.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, attention_in_graph: bool) -> None:
         blocks = blocks_of(model)
         if blocks is None:
             raise ModelError(f"{model.name}: cannot tell the layers of this model apart")
-        stay_out_of_graphs()
+        if not attention_in_graph:
+            stay_out_of_graphs()
         self._pairs = [
             (block, torch.compile(block.forward, dynamic=True, backend=BACKEND)) for block in blocks
         ]

@@ -63,24 +63,7 @@ class PathMask:
     @cached_property
     def banded(self) -> bool:
         """Whether a query sees just the keys of its window and itself; chunks differ."""
-        try:
-            return self.banded_on(torch.device("cpu"))  # to ask a GPU would be to wait for it
-        except RuntimeError:
-            if self.device.type == "cpu":
-                raise
-            return self.banded_on(self.device)  # the function has numbers that are there
-
-    def banded_on(self, device: torch.device) -> bool:
-        """As `banded`, by the mask function's answers on a device; the host waits for them."""
-        zero = torch.zeros(1, dtype=torch.long, device=device)
-        queries = torch.arange(self.paths.longest, device=device)
-        window = self.paths.longest if self.window is None else self.window
-        first = (queries - window + 1).clamp(min=0)
-        before, at = queries - window, queries
-        ends = self.visible(zero, zero, queries, first) & self.visible(zero, zero, queries, at)
-        beyond = self.visible(zero, zero, queries, before) & (before >= 0)
-        beyond = beyond | self.visible(zero, zero, queries, at + 1)
-        return bool(ends.all()) and not bool(beyond.any())
+        return is_band(self.visible, self.paths.longest, self.window, self.device)
 
     def _make(self, run: Run) -> tuple[slice, torch.Tensor]:
         first, end = run.depth, run.depths.stop
@@ -91,6 +74,41 @@ class PathMask:
         seen = self.visible(zero, zero, queries, keys).expand(1, 1, end - first, end - start)
         scores = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
         return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
+
+
+def is_band(
+    visible: Callable[..., torch.Tensor], longest: int, window: int | None, device: torch.device
+) -> bool:
+    """Whether by a mask function a query sees just the keys of its window and itself.
+
+    Args:
+        visible: transformers' mask function, of batch, head, query position and key position.
+        longest: Positions go up to this.
+        window: Keys from this many positions before the query on are not seen; `None`: all are.
+        device: Where numbers that the function holds may be.
+    """
+    try:
+        # To ask a GPU would be to wait for it.
+        return is_band_on(torch.device("cpu"), visible, longest, window)
+    except RuntimeError:
+        if device.type == "cpu":
+            raise
+        return is_band_on(device, visible, longest, window)  # it has numbers that are there
+
+
+def is_band_on(
+    device: torch.device, visible: Callable[..., torch.Tensor], longest: int, window: int | None
+) -> bool:
+    """As `is_band`, by the function's answers on a device; the host waits for them."""
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    queries = torch.arange(longest, device=device)
+    reach = longest if window is None else window
+    first = (queries - reach + 1).clamp(min=0)
+    before, at = queries - reach, queries
+    ends = visible(zero, zero, queries, first) & visible(zero, zero, queries, at)
+    beyond = visible(zero, zero, queries, before) & (before >= 0)
+    beyond = beyond | visible(zero, zero, queries, at + 1)
+    return bool(ends.all()) and not bool(beyond.any())
 
 
 def path_mask(

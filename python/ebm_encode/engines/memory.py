@@ -4,6 +4,9 @@ from contextlib import suppress
 
 import torch
 
+_FIRST_WAIT, _LONGEST_WAIT = 16, 1024
+"""Passes that fit, after which larger ones are tried again."""
+
 _SIGNS = ("can't allocate memory", "out of memory", "alloc_failed")
 
 
@@ -25,3 +28,32 @@ def free_memory() -> None:
     if torch.accelerator.is_available():
         with suppress(RuntimeError):
             torch.accelerator.empty_cache()
+
+
+class MemoryLimit:
+    """Up to which size passes fit the memory, as far as running out of it has shown.
+
+    What was lacking may have been another program's, or that batch's alone. So after a number of
+    passes that fitted, passes of twice the size are let through again; if they do not fit either,
+    the next number is twice as large.
+    """
+
+    def __init__(self) -> None:
+        self._limit: int | None = None
+        self._wait, self._fitted = _FIRST_WAIT, 0
+
+    def allows(self, size: int) -> bool:
+        """Whether a pass of so many tokens is to be tried."""
+        return self._limit is None or size < self._limit
+
+    def ran_out(self, size: int) -> None:
+        """Notes that a pass of so many tokens did not fit."""
+        if self._limit is not None:
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        self._limit, self._fitted = size, 0
+
+    def fitted(self) -> None:
+        """Notes that a pass did."""
+        self._fitted += 1
+        if self._limit is not None and self._fitted >= self._wait:
+            self._limit, self._fitted = 2 * self._limit, 0

@@ -75,15 +75,12 @@ class PaddedEngine:
     def _pooled(
         self, hidden: torch.Tensor, sequences: Sequence[NDArray[np.uint32]], slots: OutputSlots
     ) -> Pass:
-        own = [states[: len(tokens)] for states, tokens in zip(hidden, sequences, strict=True)]
         if hidden.device.type == "cpu":
-            for states, slot in zip(own, slots.tensors, strict=True):
-                self._pool(states, slot)
+            for states, tokens, slot in zip(hidden, sequences, slots.tensors, strict=True):
+                self._pool(states[: len(tokens)], slot)
             return Pass(slots)
-        pooled = torch.empty((len(own), hidden.shape[2]), dtype=torch.float32, device=hidden.device)
-        for states, target in zip(own, pooled, strict=True):
-            self._pool(states, target)
-        return Pass(slots, slots.start_copy(pooled))
+        ends = to_device(np.array([len(own) for own in sequences]), hidden.device)
+        return Pass(slots, slots.start_copy(pool_padded(hidden, ends, self._pooling)))
 
     def _hidden(self, sequences: Sequence[NDArray[np.uint32]]) -> torch.Tensor:
         """The hidden state of every slot, (B, T, C)."""
@@ -107,6 +104,22 @@ class PaddedEngine:
             target.copy_(own[-1])
         else:
             torch.sum(own, dim=0, dtype=torch.float32, out=target).div_(len(own))
+
+
+def pool_padded(hidden: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """The pooled states of a padded batch, (B, T, C) to float32 (B, C), in a few operations.
+
+    Args:
+        hidden: Hidden states; sequences begin at the left.
+        lengths: Tokens of each sequence, int64 (B,).
+        pooling: `mean` over a sequence's own tokens, or its `last`.
+    """
+    if pooling == "last":
+        return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1].float()
+    own = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, T)
+    # What stands at padding may be anything, also NaN.
+    sums = hidden.masked_fill(~own[..., None], 0).sum(dim=1, dtype=torch.float32)
+    return sums.div_(lengths[:, None])
 
 
 class UnbatchedEngine(PaddedEngine):

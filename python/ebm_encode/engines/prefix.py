@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ebm_encode import _core
+from ebm_encode.engines import varlen
 from ebm_encode.engines.attention import attending_over_paths
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.compiled import CompiledLayers
@@ -47,11 +48,17 @@ class PrefixEngine:
         layer: Index of the hidden state as in Hugging Face `hidden_states`.
         budget: Most nodes and sequences of a packed batch.
         share: Whether a prefix that neighbours have in common is computed once.
+        layers: The model's layers as they are run; its own code if not given.
 
     Attributes:
+        name: As it is asked for.
+        attention_in_graph: Whether compiled layers include their attention.
         compiled: Whether the model's layers run compiled; see `with_compiled_layers`.
         chunk_nodes: Most nodes that go through the model at a time; `None`: all of a packed batch.
     """
+
+    name = "shared-prefix"
+    attention_in_graph = False
 
     def __init__(
         self,
@@ -61,17 +68,19 @@ class PrefixEngine:
         budget: Budget,
         *,
         share: bool = True,
+        layers: CompiledLayers | None = None,
     ) -> None:
-        self.name = "shared-prefix" if share else "packed"
-        self.compiled = False
-        self._options = (model, pooling, layer, budget, share)
+        if not share:
+            self.name = "packed"
+        self.compiled = layers is not None
+        self._layer = layer
         self._model = model
         self._pooling: Pooling = pooling
         self._tap = LayerTap(model, layer)
         self._budget = budget
         self._share = share
         self.chunk_nodes: int | None = CHUNK_NODES if model.device.type == "cpu" else None
-        self._layers: CompiledLayers | None = None
+        self._layers = layers
 
     def with_compiled_layers(self) -> "PrefixEngine":
         """Another engine like this one, which runs the model's layers compiled.
@@ -79,17 +88,25 @@ class PrefixEngine:
         Raises:
             ModelError: If the layers of the model cannot be told apart.
         """
-        model, pooling, layer, budget, share = self._options
-        engine = PrefixEngine(model, pooling, layer, budget, share=share)
-        engine.compiled, engine._layers = True, CompiledLayers(model)
-        return engine
+        return self._anew(CompiledLayers(self._model, attention_in_graph=self.attention_in_graph))
 
     def plan(self, tokens: Tokens) -> list[list[int]]:
-        """Batches of sequences that begin alike, under the budget of nodes and sequences."""
+        """Batches of sequences that begin alike, under the budget of nodes, sequences and bytes."""
         budget = self._budget
         return _core.plan_windows(
-            tokens.ids, tokens.offsets, budget.tokens, budget.sequences, share=self._share
+            tokens.ids,
+            tokens.offsets,
+            budget.tokens,
+            budget.sequences,
+            max_path_tokens=self._path_tokens(),
+            share=self._share,
         )
+
+    def _path_tokens(self) -> int | None:
+        """Most tokens on all paths of a packed batch, whose keys and values are gathered."""
+        if self._budget.path_bytes is None or not varlen.has_kernel(self._model.device):
+            return None
+        return max(self._budget.path_bytes // varlen.bytes_per_path_token(self._model), 1)
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """Nodes of a packed batch."""
@@ -138,6 +155,13 @@ class PrefixEngine:
             hidden = self._hidden(trie, chunk_nodes)
             pool(hidden, trie, self._pooling, slots).wait()
             return along_paths(hidden, trie, wanted)
+
+    def _anew(self, layers: CompiledLayers) -> "PrefixEngine":
+        """An engine with the same options, and layers of its own."""
+        model, share = self._model, self._share
+        return PrefixEngine(
+            model, self._pooling, self._layer, self._budget, share=share, layers=layers
+        )
 
     def _trie(self, sequences: Sequence[NDArray[np.uint32]]) -> _core.Trie:
         tokens = Tokens.of(sequences)

@@ -6,17 +6,18 @@ concern.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from traceback import clear_frames
 
 import numpy as np
 
 from ebm_encode.engines.comparison import Comparison
 from ebm_encode.engines.engine import Engine, EngineError
-from ebm_encode.engines.memory import free_memory, is_out_of_memory
+from ebm_encode.engines.memory import MemoryLimit, free_memory, is_out_of_memory
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.selection import Selection
 from ebm_encode.engines.server import SERVER_ERRORS, ServerEngine
+from ebm_encode.engines.work import UnderWay, W, Work
 from ebm_encode.errors import (
     EncodingError,
     ModelError,
@@ -41,8 +42,7 @@ class Runner:
         self._model, self._selection = model, selection
         self._unbatched = selection.unbatched
         self._comparison = Comparison(selection)
-        # Tokens of the smallest batch that ran out of memory, if any did.
-        self._too_large: int | None = None
+        self._memory = MemoryLimit()
 
     def run(
         self,
@@ -61,30 +61,110 @@ class Runner:
         Raises:
             ModelError: If the model does not run any more, or a forced engine is not exact.
         """
-        apart = dict.fromkeys([*self._model.stretching(tokens.lengths), *self._too_long(tokens)])
-        for i in apart:
-            if wanted([i]):
-                yield self._run_unbatched(tokens, i, slots)
-        rest = [i for i in range(len(tokens)) if i not in apart]
-        refused: set[int] = set()
-        while rest:
+        for _, done in self.run_all([Work(tokens, slots, wanted)]):
+            yield done
+
+    def run_all(self, works: Iterable[W]) -> Iterator[tuple[W, Pass]]:
+        """As `run`, of several sets of sequences one after the other; a device never waits between.
+
+        The first passes of a set start while the last ones of the set before are under way.
+
+        Raises:
+            ModelError: If the model does not run any more, or a forced engine is not exact.
+        """
+        under_way: deque[UnderWay[W]] = deque()
+        for work in works:
+            for done in self._apart(work):
+                while under_way:
+                    yield from self._finished(under_way.popleft(), now=work)
+                yield work, done
             engine = self._selection.choice.engine
-            batches = [b for b in _longest_first(_plan(engine, tokens, rest), tokens) if wanted(b)]
-            left = {i for batch in batches for i in batch}
-            failure = None
+            for batch in self._batches(engine, work):
+                if work.failure is not None or engine is not self._selection.choice.engine:
+                    break
+                under_way.extend(self._started(engine, work, batch))
+                while len(under_way) > 1 or (under_way and under_way[0].done.done):
+                    yield from self._finished(under_way.popleft(), now=work)
+            else:
+                if work.failure is None:
+                    continue  # what is left of it is under way
+            while under_way:
+                yield from self._finished(under_way.popleft(), now=work)
+            yield from ((work, done) for done in self._run_rest(work))
+        while under_way:
+            yield from self._finished(under_way.popleft())
+
+    def _apart(self, work: Work) -> Iterator[Pass]:
+        """Runs those sequences of a set that share no batch."""
+        tokens = work.tokens
+        apart = dict.fromkeys([*self._model.stretching(tokens.lengths), *self._too_long(tokens)])
+        work.left.difference_update(apart)
+        for i in apart:
+            if work.wanted([i]):
+                yield self._run_unbatched(tokens, i, work.slots)
+
+    def _batches(self, engine: Engine, work: Work) -> list[list[int]]:
+        """The batches of what is left of a set that are to be run; the rest of it is given up."""
+        if not work.left:
+            return []
+        batches = _longest_first(_plan(engine, work.tokens, sorted(work.left)), work.tokens)
+        wanted = [batch for batch in batches if work.wanted(batch)]
+        work.left = {i for batch in wanted for i in batch}
+        return wanted
+
+    def _started(self, engine: Engine, work: W, batch: list[int]) -> Iterator[UnderWay[W]]:
+        """Starts the pass over a batch, or its parts; notes in `work` what fails."""
+        try:
+            for started in self._start(engine, work.tokens, batch, work.slots):
+                yield UnderWay(engine, work, started)
+        except EngineError as error:
+            work.failure = error
+
+    def _finished(
+        self, under_way: UnderWay[W], now: Work | None = None
+    ) -> Iterator[tuple[W, Pass]]:
+        """Waits for a pass and checks it; if it fails, runs the rest of its set.
+
+        Not that of `now`, which is left to the caller.
+        """
+        engine, work, done = under_way.engine, under_way.work, under_way.done
+        try:
+            self._use(engine, work, _waited_for(done, engine))
+        except EngineError as error:
+            work.failure = work.failure or error
+        else:
+            yield work, done
+        if work.failure is not None and work is not now:
+            yield from ((work, done) for done in self._run_rest(work))
+
+    def _use(self, engine: Engine, work: Work, done: Pass) -> None:
+        """Checks a finished pass and counts it.
+
+        Raises:
+            EngineError: If the engine is not exact, fails, or is not in use any more.
+        """
+        self._comparison.check(engine, done, work.tokens, work.refused)
+        work.left.difference_update(done.indices, done.failed)
+        if not done.unbatched:
+            self._memory.fitted()
+
+    def _run_rest(self, work: Work) -> Iterator[Pass]:
+        """Runs what is left of a set after a failure, which is resolved first."""
+        while work.failure is not None or work.left:
+            # Not where it is caught: there an exception holds the memory of its pass.
+            failure, work.failure = work.failure, None
+            failed = {} if failure is None else self._resolve(failure, work.tokens)
+            if failed:
+                work.left.difference_update(failed)
+                yield Pass.without_embedding(failed)
+            engine = self._selection.choice.engine
+            batches = self._batches(engine, work)
             try:
-                for done in self._passes(engine, tokens, batches, slots):
-                    self._comparison.check(engine, done, tokens, refused)
-                    left.difference_update(done.indices, done.failed)
+                for done in self._passes(engine, work.tokens, batches, work.slots):
+                    self._use(engine, work, done)
                     yield done
             except EngineError as error:
-                failure = error
-            # Handled out here: while it is caught, an exception holds the memory of its pass.
-            failed = {} if failure is None else self._resolve(failure, tokens)
-            if failed:
-                left.difference_update(failed)
-                yield Pass.without_embedding(failed)
-            rest = [i for i in rest if i in left]
+                work.failure = error
 
     def _too_long(self, tokens: Tokens) -> list[int]:
         """The sequences that a server does not take."""
@@ -170,7 +250,7 @@ class Runner:
         """Starts the pass over a batch, or over its halves where the memory does not hold it."""
         sequences = [tokens[i] for i in indices]
         size = engine.size(sequences)
-        if len(indices) == 1 or self._too_large is None or size < self._too_large:
+        if len(indices) == 1 or self._memory.allows(size):
             own = self._slots(slots, indices)
             try:
                 with self._selection.lock:
@@ -189,7 +269,7 @@ class Runner:
             if len(indices) == 1:
                 yield self._run_unbatched(tokens, indices[0], slots)
                 return
-            self._too_large = size
+            self._memory.ran_out(size)
             log.warning("out of memory at %d tokens; continuing with smaller batches", size)
         half = len(indices) // 2
         for part in (indices[:half], indices[half:]):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.flex_engine import FlexEngine
 from ebm_encode.engines.memory import free_memory
 from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.padded import PaddedEngine, UnbatchedEngine
@@ -72,7 +73,7 @@ class Selection:
             reference = UnbatchedEngine(model, pooling, layer)
             known = (engines or default_engines)(model, pooling, layer, budget)
             self.server = next((own for own in known if isinstance(own, ServerEngine)), None)
-            candidates = [own for own in known if engine in ("auto", own.name)]
+            candidates = [own for own in known if _wanted(own, engine)]
             probes = _together(model, probes)
             if self.server is not None:
                 probes = _taken(self.server, probes)
@@ -148,6 +149,32 @@ class Selection:
             if self._forced:
                 require_engine(choice, wrong.name)
 
+    def candidates(self) -> list[EngineChoice]:
+        """Each engine that is exact for the model, as a choice to `use`; the one in use first.
+
+        The lock must be held.
+        """
+        others = () if self.server is not None or self.compiled else self.choice.alternatives
+        tested = [self._tested(engine) for engine in others]
+        return [self.choice, *(choice for choice in tested if choice is not None)]
+
+    def candidate(self, name: str) -> EngineChoice | None:
+        """The engine of a name as a choice to `use`, if it is exact. The lock must be held."""
+        if self.choice.engine.name == name:
+            return self.choice
+        named = (own for own in self.choice.alternatives if own.name == name)
+        return next((self._tested(engine) for engine in named), None)
+
+    def _tested(self, engine: Engine) -> EngineChoice | None:
+        """An alternative as a choice, if it is exact."""
+        current = self.choice
+        tested = self._test.choose([engine])
+        if tested.engine is not engine:
+            log.info("%s", tested.reason)
+            return None
+        others = tuple(own for own in (current.engine, *current.alternatives) if own is not engine)
+        return replace(tested, alternatives=others, refused=current.refused)
+
     def compiled_candidate(self) -> EngineChoice | None:
         """The engine in use with its layers compiled, if that passes the self-test.
 
@@ -160,7 +187,7 @@ class Selection:
             return None
 
     def use(self, candidate: EngineChoice) -> None:
-        """Uses a candidate of `compiled_candidate`. The lock must be held once threads share it."""
+        """Uses a candidate. The lock must be held once threads share it."""
         self.choice = candidate
 
     def _require_server(self) -> None:
@@ -224,6 +251,13 @@ def _taken(server: ServerEngine, probes: Tokens) -> Tokens:
     return probes.select(taken)
 
 
+def _wanted(engine: Engine, name: EngineName) -> bool:
+    """Whether an engine is one to choose from, if one is asked for by this name."""
+    if name == "auto":
+        return not getattr(engine, "only_by_name", False)
+    return engine.name == name
+
+
 def _together(model: Model, probes: Tokens) -> Tokens:
     """Those sequences that may share a batch; all of them if none may."""
     stretched = set(model.stretching(probes.lengths))
@@ -232,9 +266,14 @@ def _together(model: Model, probes: Tokens) -> Tokens:
 
 
 def default_engines(model: Model, pooling: Pooling, layer: int, budget: Budget) -> Sequence[Engine]:
-    """This package's engines for a model, best first."""
-    return [
-        PrefixEngine(model, pooling, layer, budget),
+    """This package's engines for a model, best first as far as is known without measuring."""
+    by_runs = PrefixEngine(model, pooling, layer, budget)
+    flex = FlexEngine(model, pooling, layer, budget)
+    others: list[Engine] = [
         PrefixEngine(model, pooling, layer, budget, share=False),
         PaddedEngine(model, pooling, layer, budget),
     ]
+    if model.device.type == "cpu":
+        return [by_runs, *others, flex]
+    # In 16 bits runs have a kernel, which need not be compiled first; in float32 they have none.
+    return [flex, by_runs, *others] if model.dtype == "float32" else [by_runs, flex, *others]

@@ -1,23 +1,34 @@
-"""What is measured to be fastest on a device: the size of a pass, and whether to compile layers."""
+"""What is measured to be fastest on a device: engine, size of a pass, compiled layers or not.
+
+Measured once for long work and once for the requests of a search, which are a few states each.
+"""
 
 import logging
 from dataclasses import replace
 from typing import Any
 
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.calibration import Calibration, Memory, calibrate, rate_of
+from ebm_encode.engines.calibration import Calibration, calibrate, seconds_of
+from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.memory import free_memory
+from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.selection import Selection
+from ebm_encode.engines.selftest import EngineChoice
 from ebm_encode.errors import one_line
 from ebm_encode.loading.model import Model
 from ebm_encode.prompts.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
+REQUEST = 32
+"""Sequences of a search's request, as it is timed."""
+
+_WORTH_TRYING = 30.0
+"""Seconds of work below which trying other engines, which may compile kernels, cannot pay."""
 _WORTH_COMPILING = 300.0
 """Seconds of work below which compiling a model's layers cannot pay."""
 _PAYS = 1.03
-"""Compiled layers are used if they are faster by this."""
+"""Another engine, or compiled layers, are used if they are faster by this."""
 
 
 class Tuning:
@@ -40,7 +51,7 @@ class Tuning:
         self._model, self._selection, self._budget = model, selection, budget
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> Calibration:
-        """Sets the budget to what the device is fastest with, tried on sequences like those to be.
+        """Takes the engine and the budget that are fastest for sequences like those to come.
 
         No embedding is made of it. Later calls of `Runner.run` divide sequences by the new budget.
 
@@ -48,50 +59,151 @@ class Tuning:
             tokens: Some of the sequences, at least one.
             times: How many times as much as these is to come.
         """
-        selection, memory = self._selection, Memory(self._model.device)
-        engine, dim = selection.choice.engine, selection.choice.dim
+        selection, meter = self._selection, Meter(self._model.device)
         stretched = set(self._model.stretching(tokens.lengths))
         usable = tokens.select([i for i in range(len(tokens)) if i not in stretched])
         with selection.lock:
             try:
-                found = calibrate(engine, self._budget, usable, dim=dim, memory=memory)
+                found = self._fastest(usable, times, meter)
             except Exception as error:  # noqa: BLE001  (a run meets it, too, and handles it)
                 log.warning("sizes are not calibrated: %s", one_line(error))
                 found = Calibration(self._budget.tokens, {})
-            if found.rate is not None and selection.tries_compiling:
-                through = sum(engine.size([usable[i] for i in b]) for b in engine.plan(usable))
-                if times * through / found.rate >= _WORTH_COMPILING:
-                    found = replace(found, compiled=self._try_compiled(usable, found.rate, memory))
         self.calibration = found
         return found
 
     def settings(self) -> dict[str, Any]:
-        """What was measured to be best; JSON values only."""
-        return {"max_batch_tokens": self._budget.tokens, "compiled": self._selection.compiled}
+        """What was measured to be best, and what was measured for that; JSON values only."""
+        found, requests = self.calibration, {}
+        if found is not None:
+            requests = found.requests
+        return {
+            "engine": self._selection.choice.engine.name,
+            "max_batch_tokens": self._budget.tokens,
+            "compiled": self._selection.compiled,
+            "request_engine": min(requests, key=requests.__getitem__) if requests else None,
+            "rate": None if found is None else found.compiled or found.rate,
+            "tried_compiled": found is not None and found.compiled is not None,
+        }
 
-    def resume(self, settings: dict[str, Any]) -> None:
-        """Takes the settings of an earlier run, so that embeddings are the same to the bit."""
-        self._budget.tokens = settings["max_batch_tokens"]
+    def resume(self, settings: dict[str, Any]) -> bool:
+        """Takes the settings of an earlier run, so that embeddings are the same to the bit.
+
+        Returns whether it did: not if the engine is none for this model now.
+        """
         selection = self._selection
-        if settings["compiled"] and selection.may_compile and not selection.compiled:
-            with selection.lock:
+        with selection.lock:
+            choice = selection.candidate(settings["engine"])
+            if choice is None:
+                return False
+            selection.use(choice)
+            self._budget.tokens = settings["max_batch_tokens"]
+            if settings["compiled"] and selection.may_compile and not selection.compiled:
                 candidate = selection.compiled_candidate()
                 if candidate is not None:
                     selection.use(candidate)
+        return True
 
-    def _try_compiled(self, tokens: Tokens, rate: float, memory: Memory) -> float | None:
-        """Compiles the layers if that is faster than `rate`; returns what was measured."""
+    def covers(self, settings: dict[str, Any], tokens: Tokens, times: float) -> bool:
+        """Whether for so much work nothing would be measured that was not for these settings.
+
+        Args:
+            settings: Those of an earlier process.
+            tokens: As of `calibrate`.
+            times: As of `calibrate`.
+        """
+        rate = settings["rate"]
+        if rate is None:
+            return False
+        seconds = times * _through(self._selection.choice.engine, tokens) / rate
+        engines = seconds < _WORTH_TRYING or settings["request_engine"] is not None
+        compiled = seconds < _WORTH_COMPILING or settings["tried_compiled"]
+        return engines and (compiled or not self._selection.tries_compiling)
+
+    def _fastest(self, tokens: Tokens, times: float, meter: Meter) -> Calibration:
+        """Measures sizes, then engines, then compiled layers, as far as the work is worth it."""
+        selection = self._selection
+        engine, dim = selection.choice.engine, selection.choice.dim
+        found = calibrate(engine, self._budget, tokens, dim=dim, meter=meter)
+        if found.rate is None or found.sample is None:
+            return found
+        seconds = times * _through(engine, tokens) / found.rate
+        if seconds >= _WORTH_TRYING:
+            found = self._fastest_engine(tokens, found, meter)
+        if seconds >= _WORTH_COMPILING and selection.tries_compiling and found.rate is not None:
+            found = replace(found, compiled=self._try_compiled(found, meter))
+        return found
+
+    def _fastest_engine(self, tokens: Tokens, found: Calibration, meter: Meter) -> Calibration:
+        """Times every exact engine on the same sequences, and uses the fastest at its best size."""
+        selection, budget = self._selection, self._budget
+        sample = found.sample
+        assert sample is not None
+        request = sample.select(range(min(REQUEST, len(sample))))
+        engines: dict[str, float] = {}
+        requests: dict[str, float] = {}
+        best = selection.choice
+        for choice in selection.candidates():
+            name = choice.engine.name
+            try:
+                engines[name] = seconds_of(choice.engine, sample, dim=choice.dim, meter=meter)
+                requests[name] = seconds_of(choice.engine, request, dim=choice.dim, meter=meter)
+            except Exception as error:  # noqa: BLE001  (a run meets it, too, and handles it)
+                log.info("engine %s is not timed: %s", name, one_line(error))
+                continue
+            if engines[name] * _PAYS < engines.get(best.engine.name, 0.0):
+                best = choice
+        if best is not selection.choice:
+            selection.use(best)
+            log.info("engine %s is faster here and used from now on", best.engine.name)
+            found = calibrate(best.engine, budget, tokens, dim=best.dim, meter=meter)
+        return replace(found, engines=engines, requests=requests)
+
+    def _try_compiled(self, found: Calibration, meter: Meter) -> float | None:
+        """Compiles the layers if that is faster; returns tokens per second, if measured."""
+        assert found.rate is not None
+        assert found.sample is not None
         candidate = self._selection.compiled_candidate()
         if candidate is None:
             return None
-        compiled = None
-        try:
-            compiled = rate_of(candidate.engine, tokens, dim=candidate.dim, memory=memory)
-        except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
-            log.info("layers are not compiled: %s", one_line(error))
-        if compiled is not None and compiled >= _PAYS * rate:
+        rate = self._rate(candidate, found.sample, meter)
+        if rate is not None and rate >= _PAYS * found.rate:
             self._selection.use(candidate)
-            return compiled
+            return rate
         del candidate
         free_memory()
-        return compiled
+        return rate
+
+    def _rate(self, candidate: EngineChoice, sample: Tokens, meter: Meter) -> float | None:
+        """Tokens per second through compiled layers; `None` if they cannot be run."""
+        engine = candidate.engine
+        try:
+            seconds = seconds_of(engine, sample, dim=candidate.dim, meter=meter)
+        except Exception as error:  # noqa: BLE001  (a compiler may raise anything)
+            log.info("layers are not compiled: %s", one_line(error))
+            return None
+        return engine.size([sample[i] for i in range(len(sample))]) / seconds
+
+
+def _through(engine: Engine, tokens: Tokens) -> int:
+    """How many tokens an engine puts through the model for some sequences."""
+    return sum(engine.size([tokens[i] for i in batch]) for batch in engine.plan(tokens))
+
+
+def settings_of(note: Any) -> dict[str, Any] | None:
+    """The measured settings that a note of an earlier process has; `None` if it has none to use.
+
+    Args:
+        note: JSON values, with those of `Tuning.settings` by name.
+    """
+    if not isinstance(note, dict):
+        return None
+    kinds = {
+        "engine": str,
+        "max_batch_tokens": int,
+        "compiled": bool,
+        "request_engine": str | None,
+        "rate": float | None,
+        "tried_compiled": bool,
+    }
+    sound = all(name in note and isinstance(note[name], kind) for name, kind in kinds.items())
+    return note if sound and note["max_batch_tokens"] > 0 else None

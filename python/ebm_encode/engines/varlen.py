@@ -12,6 +12,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
 
 from ebm_encode.engines.masks import PathMask
+from ebm_encode.loading.model import Model, text_config_of
 
 # What FlashAttention's `mha_varlen_fwd` requires, as torch has it (flash_attn/flash_api.cpp).
 _MOST_WIDTH = 256
@@ -36,6 +37,19 @@ def has_kernel(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def bytes_per_path_token(model: Model) -> int:
+    """Bytes of the keys and values that a layer gathers for one token of a path, at most."""
+    config = text_config_of(model.config)
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "qk_nope_head_dim", None) is not None:  # keys are made for every head
+        width = config.qk_nope_head_dim + config.qk_rope_head_dim
+    else:
+        heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    # Values are widened to the keys' width before they are gathered.
+    return 2 * heads * int(width) * int(model.base.dtype.itemsize)
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -56,10 +70,12 @@ def attend(
         new[0] if mask.paths.before == 0 else torch.cat([old, new[0]], dim=1)
         for old, new in zip(before, (key, value), strict=True)
     ]
+    if narrower:  # torch copies also where it adds nothing
+        whole[1] = pad(whole[1], (0, narrower))
     mixed: torch.Tensor = varlen_attn(
         query[0].transpose(0, 1).contiguous(),  # (N, H, D)
         whole[0].transpose(0, 1)[ragged.keys],  # (K, G, D)
-        pad(whole[1], (0, narrower)).transpose(0, 1)[ragged.keys],
+        whole[1].transpose(0, 1)[ragged.keys],
         ragged.query_ends,
         ragged.key_ends,
         ragged.most_queries,

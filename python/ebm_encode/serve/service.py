@@ -13,7 +13,6 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 
 from ebm_encode._core import CachedEncoder, EmbeddingCache, MappedCache, NoEmbedding
-from ebm_encode.description import versions
 from ebm_encode.encoder import Encoder
 from ebm_encode.errors import EbmEncodeError, EncodingError
 from ebm_encode.serve.bodies import Info, Limits
@@ -21,6 +20,7 @@ from ebm_encode.serve.failures import RequestError
 from ebm_encode.serve.forms import Encoded, Origin
 from ebm_encode.serve.metrics import Metrics
 from ebm_encode.serve.options import ServeOptions
+from ebm_encode.versions import versions
 
 log = logging.getLogger(__name__)
 

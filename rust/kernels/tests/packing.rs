@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use ebm_kernels::packing::{
-    PlanError, Sequences, Sharing, Trie, count_nodes, plan_padded, plan_windows,
+    Limits, PlanError, Sequences, Sharing, Trie, count_nodes, plan_padded, plan_windows,
 };
 use proptest::prelude::*;
 
@@ -65,6 +65,8 @@ fn trie_of(ids: &[u32], offsets: &[i64], sharing: Sharing) -> Trie {
     Trie::new(Sequences::new(ids, offsets).unwrap(), sharing).unwrap()
 }
 
+const ANY: Limits = Limits { nodes: usize::MAX, rows: usize::MAX, path_tokens: usize::MAX };
+
 fn index(value: i64) -> usize {
     usize::try_from(value).unwrap()
 }
@@ -73,8 +75,10 @@ fn index(value: i64) -> usize {
 fn windows_without_a_budget_are_refused() {
     let (ids, offsets) = flat(&[vec![1]]);
     let sequences = Sequences::new(&ids, &offsets).unwrap();
-    for (nodes, rows, name) in [(0, 1, "max_nodes"), (1, 0, "max_rows")] {
-        let plan = plan_windows(sequences, Sharing::Prefixes, nodes, rows);
+    for (nodes, rows, path_tokens, name) in
+        [(0, 1, 1, "max_nodes"), (1, 0, 1, "max_rows"), (1, 1, 0, "max_path_tokens")]
+    {
+        let plan = plan_windows(sequences, Sharing::Prefixes, Limits { nodes, rows, path_tokens });
         assert_eq!(plan, Err(PlanError::EmptyBudget(name)));
     }
 }
@@ -107,12 +111,14 @@ fn a_sequence_that_is_a_prefix_of_another_has_no_node_of_its_own() {
 proptest! {
     #[test]
     fn windows_hold_every_sequence_once_within_budget(
-        sequences in alike(), max_nodes in 1_usize..60, max_rows in 1_usize..20, share: bool,
+        sequences in alike(), nodes in 1_usize..60, rows in 1_usize..20,
+        path_tokens in 1_usize..150, share: bool,
     ) {
+        let limits = Limits { nodes, rows, path_tokens };
         let (ids, offsets) = flat(&sequences);
         let view = Sequences::new(&ids, &offsets).unwrap();
         let sharing = if share { Sharing::Prefixes } else { Sharing::Nothing };
-        let plan = plan_windows(view, sharing, max_nodes, max_rows).unwrap();
+        let plan = plan_windows(view, sharing, limits).unwrap();
         let all: Vec<usize> = plan.iter().flatten().copied().collect();
         let by_tokens: Vec<&Vec<u32>> = all.iter().map(|&i| &sequences[i]).collect();
         prop_assert!(by_tokens.is_sorted());
@@ -122,10 +128,13 @@ proptest! {
             let own: Vec<Vec<u32>> = window.iter().map(|&i| sequences[i].clone()).collect();
             let whole: usize = own.iter().map(Vec::len).sum();
             let nodes = if share { prefixes(&own) } else { whole };
-            prop_assert!(nodes <= max_nodes || window.len() == 1);
-            prop_assert!(window.len() <= max_rows);
+            prop_assert!(nodes <= limits.nodes || window.len() == 1);
+            prop_assert!(window.len() <= limits.rows);
+            let distinct: usize = own.iter().collect::<HashSet<_>>().iter().map(|s| s.len()).sum();
+            let paths = if share { distinct } else { whole };
+            prop_assert!(paths <= limits.path_tokens || window.len() == 1);
         }
-        prop_assert_eq!(&plan, &plan_windows(view, sharing, max_nodes, max_rows).unwrap());
+        prop_assert_eq!(&plan, &plan_windows(view, sharing, limits).unwrap());
     }
 
     #[test]
@@ -133,7 +142,7 @@ proptest! {
         let (ids, offsets) = flat(&sequences);
         let view = Sequences::new(&ids, &offsets).unwrap();
         prop_assert_eq!(count_nodes(view), prefixes(&sequences));
-        let order = plan_windows(view, Sharing::Prefixes, usize::MAX, usize::MAX).unwrap().concat();
+        let order = plan_windows(view, Sharing::Prefixes, ANY).unwrap().concat();
         let sorted: Vec<Vec<u32>> = order.iter().map(|&i| sequences[i].clone()).collect();
         let (ids, offsets) = flat(&sorted);
         let trie = trie_of(&ids, &offsets, Sharing::Prefixes);

@@ -1,6 +1,6 @@
 //! Plans of forward passes.
 
-use ebm_kernels::packing::{self, PlanError, Sequences, Sharing, Trie};
+use ebm_kernels::packing::{self, Limits, PlanError, Sequences, Sharing, Trie};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -18,18 +18,20 @@ pub(crate) fn plan_padded(
 }
 
 #[pyfunction]
-#[pyo3(signature = (ids, offsets, max_nodes, max_rows, *, share = true))]
+#[pyo3(signature = (ids, offsets, max_nodes, max_rows, *, max_path_tokens = None, share = true))]
 pub(crate) fn plan_windows(
     py: Python<'_>,
     ids: PyReadonlyArray1<'_, u32>,
     offsets: PyReadonlyArray1<'_, i64>,
     max_nodes: usize,
     max_rows: usize,
+    max_path_tokens: Option<usize>,
     share: bool,
 ) -> PyResult<Vec<Vec<usize>>> {
     let sequences = sequences(&ids, &offsets)?;
-    py.detach(|| packing::plan_windows(sequences, sharing(share), max_nodes, max_rows))
-        .map_err(plan_error)
+    let path_tokens = max_path_tokens.unwrap_or(usize::MAX);
+    let limits = Limits { nodes: max_nodes, rows: max_rows, path_tokens };
+    py.detach(|| packing::plan_windows(sequences, sharing(share), limits)).map_err(plan_error)
 }
 
 #[pyfunction]

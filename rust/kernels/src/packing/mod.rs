@@ -12,7 +12,7 @@ mod trie;
 
 pub use padded::plan_padded;
 pub use sequences::Sequences;
-pub use shared::{Sharing, count_nodes, plan_windows};
+pub use shared::{Limits, Sharing, count_nodes, plan_windows};
 pub use trie::Trie;
 
 /// Why no plan can be made.

@@ -15,29 +15,42 @@ pub enum Sharing {
     Nothing,
 }
 
-/// Groups sequences into packed batches of at most `max_nodes` nodes and `max_rows` sequences.
+/// The most that a packed batch may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most trie nodes.
+    pub nodes: usize,
+    /// Most sequences.
+    pub rows: usize,
+    /// Most tokens on the paths of all sequences that have a node of their own, shared prefixes
+    /// counted for each: what an engine gathers that lays out every path.
+    pub path_tokens: usize,
+}
+
+/// Groups sequences into packed batches within limits.
 ///
 /// Sequences stand in the order of their token ids, equal ones in the order given, so that the ones
-/// that share most are neighbours. A sequence longer than the budget is a packed batch by itself.
+/// that share most are neighbours. A sequence longer than a limit is a packed batch by itself.
 /// Returns the batches as indices into `sequences`; the same sequences always give the same plan.
 /// Linear in the tokens, but for the sort, which compares no further than two sequences agree.
 ///
 /// # Errors
-/// [`PlanError::EmptyBudget`] if a budget is 0.
+/// [`PlanError::EmptyBudget`] if a limit is 0.
 pub fn plan_windows(
     sequences: Sequences<'_>,
     sharing: Sharing,
-    max_nodes: usize,
-    max_rows: usize,
+    limits: Limits,
 ) -> Result<Vec<Vec<usize>>, PlanError> {
-    if max_nodes == 0 {
-        return Err(PlanError::EmptyBudget("max_nodes"));
-    }
-    if max_rows == 0 {
-        return Err(PlanError::EmptyBudget("max_rows"));
+    let named = [
+        ("max_nodes", limits.nodes),
+        ("max_rows", limits.rows),
+        ("max_path_tokens", limits.path_tokens),
+    ];
+    if let Some(&(name, _)) = named.iter().find(|(_, limit)| *limit == 0) {
+        return Err(PlanError::EmptyBudget(name));
     }
     let mut windows: Vec<Vec<usize>> = Vec::new();
-    let mut nodes = 0;
+    let (mut nodes, mut path_tokens) = (0, 0);
     for i in sorted(sequences) {
         let sequence = sequences.get(i);
         if let Some(window) = windows.last_mut()
@@ -48,13 +61,19 @@ pub fn plan_windows(
                 Sharing::Nothing => 0,
             };
             let new = sequence.len() - shared;
-            if nodes + new <= max_nodes && window.len() < max_rows {
+            let path = if new == 0 { 0 } else { sequence.len() };
+            if nodes + new <= limits.nodes
+                && path_tokens + path <= limits.path_tokens
+                && window.len() < limits.rows
+            {
                 nodes += new;
+                path_tokens += path;
                 window.push(i);
                 continue;
             }
         }
         nodes = sequence.len();
+        path_tokens = sequence.len();
         windows.push(vec![i]);
     }
     Ok(windows)
