@@ -19,6 +19,7 @@ from ebm_encode.engines.calibration import PASSES, calibrate
 from ebm_encode.engines.memory import free_memory, is_out_of_memory
 from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.engines.padded import pool_padded
 from ebm_encode.engines.reference import compare
 from ebm_encode.engines.tuning import settings_of
 from ebm_encode.errors import ArgumentError
@@ -347,6 +348,22 @@ def test_embeddings_are_pooled_alike_on_a_device_and_here(trie, states, pool, dt
     there = pooling.pool_by_segments(hidden, nodes, pool)
     assert there.dtype == torch.float32
     assert compare(there.numpy(), here.array)[0] <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_padded_states_are_pooled_alike_on_a_device_and_here(pool, dtype):
+    """Whatever stands at padding."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 9, 8, generator=generator).to(dtype)
+    lengths = [9, 1, 4, 7, 2]
+    for states, length in zip(hidden, lengths, strict=True):
+        states[length:] = torch.nan
+    found = pool_padded(hidden, torch.tensor(lengths), pool)
+    for row, states, length in zip(found, hidden, lengths, strict=True):
+        own = states[:length].double()
+        right = own[-1] if pool == "last" else own.mean(dim=0)
+        assert torch.allclose(row.double(), right, rtol=1e-6, atol=1e-7)
 
 
 def test_what_is_not_finite_stays_on_its_paths(trie):

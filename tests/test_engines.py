@@ -19,7 +19,7 @@ from plain_trie import Scaled
 from support import compare_nothing
 from test_parity import unbatched
 
-NAMES = ["shared-prefix", "packed", "padded", "unbatched"]
+NAMES = ["shared-prefix", "shared-prefix-flex", "packed", "padded", "unbatched"]
 # Attention that no function can be plugged into, and models that cannot share prefixes at all.
 EXPECTED = dict.fromkeys(tiny_model.ARCHITECTURES, "shared-prefix")
 EXPECTED |= dict.fromkeys(["falcon", "gptj", "mpt", "bloom", "mamba", "mamba2"], "padded")
@@ -59,7 +59,8 @@ def test_every_architecture_gets_the_best_exact_engine(make_model, mixed, archit
 def test_any_engine_can_be_forced(llama, mixed, name):
     encoder = Encoder.load(llama, engine=name)
     assert encoder.choice.engine.name == name
-    assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
+    some = mixed if name != "shared-prefix-flex" else mixed[:12]  # slow on a CPU; test_flex.py
+    assert compare(encoder.encode(some), unbatched(llama, some))[0] <= 1e-5
 
 
 def test_the_names_of_engines_are_the_documented_ones():

@@ -19,13 +19,13 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.nn.attention import varlen as torch_varlen
-from transformers import masking_utils
 from transformers.utils import import_utils
 
-from ebm_encode.engines import masks, output, prefix, varlen
+from ebm_encode.engines import flex, masks, output, prefix, varlen
 from ebm_encode.engines.budget import Budget
+from ebm_encode.engines.flex_engine import FlexEngine
 from ebm_encode.engines.output import OutputSlots
-from ebm_encode.engines.padded import PaddedEngine
+from ebm_encode.engines.padded import PaddedEngine, UnbatchedEngine
 from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.loading.model import Model
 
@@ -137,29 +137,52 @@ def test_packed_batches_stay_on_a_gpu_and_do_not_wait_for_it(
     assert len(calls) == (3 * (1 + 3) if by_kernel else 0)
 
 
-def test_padded_batches_stay_on_a_gpu_and_wait_only_for_transformers(gpu, monkeypatch):
-    """Before the first layer transformers asks whether the mask hides anything; nothing else does.
-
-    Any other question would be refused: there are no numbers to answer it with.
-    """
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("architecture", [*_CONFIGS])
+def test_flex_batches_stay_on_a_gpu_and_do_not_wait_for_it(gpu, monkeypatch, architecture, dtype):
+    """One call of the kernel for each layer, whatever the mask; what it needs is on the device."""
     mode, arrived = gpu
-    model = model_on(mode, "llama", torch.bfloat16)
-    asked = []
-    monkeypatch.setattr(masking_utils, "fast_all", lambda mask: asked.append(mask.device.type))
-    engine = PaddedEngine(model, "mean", -1, Budget(4096))
+    calls = []
+
+    def kernel(query, key, value, *, block_mask, **_):
+        parts = (query, key, value, *block_mask.as_tuple()[2:6])
+        calls.append({part.device.type for part in parts})
+        assert query.shape[2] % 128 == 0
+        return query.new_empty((*query.shape[:3], value.shape[3])), None
+
+    monkeypatch.setattr(flex, "flex_attention", kernel)
+    monkeypatch.setattr(flex, "has_kernel", lambda _: False)
+    model = model_on(mode, architecture, dtype)
+    engine = FlexEngine(model, "mean", -1, Budget(4096))
     some = sequences()
     with mode:
         engine.forward(some, OutputSlots.new(len(some), _WIDTH)).wait()
-    assert [block.device.type for block in arrived] == ["cuda"]
-    # The second time of the part that would be padding of a static cache.
-    assert asked == ["cuda", "cuda"]
+    assert [(block.shape, block.device.type) for block in arrived] == [
+        ((len(some), _WIDTH), "cuda")
+    ]
+    assert calls == [{"cuda"}] * 3
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2"])
+def test_padded_batches_stay_on_a_gpu_and_do_not_wait_for_it(gpu, architecture, pooling):
+    """Any question would be refused: there are no numbers to answer it with."""
+    mode, arrived = gpu
+    model = model_on(mode, architecture, torch.bfloat16)
+    engine = PaddedEngine(model, pooling, -1, Budget(4096))
+    some = sequences()
+    with mode:
+        engine.forward(some, OutputSlots.new(len(some), _WIDTH)).wait()
+    assert [(block.shape, block.device.type, block.dtype) for block in arrived] == [
+        ((len(some), _WIDTH), "cuda", torch.float32)
+    ]
 
 
 def test_the_dry_run_sees_a_host_that_waits(gpu):
-    """So that the tests above can fail."""
+    """So that the tests above can fail: the reference leaves transformers its question."""
     mode, _ = gpu
     model = model_on(mode, "llama", torch.bfloat16)
-    engine = PaddedEngine(model, "mean", -1, Budget(4096))
+    engine = UnbatchedEngine(model, "mean", -1)
     some = sequences()
     with mode, pytest.raises(DataDependentOutputException):
         engine.forward(some, OutputSlots.new(len(some), _WIDTH))

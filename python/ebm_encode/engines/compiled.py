@@ -35,8 +35,12 @@ class CompiledLayers:
             raise ModelError(f"{model.name}: cannot tell the layers of this model apart")
         if not attention_in_graph:
             stay_out_of_graphs()
+        # Kernels of attention want heads of a fixed width: there only what differs from pass to
+        # pass becomes variable, by a second compilation.
+        dynamic = None if attention_in_graph else True
         self._pairs = [
-            (block, torch.compile(block.forward, dynamic=True, backend=BACKEND)) for block in blocks
+            (block, torch.compile(block.forward, dynamic=dynamic, backend=BACKEND))
+            for block in blocks
         ]
 
     @contextmanager

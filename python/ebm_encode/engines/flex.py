@@ -9,6 +9,7 @@ torch's function is called and not that of transformers, which rounds the normal
 sinks to the model's dtype and refuses sinks on a CPU.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +27,9 @@ from ebm_encode.engines.masks import UnsupportedAttentionError
 NAME = "ebm_encode_flex"
 """Under this name transformers finds the attention and mask functions of this file."""
 
+BACKEND = "inductor"
+"""The compiler of torch that makes the kernel."""
+
 _KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
 """The kernel for long rows of queries; that for a few has other limits."""
 
@@ -37,8 +41,11 @@ _layout: ContextVar[TrieLayout | None] = ContextVar("layout", default=None)
 def attending_over_trie(base: Any, layout: TrieLayout) -> Iterator[None]:
     """Lets a model attend over the trie of a packed batch."""
     token = _layout.set(layout)
+    # Scales and soft caps are constants of a kernel; torch would make variables of them, which its
+    # kernels do not take, once a process has met two models.
+    constants = torch._dynamo.config.patch(specialize_float=True)  # noqa: SLF001
     try:
-        with attending_by(base, NAME):
+        with attending_by(base, NAME), constants:
             yield
     finally:
         _layout.reset(token)
@@ -66,9 +73,7 @@ def trie_attention(
     both_ways = is_causal is False or getattr(module, "is_causal", True) is False
     if not isinstance(attention_mask, BlockMask) or position_bias is not None or both_ways:
         raise UnsupportedAttentionError("attention by other than paths")
-    plain = torch.compiler.is_compiling() or query.device.type == "cpu"
-    attend = flex_attention if plain else _compiled()
-    mixed, found = attend(
+    mixed, found = _function(query.device)(
         query,
         key,
         value,
@@ -113,10 +118,28 @@ def _capped(softcap: float) -> Callable[..., torch.Tensor]:
     return capped
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether torch makes a kernel for a device; on a CPU it makes none for masks as these."""
+    return str(device.type) != "cpu"
+
+
+def _function(device: torch.device) -> Any:
+    """Torch's function, in the form that fits a device and the graph under way."""
+    if torch.compiler.is_compiling():
+        return flex_attention
+    return _compiled(BACKEND) if has_kernel(device) else _with_all_scores
+
+
+def _with_all_scores(*arguments: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():  # torch warns of the scores of all pairs, which is known
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        return flex_attention(*arguments, **options)
+
+
 @cache
-def _compiled() -> Any:
-    """The kernel, compiled when it is first used, once for all lengths."""
-    return torch.compile(flex_attention, fullgraph=True)
+def _compiled(backend: Any) -> Any:
+    """The kernel, compiled when it is first used, and once more for all other lengths."""
+    return torch.compile(flex_attention, fullgraph=True, backend=backend)
 
 
 AttentionInterface.register(NAME, trie_attention)

@@ -1,6 +1,7 @@
 """Padded batches, and sequences at batch size 1: what works with any model."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from ebm_encode import _core
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.output import OutputSlots, Pass, to_device
+from ebm_encode.engines.padding_masks import without_waiting
 from ebm_encode.loading.model import Model
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
@@ -96,7 +98,11 @@ class PaddedEngine:
         positions = torch.arange(longest, device=device)
         ends = to_device(np.array(lengths), device)
         mask = (positions[None, :] < ends[:, None]).long()  # (B, T)
-        return self._tap.hidden(input_ids, mask)
+        with self._masks():
+            return self._tap.hidden(input_ids, mask)
+
+    def _masks(self) -> AbstractContextManager[None]:
+        return without_waiting(self._model.base, self._model.device)
 
     def _pool(self, own: torch.Tensor, target: torch.Tensor) -> None:
         """Pools a sequence's own hidden states, (T, C) to (C,), in float32."""
@@ -134,6 +140,10 @@ class UnbatchedEngine(PaddedEngine):
     def __init__(self, model: Model, pooling: Pooling, layer: int) -> None:
         super().__init__(model, pooling, layer, Budget(1, 1))
         self.pooling: Pooling = pooling
+
+    def _masks(self) -> AbstractContextManager[None]:
+        """The reference runs the model's own code."""
+        return nullcontext()
 
     def width(self, sequence: NDArray[np.uint32]) -> int:
         """Length of an embedding, found by running the model; its config may not say."""
