@@ -444,6 +444,76 @@ def test_a_stop_command_that_outlives_its_run_stops_nothing_later(play):
     play.require_server()
 
 
+def test_a_stop_command_that_is_killed_after_it_told_the_server_to_end(play):
+    """The server still answers, and is not taken for one that runs."""
+    play.fault("server", "lingers 2")
+    play.reboot()
+    assert play.run("--recover")[0] == 0
+    play.edit("stop-seconds = 2", 'stop-seconds = 20\nstop = ["sh", "stop.sh"]')
+    server = play.processes("server.py")[0].pid
+    (play.folder / "stop.sh").write_text(f"kill {server}; touch told; sleep 30\n")
+    process = play.start()
+    play.wait_for(play.folder / "told")
+    kill(process)
+    assert play.served() is not None
+    code, printed = play.run("--recover")
+    assert code == 0, printed
+    assert play.processes("server.py")[0].pid != server
+    time.sleep(2.5)
+    play.require_server()
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_health_command_that_fails_once(play, at):
+    """At each of its calls. The server is not given up, nor a second one started beside it."""
+    (play.folder / "health.py").write_text(
+        "import json, pathlib, sys, urllib.request\n"
+        "calls = pathlib.Path('calls')\n"
+        "number = len(calls.read_text()) + 1 if calls.exists() else 1\n"
+        "calls.write_text('x' * number)\n"
+        f"if number == {at}: sys.exit('cannot reach the server')\n"
+        f"url = 'http://127.0.0.1:{play.port}/v1/models'\n"
+        "print(json.load(urllib.request.urlopen(url, timeout=5))['data'][0]['id'])\n"
+    )
+    play.edit("stop-seconds = 2", 'stop-seconds = 2\nhealth = ["{python}", "health.py"]')
+    code, printed = play.run()
+    assert code == 0, printed
+    assert len((play.folder / "calls").read_text()) >= at
+    play.require_end()
+    assert play.runs() == [*STEPS]
+
+
+def test_a_kill_while_a_server_that_nobody_touched_is_started(play):
+    """It was gone before the run began, so only its start is written down."""
+    play.reboot()
+    assert not play.intent.exists()
+    play.fault("server", "slow 5")
+    process = play.start("--recover")
+    play.wait_for(play.intent)
+    kill(process)
+    play.reboot()
+    assert play.intent.exists()
+    code, printed = play.run("--recover")
+    assert code == 0, printed
+    play.require_server()
+
+
+def test_a_server_of_which_it_is_not_known_since_when_it_runs(play):
+    """Another user's, whose processes are not shown: it is believed, and that is told."""
+    code, printed = play.run()
+    assert code == 0, printed
+    (play.folder / "server" / "started.json").unlink()
+    server = play.processes("server.py")
+    play.broken = (
+        "from ebm_encode.pipeline import right_model; right_model.listens_since = lambda _: None"
+    )
+    code, printed = play.run()
+    assert code == 0, printed
+    assert "it is not known since when it runs" in " ".join(printed.split())
+    assert play.processes("server.py") == server
+    play.require_server()
+
+
 def test_a_server_that_did_not_stop_is_not_taken_for_stopped_by_the_next_run(play):
     (play.folder / "server" / "started.json").unlink()
     for _ in range(2):

@@ -45,7 +45,7 @@ def device(monkeypatch):
         def as_on_a_device(self, *arguments, **options):
             init(self, *arguments, **options)
             self.tuning.wanted = True
-            self.start_calibrated()
+            self.tuning.start()
 
         monkeypatch.setattr(f"{AFTER}.seconds_of", measure)
         monkeypatch.setattr(f"{AFTER}.calibrate", sizes)
@@ -125,7 +125,7 @@ def test_a_bulk_run_takes_up_what_was_measured_for_as_much_work(device, llama, s
     asked.clear()
     encoder = Encoder.load(llama)
     tokens = encoder.prompts.tokenize(states[:60])
-    assert encoder.resume_kept(tokens, times=1e6)
+    assert encoder.tuning.resume_kept(tokens, times=1e6)
     assert encoder.choice.engine.name == "padded"
     assert not asked
 
@@ -135,8 +135,8 @@ def test_more_work_than_was_measured_for_is_measured_again(device, llama, states
     calibrated(llama, states[:60], times=1.0)
     encoder = Encoder.load(llama)
     tokens = encoder.prompts.tokenize(states[:60])
-    assert not encoder.resume_kept(tokens, times=1e6)
-    assert encoder.resume_kept(tokens, times=1.0)
+    assert not encoder.tuning.resume_kept(tokens, times=1e6)
+    assert encoder.tuning.resume_kept(tokens, times=1.0)
 
 
 def test_other_models_devices_and_versions_have_their_own(
@@ -145,10 +145,10 @@ def test_other_models_devices_and_versions_have_their_own(
     device(SECONDS)
     calibrated(llama, states[:60])
     tokens = Encoder.load(llama).prompts.tokenize(states[:60])
-    assert Encoder.load(llama).resume_kept(tokens)
-    assert not Encoder.load(make_model("llama", seed=7)).resume_kept(tokens)
+    assert Encoder.load(llama).tuning.resume_kept(tokens)
+    assert not Encoder.load(make_model("llama", seed=7)).tuning.resume_kept(tokens)
     monkeypatch.setattr("ebm_encode.encoder.versions", lambda: {"torch": "another"})
-    assert not Encoder.load(llama).resume_kept(tokens)
+    assert not Encoder.load(llama).tuning.resume_kept(tokens)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"settings": 5}', "other"])
@@ -162,7 +162,7 @@ def test_damaged_notes_are_measured_again(device, llama, states, own_cache_folde
         damage = json.dumps(whole).encode()
     note.write_bytes(damage)
     encoder = Encoder.load(llama)
-    assert not encoder.resume_kept(encoder.prompts.tokenize(states[:60]))
+    assert not encoder.tuning.resume_kept(encoder.prompts.tokenize(states[:60]))
     assert encoder.choice.engine.name == "shared-prefix"
     calibrated(llama, states[:60])
     assert json.loads(note.read_bytes())["settings"]["engine"] == "padded"

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ebm_encode.digests import digest_tokens
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.kept_settings import keep, kept
 from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.noise import NoiseFloor
 from ebm_encode.engines.output import OutputSlots, Pass
@@ -21,7 +20,7 @@ from ebm_encode.engines.reference import compare, embeddings_agree
 from ebm_encode.engines.runner import Runner
 from ebm_encode.engines.selection import EngineFactory, Selection
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
-from ebm_encode.engines.tuning import Tuning, settings_of
+from ebm_encode.engines.tuning import Tuning
 from ebm_encode.engines.work import W
 from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import ArgumentError, ModelError
@@ -129,9 +128,16 @@ class Encoder:
         self.runner = Runner(model, self.selection)
         # What a CPU is fastest with is known; of a device it must be measured.
         wanted = max_batch_tokens is None and model.device.type != "cpu" and server is None
-        self.tuning = Tuning(model, self.selection, self.budget, wanted=wanted)
-        if wanted:
-            self.start_calibrated()
+        applies_to = {"identity": self.identity.digest, "device": model.device_name}
+        self.tuning = Tuning(
+            model,
+            self.selection,
+            self.budget,
+            wanted=wanted,
+            applies_to=applies_to,
+            versions=versions(),
+        )
+        self.tuning.start()
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)
         self.classes = TokenClasses(index, pooling, model.dtype, self.run_unbatched)
         self._row_checks = RowChecks(self.classes, self.run_unbatched)
@@ -292,7 +298,7 @@ class Encoder:
 
     def settings(self) -> dict[str, Any]:
         """Calibration result and the model and device it applies to; JSON values only."""
-        return self._applies_to() | self.tuning.settings()
+        return self.tuning.note()
 
     def resume(self, settings: dict[str, Any]) -> bool:
         """Takes settings that an earlier run measured.
@@ -300,32 +306,7 @@ class Encoder:
         Returns whether it did: not those of another model or device, nor where there is nothing to
         measure, nor damaged ones.
         """
-        ours = all(settings.get(name) == value for name, value in self._applies_to().items())
-        usable = settings_of(settings)
-        if not self.tuning.wanted or not ours or usable is None:
-            return False
-        return self.tuning.resume(usable)
-
-    def resume_kept(self, tokens: Tokens, *, times: float = 1.0) -> bool:
-        """Takes the settings that an earlier process measured here for as much work, if one did.
-
-        Args:
-            tokens: As of `calibrate`.
-            times: As of `calibrate`.
-        """
-        found = settings_of(kept(self._applies_to() | versions()))
-        if not self.tuning.wanted or found is None:
-            return False
-        return self.tuning.covers(found, tokens, times) and self.tuning.resume(found)
-
-    def start_calibrated(self) -> None:
-        """Takes the engine that an earlier process found fastest here for a search's requests."""
-        found = settings_of(kept(self._applies_to() | versions()))
-        if found is not None and found["request_engine"] is not None:
-            self.tuning.resume(found | {"engine": found["request_engine"], "compiled": False})
-
-    def _applies_to(self) -> dict[str, str]:
-        return {"identity": self.identity.digest, "device": self.model.device_name}
+        return self.tuning.resume(settings)
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> bool:
         """Measures with which engine and how many tokens per pass the device is fastest.
@@ -346,8 +327,6 @@ class Encoder:
         if not self.tuning.wanted or not len(tokens):
             return False
         found = self.tuning.calibrate(tokens, times=times)
-        if found.rate is not None:
-            keep(self._applies_to() | versions(), self.tuning.settings())
         layers = ", layers compiled" if self.selection.compiled else ""
         log.info("%d tokens per pass%s (%s)", found.tokens, layers, found)
         return True

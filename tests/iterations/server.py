@@ -5,7 +5,7 @@
 FAULTS is a file of words; each counts once when the server is started (and is taken off the file)
 but those that last: `slow SECONDS` (before it listens), `wrong` (has another model), `crash` (ends
 at once), `dies SECONDS` (ends after it answered first), `stubborn` (SIGTERM does nothing),
-`unstoppable` (the same, and lasts).
+`unstoppable` (the same, and lasts), `lingers SECONDS` (answers so long after SIGTERM).
 """
 
 import http.server
@@ -25,6 +25,9 @@ def main(port: int, model: str, faults: list[str]) -> None:
     time.sleep(float(named.get("slow", 0)))
     if "stubborn" in named or "unstoppable" in named:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "lingers" in named:
+        late = threading.Timer(float(named["lingers"]), os._exit, [0])
+        signal.signal(signal.SIGTERM, lambda *_: late.start())
     told = "models/another" if "wrong" in named else model
 
     class Handler(http.server.BaseHTTPRequestHandler):

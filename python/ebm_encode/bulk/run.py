@@ -207,7 +207,7 @@ class BulkRun:
         first = order[:CHUNK_STATES]
         _, _, tokens = self._screened(first)
         times = sum(map(len, order)) / max(sum(map(len, first)), 1)
-        kept = bool(len(tokens)) and self._encoder.resume_kept(tokens, times=times)
+        kept = bool(len(tokens)) and self._encoder.tuning.resume_kept(tokens, times=times)
         if kept or self._encoder.calibrate(tokens, times=times):
             settings = json.dumps(self._encoder.settings())
             _core.write_file(self._settings, settings.encode() + b"\n")

@@ -10,6 +10,7 @@ from typing import Any
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.calibration import Calibration, calibrate, seconds_of
 from ebm_encode.engines.engine import Engine
+from ebm_encode.engines.kept_settings import keep, kept
 from ebm_encode.engines.memory import free_memory
 from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.selection import Selection
@@ -39,16 +40,28 @@ class Tuning:
         selection: The engine in use.
         budget: The most that one forward pass may hold, as the selection's engines have it.
         wanted: Whether there is anything to measure.
+        applies_to: What settings are for, model and device, by name.
+        versions: The software that they are kept for, by name.
 
     Attributes:
         wanted: As given.
         calibration: What was measured, if it was.
     """
 
-    def __init__(self, model: Model, selection: Selection, budget: Budget, *, wanted: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        selection: Selection,
+        budget: Budget,
+        *,
+        wanted: bool,
+        applies_to: dict[str, str],
+        versions: dict[str, str],
+    ) -> None:
         self.wanted = wanted
         self.calibration: Calibration | None = None
         self._model, self._selection, self._budget = model, selection, budget
+        self._applies_to, self._key = applies_to, applies_to | versions
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> Calibration:
         """Takes the engine and the budget that are fastest for sequences like those to come.
@@ -69,7 +82,29 @@ class Tuning:
                 log.warning("sizes are not calibrated: %s", one_line(error))
                 found = Calibration(self._budget.tokens, {})
         self.calibration = found
+        if found.rate is not None:
+            keep(self._key, self.settings())
         return found
+
+    def start(self) -> None:
+        """Takes the engine that an earlier process found fastest here for a search's requests."""
+        found = settings_of(kept(self._key)) if self.wanted else None
+        if found is not None and found["request_engine"] is not None:
+            self._take(found | {"engine": found["request_engine"], "compiled": False})
+
+    def resume_kept(self, tokens: Tokens, *, times: float = 1.0) -> bool:
+        """Takes what an earlier process measured here for as much work; returns whether one did.
+
+        Args:
+            tokens: As of `calibrate`.
+            times: As of `calibrate`.
+        """
+        found = settings_of(kept(self._key)) if self.wanted else None
+        return found is not None and self._covers(found, tokens, times) and self._take(found)
+
+    def note(self) -> dict[str, Any]:
+        """The settings, and what they are for; JSON values only."""
+        return self._applies_to | self.settings()
 
     def settings(self) -> dict[str, Any]:
         """What was measured to be best, and what was measured for that; JSON values only."""
@@ -85,11 +120,18 @@ class Tuning:
             "tried_compiled": found is not None and found.compiled is not None,
         }
 
-    def resume(self, settings: dict[str, Any]) -> bool:
+    def resume(self, note: dict[str, Any]) -> bool:
         """Takes the settings of an earlier run, so that embeddings are the same to the bit.
 
-        Returns whether it did: not if the engine is none for this model now.
+        Returns whether it did: not those of another model or device, nor damaged ones, nor those
+        of an engine that is none for this model now.
         """
+        ours = all(note.get(name) == value for name, value in self._applies_to.items())
+        settings = settings_of(note)
+        return self.wanted and ours and settings is not None and self._take(settings)
+
+    def _take(self, settings: dict[str, Any]) -> bool:
+        """Uses settings, if their engine is exact."""
         selection = self._selection
         with selection.lock:
             choice = selection.candidate(settings["engine"])
@@ -103,14 +145,8 @@ class Tuning:
                     selection.use(candidate)
         return True
 
-    def covers(self, settings: dict[str, Any], tokens: Tokens, times: float) -> bool:
-        """Whether for so much work nothing would be measured that was not for these settings.
-
-        Args:
-            settings: Those of an earlier process.
-            tokens: As of `calibrate`.
-            times: As of `calibrate`.
-        """
+    def _covers(self, settings: dict[str, Any], tokens: Tokens, times: float) -> bool:
+        """Whether for so much work nothing would be measured that was not for these settings."""
         rate = settings["rate"]
         if rate is None:
             return False
