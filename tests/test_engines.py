@@ -291,7 +291,7 @@ def test_threads_that_share_an_encoder_fall_back_together(llama, states):
     right = dict(zip(states, Encoder.load(llama, engine="padded").encode(states), strict=True))
 
     def engines(model, pooling, layer, budget):
-        first, second, padded = default_engines(model, pooling, layer, budget)
+        first, _, second, padded = default_engines(model, pooling, layer, budget)
         return [WrongBeyond(first, 120), WrongBeyond(second, 180), padded]
 
     encoder = Encoder.load(llama, engines=engines, max_batch_tokens=400)

@@ -17,6 +17,9 @@ from ebm_encode import _core
 from ebm_encode.engines.masks import is_band
 from ebm_encode.engines.output import to_device
 
+MaskFunction = Callable[..., torch.Tensor]
+"""transformers' mask function, of batch, head, query position and key position."""
+
 BLOCK = 128
 """Nodes of a block; rows of nodes are padded to a multiple of it, so that few shapes occur."""
 
@@ -70,6 +73,11 @@ class TrieLayout:
         every = before & (ends.min(axis=1)[None, :] >= first[:, None] + BLOCK)
         return some | np.eye(len(first), dtype=bool), every
 
+    def lists(self, mask_function: MaskFunction, window: int | None) -> tuple[torch.Tensor, ...]:
+        """The blocks of `block_lists` where the model is."""
+        arrays = block_lists(self, mask_function, window)
+        return tuple(to_device(array, self.device) for array in arrays)
+
     def within(self, window: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Of which blocks any pair is within a window, and of which all; `[B, B]`."""
         depths = self.depths.reshape(-1, BLOCK)
@@ -78,9 +86,7 @@ class TrieLayout:
         return some, most[:, None] - least[None, :] < window
 
 
-def block_mask(
-    layout: TrieLayout, mask_function: Callable[..., torch.Tensor], window: int | None
-) -> BlockMask:
+def block_mask(layout: TrieLayout, mask_function: MaskFunction, window: int | None) -> BlockMask:
     """What each node sees, in one kind of layer.
 
     Args:
@@ -96,17 +102,8 @@ def block_mask(
         on_path = (key <= query) & (query < ends[key])
         return on_path & mask_function(batch, head, depths[query], depths[key])
 
-    some, every = layout.blocks
-    if window is not None:
-        near, all_near = layout.within(window)
-        some, every = some & near, every & all_near
-    longest = int(layout.depths.max()) + 1
-    if not is_band(mask_function, longest, window, layout.device):
-        every = np.zeros_like(every)  # chunks: each pair is asked
-    partly = some & ~every
     return BlockMask.from_kv_blocks(
-        *_listed(partly, layout.device),
-        *_listed(every, layout.device),
+        *layout.lists(mask_function, window),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(layout.length, layout.length),
@@ -114,11 +111,27 @@ def block_mask(
     )
 
 
-def _listed(blocks: NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks of keys each of queries has, int32 (1, 1, B), and which, (1, 1, B, B)."""
+def block_lists(
+    layout: TrieLayout, mask_function: MaskFunction, window: int | None
+) -> list[NDArray[np.int32]]:
+    """The blocks of keys that each block of queries sees in part, and those that it sees whole.
+
+    Both as FlexAttention takes them: how many, int32 `[1, 1, B]`, and which, int32 `[1, 1, B, B]`.
+    """
+    some, every = layout.blocks
+    if window is not None:
+        near, all_near = layout.within(window)
+        some, every = some & near, every & all_near
+    longest = int(layout.depths.max()) + 1
+    if not is_band(mask_function, longest, window, layout.device):
+        every = np.zeros_like(every)  # chunks: each pair is asked
+    return [*_listed(some & ~every), *_listed(every)]
+
+
+def _listed(blocks: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     counts = blocks.sum(axis=1, dtype=np.int32)
     which = np.zeros(blocks.shape, np.int32)
     rows, columns = np.nonzero(blocks)
     first = np.cumsum(counts) - counts
     which[rows, np.arange(len(rows)) - first[rows]] = columns
-    return to_device(counts[None, None], device), to_device(which[None, None], device)
+    return counts[None, None], which[None, None]

@@ -273,7 +273,6 @@ def default_engines(model: Model, pooling: Pooling, layer: int, budget: Budget) 
         PrefixEngine(model, pooling, layer, budget, share=False),
         PaddedEngine(model, pooling, layer, budget),
     ]
-    if model.device.type == "cpu":
-        return [by_runs, *others, flex]
-    # In 16 bits runs have a kernel, which need not be compiled first; in float32 they have none.
-    return [flex, by_runs, *others] if model.dtype == "float32" else [by_runs, flex, *others]
+    # In 16 bits runs have a kernel on a GPU, which need not be compiled first; not so in float32.
+    flex_first = model.device.type != "cpu" and model.dtype == "float32"
+    return [flex, by_runs, *others] if flex_first else [by_runs, flex, *others]
