@@ -25,7 +25,7 @@ from ebm_encode.loading.pretrained import (
     vocabulary,
     without_settings,
 )
-from ebm_encode.loading.quantization import decision, require_usable, unpack
+from ebm_encode.loading.quantization import decision, require_usable, stdout_kept, unpack
 from ebm_encode.loading.rotary import RotaryState, max_positions, stretches_after
 from ebm_encode.options import Dtype
 
@@ -164,7 +164,8 @@ def load_model(
         keep_head=keep_head,
         options=options | (quantized.options if quantized else {}),
     )
-    whole, base = source.load(computed, target)
+    with stdout_kept(quantized):
+        whole, base = source.load(computed, target)
     with naming(name):
         unpack(whole)
         quantization = decision(name, quantized, whole, base)

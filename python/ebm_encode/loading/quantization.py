@@ -7,8 +7,9 @@ missing. So it is asked before any weight is read, and the answer becomes part o
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,25 @@ def settings_of(config: Any) -> dict[str, Any] | None:
     if settings is None:
         return None
     return dict(settings if isinstance(settings, dict) else settings.to_dict())
+
+
+def require_full_weights(name: str, config: Any, what: str) -> None:
+    """Refuses a quantised checkpoint for what is done in float32 only.
+
+    Args:
+        name: What the model is called in errors.
+        config: Its configuration.
+        what: What that is, with its verb: `adapters are merged`.
+
+    Raises:
+        ModelError: If the checkpoint is quantised.
+    """
+    settings = settings_of(config)
+    if settings is not None:
+        raise ModelError(
+            f"{name} is quantised ({_method(name, settings)}), and {what} in float32\n"
+            "hint: give the model that was quantised, with its full weights"
+        )
 
 
 def require_usable(
@@ -158,15 +178,17 @@ def decision(
         Its settings, and the types and dtypes in memory; `None` if it is not quantised.
 
     Raises:
-        ModelError: If it was dequantised only in part.
+        ModelError: If weights lack scales.
     """
     decided = settings_of(whole.config)
+    if decided is None and quantized is None:
+        return None
     tensors = base.state_dict()
+    method = str((decided or {}).get("quant_method", "")) if quantized is None else quantized.method
+    _require_scales(name, method, base, left=decided is None)
     if decided is None:
-        if quantized is None:
-            return None
+        assert quantized is not None
         # transformers removes the settings of what it dequantised.
-        _require_dequantized(name, quantized.method, tensors)
         log.warning(
             "%s: its %s weights are dequantised to %s, as this device or environment cannot compute"
             " with them as they are; the identity says so",
@@ -174,6 +196,16 @@ def decision(
         )
         decided = quantized.settings | {"dequantize": True}
     return {"settings": decided, "held_as": sorted({*map(_kind, tensors.values())})}
+
+
+@contextmanager
+def stdout_kept(quantized: Quantized | None) -> Iterator[None]:
+    """What packages print within goes to stderr; stdout is for what a command says."""
+    if quantized is None:
+        yield
+    else:
+        with redirect_stdout(sys.stderr):
+            yield
 
 
 def _method(name: str, settings: dict[str, Any]) -> str:
@@ -212,7 +244,8 @@ def _is_there(package: str) -> bool:
 def _naming_method(name: str, method: str) -> Iterator[None]:
     """What transformers refuses, with the method and a way out."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # packages greet where they are imported
+            yield
     except Exception as error:  # a missing package, a version, the hardware, damaged settings
         out = "install that" if isinstance(error, ImportError) else "use a device that it runs on"
         raise ModelError(
@@ -221,18 +254,40 @@ def _naming_method(name: str, method: str) -> Iterator[None]:
         ) from error
 
 
-def _require_dequantized(name: str, method: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuses weights that were left as they are: transformers does so where a scale is missing."""
-    left = [
-        key
-        for key, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.element_size() == 1
+def _require_scales(name: str, method: str, base: Any, *, left: bool) -> None:
+    """Refuses weights without all of their scales, where a package takes them as they are.
+
+    Args:
+        name: What the model is called in errors.
+        method: What its weights are quantised by.
+        base: The part of the model that runs.
+        left: Whether FP8 numbers are a fault: all should be dequantised.
+    """
+    bad = [
+        path
+        for path, module in base.named_modules()
+        if _lacks_scales(module) or (left and any(map(_is_fp8, module.parameters(recurse=False))))
     ]
-    if left:
+    if bad:
         raise ModelError(
-            f"{name}: {len(left)} of its {method} weights have no scales in its files, and are not"
-            f" dequantised: {', '.join(left[:3])}"
+            f"{name}: {len(bad)} of its {method} layers lack scales in its files: "
+            + ", ".join(bad[:3])
         )
+
+
+def _is_fp8(weight: torch.Tensor) -> bool:
+    return weight.is_floating_point() and weight.element_size() == 1
+
+
+def _lacks_scales(module: Any) -> bool:
+    """Whether a layer of bitsandbytes does; the scales of 4 bits may be quantised themselves."""
+    match type(module).__name__:
+        case "Linear8bitLt":
+            return getattr(module.weight, "SCB", None) is None
+        case "Linear4bit":
+            state = getattr(module.weight, "quant_state", None)
+            return state is None or not (state.nested or state.absmax.is_floating_point())
+    return False
 
 
 def _kind(tensor: torch.Tensor) -> str:
