@@ -25,7 +25,8 @@ from ebm_encode.loading.pretrained import (
     vocabulary,
     without_settings,
 )
-from ebm_encode.loading.quantization import decision, require_usable, stdout_kept, unpack
+from ebm_encode.loading.quantization import require_usable, stdout_kept
+from ebm_encode.loading.quantized_weights import decision, unpack
 from ebm_encode.loading.rotary import RotaryState, max_positions, stretches_after
 from ebm_encode.options import Dtype
 

@@ -1,12 +1,11 @@
-"""Quantised checkpoints: whether this machine can load one, and what the loader made of it.
+"""Quantised checkpoints: whether this machine can load one.
 
 transformers decides, and loads. What it decides differs from machine to machine, and some of it
 only shows in a warning: FP8 and MXFP4 become 16-bit weights where the hardware or a package is
-missing. So it is asked before any weight is read, and the answer becomes part of the identity.
+missing. So it is asked before any weight is read; `quantized_weights` says what became of them.
 """
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,8 +17,6 @@ import transformers
 from transformers.quantizers import AutoHfQuantizer
 
 from ebm_encode.errors import ModelError, one_line
-
-log = logging.getLogger(__name__)
 
 # By method: what has to be importable, each with what to install for it. The versions are checked
 # by transformers.
@@ -142,60 +139,13 @@ def require_usable(
         computed = dtype if dtype is None else quantizer.update_dtype(dtype)
     if computed != dtype:
         raise ModelError(
-            f"{name}: is quantised ({method}), which computes in {_name(computed)} here, not in"
-            f" {_name(dtype)}\nhint: leave `dtype` out, {_FULL}"
+            f"{name}: is quantised ({method}), which computes in {dtype_name(computed)} here, not"
+            f" in {dtype_name(dtype)}\nhint: leave `dtype` out, {_FULL}"
         )
     if method in _FP8 and not merged.dequantize:
-        _require_packages(
-            name, method, {"kernels": "kernels"}
-        )  # transformers asks in the first pass
+        # transformers asks for it in the first pass only.
+        _require_packages(name, method, {"kernels": "kernels"})
     return Quantized(method, settings, options)
-
-
-def unpack(whole: Any) -> None:
-    """Unpacks weights that would be unpacked before the first pass of the whole model.
-
-    compressed-tensors does so, and here only the part without the head runs.
-    """
-    if hasattr(whole, "ct_decompress_hook"):
-        whole.hf_quantizer.compressor.decompress_model(whole)
-
-
-def decision(
-    name: str, quantized: Quantized | None, whole: Any, base: Any
-) -> dict[str, Any] | None:
-    """What the loader made of a quantised checkpoint on this machine; JSON values, or nearly.
-
-    That is not what `config.json` says: FP8, for one, is dequantised where the hardware has none.
-
-    Args:
-        name: What the model is called in errors.
-        quantized: What `require_usable` said.
-        whole: The model with its head.
-        base: The part of it that runs.
-
-    Returns:
-        Its settings, and the types and dtypes in memory; `None` if it is not quantised.
-
-    Raises:
-        ModelError: If weights lack scales.
-    """
-    decided = settings_of(whole.config)
-    if decided is None and quantized is None:
-        return None
-    tensors = base.state_dict()
-    method = str((decided or {}).get("quant_method", "")) if quantized is None else quantized.method
-    _require_scales(name, method, base, left=decided is None)
-    if decided is None:
-        assert quantized is not None
-        # transformers removes the settings of what it dequantised.
-        log.warning(
-            "%s: its %s weights are dequantised to %s, as this device or environment cannot compute"
-            " with them as they are; the identity says so",
-            *(name, quantized.method, _name(base.dtype)),
-        )
-        decided = quantized.settings | {"dequantize": True}
-    return {"settings": decided, "held_as": sorted({*map(_kind, tensors.values())})}
 
 
 @contextmanager
@@ -206,6 +156,11 @@ def stdout_kept(quantized: Quantized | None) -> Iterator[None]:
     else:
         with redirect_stdout(sys.stderr):
             yield
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """A dtype's name, as options have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _method(name: str, settings: dict[str, Any]) -> str:
@@ -252,49 +207,3 @@ def _naming_method(name: str, method: str) -> Iterator[None]:
             f"{name}: is quantised ({method}), and cannot be loaded here: {one_line(error)}\n"
             f"hint: {out}, {_FULL}"
         ) from error
-
-
-def _require_scales(name: str, method: str, base: Any, *, left: bool) -> None:
-    """Refuses weights without all of their scales, where a package takes them as they are.
-
-    Args:
-        name: What the model is called in errors.
-        method: What its weights are quantised by.
-        base: The part of the model that runs.
-        left: Whether FP8 numbers are a fault: all should be dequantised.
-    """
-    bad = [
-        path
-        for path, module in base.named_modules()
-        if _lacks_scales(module) or (left and any(map(_is_fp8, module.parameters(recurse=False))))
-    ]
-    if bad:
-        raise ModelError(
-            f"{name}: {len(bad)} of its {method} layers lack scales in its files: "
-            + ", ".join(bad[:3])
-        )
-
-
-def _is_fp8(weight: torch.Tensor) -> bool:
-    return weight.is_floating_point() and weight.element_size() == 1
-
-
-def _lacks_scales(module: Any) -> bool:
-    """Whether a layer of bitsandbytes does; the scales of 4 bits may be quantised themselves."""
-    match type(module).__name__:
-        case "Linear8bitLt":
-            return getattr(module.weight, "SCB", None) is None
-        case "Linear4bit":
-            state = getattr(module.weight, "quant_state", None)
-            return state is None or not (state.nested or state.absmax.is_floating_point())
-    return False
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    """A tensor's dtype; also its class, where it shows another dtype than it holds (torchao)."""
-    own = type(tensor.data)
-    return _name(tensor.dtype) + ("" if own is torch.Tensor else f" ({own.__name__})")
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")
