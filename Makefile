@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-kills lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-quantised test-kills lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,15 @@ test-vllm: build .envs/vllm/installed ## Test against a real vLLM 0.32, on a CPU
 	@echo "== Installing the packages of $< into .envs/$* (about 6 GB)"
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .envs/$*
 	$(BIN)/uv pip install --quiet --no-deps --python .envs/$*/bin/python --requirement $<
+	touch $@
+
+test-quantised: build .envs/quantised/installed ## Test quantised models of bitsandbytes, GPTQ, AWQ and torchao, on a CPU
+	PYTHONPATH=.envs/quantised OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -W ignore tests/quantised/real
+
+# Beside the packages of .venv, which they would replace: torch.
+.envs/quantised/installed: tests/quantised/packages.txt | setup
+	@echo "== Installing the packages of $< into .envs/quantised (270 MB)"
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --target .envs/quantised --requirement $<
 	touch $@
 
 test-kills: build ## Kill iterations 200 times at random moments; a quarter of an hour

@@ -245,3 +245,16 @@ def test_what_is_missing_is_said(base, trajectories, tmp_path, capsys):
         f"error: --model {tmp_path / 'none'}: no such folder",
         f"error: --adapter {tmp_path / 'none'}: no such folder",
     ]
+
+
+def test_a_quantised_base_is_refused_by_both(base, trajectories, adapter, tmp_path, capsys):
+    """An adapter for rounded weights is not one for those that they were."""
+    from quantised_models import stated  # noqa: PLC0415  (torch)
+
+    rounded = stated(base, tmp_path / "model", {"quant_method": "fp8"})
+    assert tune(rounded, trajectories, tmp_path / "adapter") == 2
+    assert merge(rounded, adapter, tmp_path / "merged") == 2
+    said = capsys.readouterr().err
+    assert f"--model {rounded} is quantised (fp8), and adapters are trained in float32" in said
+    assert f"--model {rounded} is quantised (fp8), and adapters are merged in float32" in said
+    assert not (tmp_path / "merged").exists()

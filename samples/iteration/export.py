@@ -24,6 +24,7 @@ from ebm_encode.digests import digest_files
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS
 from ebm_encode.errors import EbmEncodeError, ModelError
 from ebm_encode.heads.records import read_trajectories
+from ebm_encode.loading.quantization import require_full_weights
 from whole_folders import fresh_folder, publish
 
 RECORD = "export.json"
@@ -98,6 +99,8 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("model", "adapter", *(["output"] if options.check else [])):
         if not getattr(options, name).is_dir():
             raise ModelError(f"--{name} {getattr(options, name)}: no such folder")
+    config = transformers.AutoConfig.from_pretrained(options.model)
+    require_full_weights(f"--model {options.model}", config, "adapters are merged")
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     prompts = [
         tokenizer(p, return_tensors="pt", truncation=True, max_length=LONGEST)["input_ids"]

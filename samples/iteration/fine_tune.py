@@ -23,6 +23,7 @@ import transformers
 from checkpoints import Completed, newest
 from ebm_encode.digests import digest_files, digest_json
 from ebm_encode.errors import EbmEncodeError, ModelError
+from ebm_encode.loading.quantization import require_full_weights
 from ebm_encode.prompts.templates import Template
 from pairs import IGNORED, Completions, Pairs, read_pairs
 from whole_folders import fresh_folder, publish
@@ -67,6 +68,8 @@ def made_of(options: argparse.Namespace, template: Template, pairs: Pairs) -> di
 def with_adapter(options: argparse.Namespace) -> Any:
     """The base model in float32 with an adapter that changes nothing yet."""
     transformers.set_seed(options.seed)
+    config = transformers.AutoConfig.from_pretrained(options.model)
+    require_full_weights(f"--model {options.model}", config, "adapters are trained")
     base = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     config = peft.LoraConfig(
         r=options.rank,

@@ -45,6 +45,9 @@ def make_random_model(model_path: str, folder: Path, seed: int) -> Path:
     try:
         config = transformers.AutoConfig.from_pretrained(model_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
+        for part in (config, config.get_text_config()):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config  # random weights are not quantised
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = transformers.AutoModelForCausalLM.from_config(config)

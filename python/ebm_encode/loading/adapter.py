@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from ebm_encode.errors import AdapterError, LibraryError, one_line
+from ebm_encode.errors import AdapterError, LibraryError, ModelError, one_line
 from ebm_encode.loading.adapter_files import Adapter, some
+from ebm_encode.loading.quantization import require_full_weights
 from ebm_encode.torch_settings import inference
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,10 @@ def require_mergeable(adapter: Adapter, model: str, config: Any) -> None:
             " model\nhint: save it with peft's path_initial_model_for_weight_conversion, or merge"
             " it where it was trained"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise AdapterError(
-            f"`adapter` {adapter.name}: {model} is quantised, and adapters are merged in float32\n"
-            "hint: give the model that was quantised, with its full weights"
-        )
+    try:
+        require_full_weights(model, config, "adapters are merged")
+    except ModelError as error:
+        raise AdapterError(f"`adapter` {adapter.name}: {error}") from error
     stated = adapter.stated_base
     if stated is not None and Path(stated).name.lower() != Path(model).name.lower():
         # Only a note: paths differ from machine to machine.
@@ -134,7 +134,8 @@ def take_weights(
     held, values, changed = target.state_dict(), merged.state_dict(), 0
 
     def wanted(name: str) -> torch.Tensor:
-        return values[name].to(held[name].dtype)  # one at a time: all of them are a model more
+        # One at a time: all of them are a model more. Rounded first, so that half is copied.
+        return values[name].to(held[name].dtype).to(held[name].device)
 
     for name, tensor in held.items():
         module = f"{prefix}{name}".rpartition(".")[0]

@@ -3,12 +3,8 @@
 Knows nothing of templates, pooling or caches.
 """
 
-import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +13,22 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from ebm_encode.errors import ArgumentError, ModelError, one_line
+from ebm_encode.errors import ArgumentError
 from ebm_encode.loading.adapter import merge, require_mergeable, take_weights
 from ebm_encode.loading.adapter_files import Adapter, find_adapter
-from ebm_encode.loading.loaded_weights import require_same_shapes, require_weights
-from ebm_encode.loading.model_files import (
-    FileStates,
-    commit_of,
-    find_folder,
-    foreign_code,
-    weight_files,
+from ebm_encode.loading.device import find_device
+from ebm_encode.loading.model_files import FileStates, commit_of, find_folder, weight_files
+from ebm_encode.loading.naming import code_options, naming
+from ebm_encode.loading.pretrained import (
+    Pretrained,
+    take_into_memory,
+    vocabulary,
+    without_settings,
 )
+from ebm_encode.loading.quantization import require_usable, stdout_kept
+from ebm_encode.loading.quantized_weights import decision, unpack
 from ebm_encode.loading.rotary import RotaryState, max_positions, stretches_after
 from ebm_encode.options import Dtype
-
-log = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -101,7 +98,7 @@ class Model:
         Raises:
             ModelError: If the model's code does not say.
         """
-        return _vocabulary(self.name, self.base)
+        return vocabulary(self.name, self.base)
 
     @property
     def commit(self) -> str | None:
@@ -148,37 +145,43 @@ def load_model(
     """
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     folder = find_folder(name, revision=revision, with_code=trust_remote_code)
-    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
-    target = _device(device)
+    options = code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
+    target = find_device(device)
     weights = weight_files(folder)
     added = None if adapter is None else find_adapter(adapter)
     files = FileStates.of_folder(folder, [*weights, *(() if added is None else added.files)])
-    with _naming(name):
+    with naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
     if added is not None:
         require_mergeable(added, name, config)
+    computed = DTYPES.get(dtype)
+    quantized = require_usable(name, config, target, computed)
     tokenizer = _tokenizer(name, folder, options)
-    encodes = getattr(config, "is_encoder_decoder", False)
-    load = partial(_loaded, name, folder, options, weights, encodes=encodes, keep_head=keep_head)
-    whole, base = load(dtype)
-    with _naming(name):
-        quantization = _quantization(whole, base)
+    source = Pretrained(
+        name,
+        folder,
+        weights,
+        encodes=getattr(config, "is_encoder_decoder", False),
+        keep_head=keep_head,
+        options=options | (quantized.options if quantized else {}),
+    )
+    with stdout_kept(quantized):
+        whole, base = source.load(computed, target)
+    with naming(name):
+        unpack(whole)
+        quantization = decision(name, quantized, whole, base)
     kept = whole if keep_head else None
-    eos = _without_settings(kept, tokenizer) if keep_head else frozenset()
+    eos = without_settings(kept, tokenizer) if keep_head else frozenset()
     del whole  # without its head where none is wanted
-    _vocabulary(name, base)  # now, so that a model that does not say is refused here
-    text_config = text_config_of(config)
+    vocabulary(name, base)  # now, so that a model that does not say is refused here
     part = base if kept is None else kept
-    if target.type == "cpu" or added is not None:  # what is written to must not be a file's pages
-        _take_into_memory(part)
+    if quantized is None:
+        take_into_memory(part)
     if added is not None:
-        _take_merged(added, name, part, load("float32"), with_head=keep_head)
-    try:
-        base = base.to(target)
-        if kept is not None:
-            kept.to(target)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"`device` {device}: {one_line(error)}") from error
+        in_full = source.load(torch.float32, torch.device("cpu"))
+        _take_merged(added, name, part, in_full, with_head=keep_head)
+        del in_full  # twice the model, or more
+    text_config = text_config_of(config)
     stretches = stretches_after(text_config)
     return Model(
         name=name,
@@ -209,44 +212,6 @@ def text_config_of(config: Any) -> Any:
     return whole.get_text_config()
 
 
-def _loaded(
-    name: str,
-    folder: Path,
-    options: dict[str, Any],
-    weights: list[Path],
-    dtype: Dtype,
-    *,
-    encodes: bool,
-    keep_head: bool,
-) -> tuple[Any, Any]:
-    """The model with its head, and without it or its encoder; all weights are of its files."""
-    kind = transformers.AutoModelForSeq2SeqLM if encodes else transformers.AutoModelForCausalLM
-    with _naming(name):
-        whole, info = kind.from_pretrained(
-            folder,
-            dtype=DTYPES.get(dtype, "auto"),
-            output_loading_info=True,
-            # Refused below, with the reason in the error and not in a report that may be hidden.
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-        base = whole.get_encoder() if encodes else _base_of(whole)
-    if keep_head and (encodes or base is whole):
-        kind_of = "an encoder-decoder" if encodes else "a model without a language-model head"
-        raise ModelError(
-            f"{name}: is {kind_of}, and cannot propose tactics here\n"
-            "hint: use a causal language model, or a server with the http policy"
-        )
-    base = base.eval().requires_grad_(requires_grad=False)
-    require_same_shapes(name, info)
-    with _naming(name):
-        require_weights(name, whole, base, info, weights)
-        if keep_head:
-            whole = whole.eval().requires_grad_(requires_grad=False)
-            require_weights(name, whole, whole, info, weights)
-    return whole, base
-
-
 def _take_merged(
     adapter: Adapter, name: str, part: Any, source: tuple[Any, Any], *, with_head: bool
 ) -> None:
@@ -262,112 +227,8 @@ def _take_merged(
     take_weights(adapter, trained, part, same, f"{path}." if path else "")
 
 
-def _without_settings(whole: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text; all other settings for generating text are dropped.
-
-    They are for chats (a repetition penalty), and would fill whatever a call does not set.
-    """
-    settings = getattr(whole, "generation_config", None)
-    whole.generation_config = transformers.GenerationConfig()
-    own = getattr(settings, "eos_token_id", None)
-    listed = [*own] if isinstance(own, list | tuple) else [own]
-    listed.append(getattr(tokenizer, "eos_token_id", None))
-    return frozenset(int(token) for token in listed if token is not None)
-
-
-def _base_of(causal: Any) -> Any:
-    """The model without its head."""
-    if causal.base_model is not causal:
-        return causal.base_model
-    # It has none by the name that it states (Llama 4).
-    inner = (m for m in causal.children() if isinstance(m, transformers.PreTrainedModel))
-    return next(inner, causal)
-
-
-def _vocabulary(name: str, base: Any) -> int:
-    try:
-        embeddings = base.get_input_embeddings()
-        return int(getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0])
-    except (NotImplementedError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{name}: {type(base).__name__} does not say which tokens it has embeddings for"
-            f" (get_input_embeddings: {one_line(error)})\n"
-            "hint: add get_input_embeddings to the model's code"
-        ) from error
-
-
-def _quantization(whole: Any, base: Any) -> dict[str, Any] | None:
-    """What the loader made of a quantised checkpoint on this machine.
-
-    That is not what `config.json` says: FP8, for one, is dequantised where the hardware has none.
-    """
-    settings = getattr(whole.config, "quantization_config", None)
-    if settings is None:
-        return None
-    held = {str(t.dtype).removeprefix("torch.") for t in base.state_dict().values()}
-    whole_settings = settings if isinstance(settings, dict) else settings.to_dict()
-    return {"settings": whole_settings, "held_as": sorted(held)}
-
-
-def _take_into_memory(base: Any) -> None:
-    """Copies weights that are pages of their file, as a write to the file would change them.
-
-    On a CPU transformers maps weights whose dtype is that of the file. Pages of a file are not
-    counted as memory in use, so that this takes no more than was promised.
-    """
-    held: dict[tuple[Any, ...], torch.Tensor] = {}
-    for tensor in [*base.parameters(), *base.buffers()]:
-        if type(tensor.data) is not torch.Tensor or tensor.device.type != "cpu":
-            continue
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if place not in held:  # tied weights stay one
-            held[place] = tensor.data.clone()
-        tensor.data = held[place]
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:  # a damaged folder makes transformers raise anything
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name}: requires custom code that comes with it\n"
-                "hint: if you trust it, pass `trust_remote_code=True`"
-            ) from error
-        raise ModelError(f"{name}: cannot be loaded: {one_line(error)}") from error
-
-
-def _code_options(
-    name: str, folder: Path, code_revision: str | None, *, trust_remote_code: bool
-) -> dict[str, Any]:
-    """The options of transformers for code that comes with a model.
-
-    Raises:
-        ModelError: If it comes from another repository, and not from one commit of it.
-    """
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    foreign = foreign_code(folder, name) if trust_remote_code else []
-    if code_revision is not None:
-        if len(code_revision) != 40 or set(code_revision) - set("0123456789abcdef"):  # noqa: PLR2004
-            raise ModelError(
-                f"`code_revision` {code_revision}: expected a commit, 40 hex digits; branches and"
-                " tags move"
-            )
-        options["code_revision"] = code_revision
-    elif foreign:
-        raise ModelError(
-            f"{name}: its code comes from another repository ({', '.join(foreign)}), whatever that"
-            " holds at the time\nhint: pin it with `code_revision`, or copy the files into"
-            " the model's folder and take the repository out of auto_map"
-        )
-    return options
-
-
 def _tokenizer(name: str, folder: Path, options: dict[str, Any]) -> Any:
-    with _naming(name):
+    with naming(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if isinstance(tokenizer.model_max_length, str):  # transformers compares it with numbers
             tokenizer.model_max_length = int(float(tokenizer.model_max_length))
@@ -387,8 +248,8 @@ def load_tokenizer(
         ModelError: If they cannot be loaded.
     """
     folder = find_folder(name, revision=revision, with_code=trust_remote_code, with_weights=False)
-    options = _code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
-    with _naming(name):
+    options = code_options(name, folder, code_revision, trust_remote_code=trust_remote_code)
+    with naming(name):
         config = transformers.AutoConfig.from_pretrained(folder, **options)
     tokenizer = _tokenizer(name, folder, options)
     return tokenizer, max_positions(text_config_of(config), tokenizer)
@@ -397,19 +258,6 @@ def load_tokenizer(
 def silence_transformers() -> None:
     """Silences transformers' warnings; what matters of them is an error here anyway."""
     transformers.utils.logging.set_verbosity_error()
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None else accelerator
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"`device` {device}: {one_line(error)}") from error
-    if found.type == "meta":
-        raise ModelError("`device` meta: computes nothing")
-    return found
 
 
 def longest_prompt(limit: int | None, max_length: int | None) -> int | None:
