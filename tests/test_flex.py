@@ -180,3 +180,41 @@ def test_attention_is_compiled_with_the_layers(make_model, family, states, graph
     for count in (1, 8, 12, 16):
         encoder.encode(sorted(states)[50 : 50 + count])
     assert len(graphs) == before
+
+
+def test_many_models_in_a_process_share_no_limit(make_model, family, graphs, monkeypatch):
+    """torch gives up compiling a function after eight kinds of arguments, if it is not told."""
+    monkeypatch.setattr(flex, "has_kernel", lambda _: True)
+    for count in range(12):
+        folder = make_model("llama", num_attention_heads=4, head_dim=8 + 2 * count)
+        encoder = Encoder.load(folder, engine=NAME)
+        assert encoder.choice.engine.name == NAME, encoder.choice.reason
+    assert len(graphs) >= 12
+    assert compare(encoder.encode(family), unbatched(folder, family))[0] <= 1e-5
+
+
+def test_what_is_not_finite_stays_on_its_path(llama, states):
+    """A kernel works on blocks, in which strangers stand side by side."""
+    encoder = Encoder.load(llama, engine=NAME)
+    compare_nothing(encoder)
+    engine, some = encoder.choice.engine, sorted(states)[:12]
+    tokens = encoder.prompts.tokenize(some)
+    last = int(tokens[5][-1])  # of one text only, if it is its very own token
+    embedding = encoder.model.base.get_input_embeddings()
+
+    def spoil(_module, inputs, output):
+        at = int(np.flatnonzero(np.array(inputs[0][0].tolist()) == last)[-1])
+        return output.index_fill(1, torch.tensor([at]), torch.nan)
+
+    right = OutputSlots.new(12, encoder.dim)
+    engine.forward([*tokens], right).wait()
+    with embedding.register_forward_hook(spoil):
+        found = OutputSlots.new(12, encoder.dim)
+        engine.forward([*tokens], found).wait()
+        packed = OutputSlots.new(12, encoder.dim)
+        by_runs = Encoder.load(llama).choice.engine
+        assert by_runs.name == "shared-prefix"
+    finite = np.isfinite(found.array).all(axis=1)
+    assert 0 < (~finite).sum() < 12
+    assert compare(found.array[finite], right.array[finite])[0] <= 1e-6
+    assert len(packed.array) == 12

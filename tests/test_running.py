@@ -170,20 +170,21 @@ def test_a_run_recovers_from_a_shortage_that_passes(llama, states, monkeypatch):
 
 def test_bushy_batches_are_planned_by_the_tokens_of_their_paths(llama, states, monkeypatch):
     """Where keys and values of whole paths are gathered, many children of a long state are much."""
-    encoder = Encoder.load(llama)
+    encoder = Encoder.load(llama, dtype="bfloat16")
     parent = max(states, key=len)
     tokens = encoder.prompts.tokenize([f"{parent}\nh{n} : True" for n in range(64)])
     monkeypatch.setattr(varlen, "has_kernel", lambda _: True)
     each = varlen.bytes_per_path_token(encoder.model)
     config = encoder.model.config
     heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    assert each == 2 * heads * width * 4
+    assert each == 2 * heads * width * 2
     total = int(tokens.lengths.sum())
     budget = Budget(path_bytes=each * total // 4)
     plan = PrefixEngine(encoder.model, "mean", -1, budget).plan(tokens)
     assert sorted(i for batch in plan for i in batch) == [*range(64)]
     assert all(tokens.lengths[batch].sum() <= total // 4 for batch in plan)
     assert 4 <= len(plan) <= 6
+    assert varlen.bytes_per_path_token(Encoder.load(llama).model) is None, "float32 gathers nothing"
     whole = PrefixEngine(encoder.model, "mean", -1, Budget()).plan(tokens)
     assert len(whole) == 1
     assert len(_core.plan_windows(tokens.ids, tokens.offsets, 8192, 256)) == 1

@@ -129,13 +129,14 @@ class Encoder:
         # What a CPU is fastest with is known; of a device it must be measured.
         wanted = max_batch_tokens is None and model.device.type != "cpu" and server is None
         applies_to = {"identity": self.identity.digest, "device": model.device_name}
+        chosen = {"asked": f"engine {engine}, {batch_size} sequences, compiled {compile_layers}"}
         self.tuning = Tuning(
             model,
             self.selection,
             self.budget,
             wanted=wanted,
             applies_to=applies_to,
-            versions=versions(),
+            kept_for=None if engines is not None else versions() | chosen,
         )
         self.tuning.start()
         index = layer % (int(text_config_of(model.config).num_hidden_layers) + 1)

@@ -26,6 +26,7 @@ from ebm_encode.engines.masks import (
     UnsupportedAttentionError,
     current_paths,
     path_mask,
+    require_known,
 )
 from ebm_encode.engines.trie import Paths
 
@@ -61,13 +62,15 @@ def path_attention(
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention interface: queries (1, H, N, D) to outputs (1, N, H, D).
 
     Raises:
-        UnsupportedAttentionError: If the layer wants a bias by position, or sees what comes after.
+        UnsupportedAttentionError: If the layer wants a bias by position, sees what comes after, or
+            says itself which keys it sees.
     """
+    require_known(others)
     both_ways = is_causal is False or getattr(module, "is_causal", True) is False
     if not isinstance(attention_mask, PathMask) or position_bias is not None or both_ways:
         raise UnsupportedAttentionError("attention by other than paths")

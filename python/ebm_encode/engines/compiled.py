@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from ebm_encode.engines.attention import stay_out_of_graphs
+from ebm_encode.engines.flex import MOST_COMPILATIONS
 from ebm_encode.engines.layer import blocks_of
 from ebm_encode.errors import ModelError
 from ebm_encode.loading.model import Model
@@ -49,7 +50,9 @@ class CompiledLayers:
         for block, compiled in self._pairs:
             block.forward = compiled
         try:
-            yield
+            # torch's own limit, 8, is for all models of a process together.
+            with torch._dynamo.config.patch(recompile_limit=MOST_COMPILATIONS):  # noqa: SLF001
+                yield
         finally:
             for block, _ in self._pairs:
                 del block.forward

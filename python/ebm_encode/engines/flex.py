@@ -22,13 +22,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from ebm_encode.engines.attending import attending_by
 from ebm_encode.engines.block_masks import TrieLayout, block_mask
-from ebm_encode.engines.masks import UnsupportedAttentionError
+from ebm_encode.engines.masks import UnsupportedAttentionError, require_known
 
 NAME = "ebm_encode_flex"
 """Under this name transformers finds the attention and mask functions of this file."""
 
 BACKEND = "inductor"
 """The compiler of torch that makes the kernel."""
+
+MOST_COMPILATIONS = 256
+"""torch's own limit, 8, is for all models, dtypes and kinds of layers of a process together."""
 
 _KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
 """The kernel for long rows of queries; that for a few has other limits."""
@@ -43,7 +46,9 @@ def attending_over_trie(base: Any, layout: TrieLayout) -> Iterator[None]:
     token = _layout.set(layout)
     # Scales and soft caps are constants of a kernel; torch would make variables of them, which its
     # kernels do not take, once a process has met two models.
-    constants = torch._dynamo.config.patch(specialize_float=True)  # noqa: SLF001
+    constants = torch._dynamo.config.patch(  # noqa: SLF001
+        specialize_float=True, recompile_limit=MOST_COMPILATIONS
+    )
     try:
         with attending_by(base, NAME), constants:
             yield
@@ -63,16 +68,22 @@ def trie_attention(
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention interface: queries (1, H, N, D) to outputs (1, N, H, E).
 
     Raises:
-        UnsupportedAttentionError: If the layer wants a bias by position, or sees what comes after.
+        UnsupportedAttentionError: If the layer wants a bias by position, sees what comes after, or
+            says itself which keys it sees.
     """
+    require_known(others)
     both_ways = is_causal is False or getattr(module, "is_causal", True) is False
     if not isinstance(attention_mask, BlockMask) or position_bias is not None or both_ways:
         raise UnsupportedAttentionError("attention by other than paths")
+    # A kernel multiplies also values that a query does not see, by 0: what is not finite would
+    # reach all nodes of a block. As a key it reaches those that see it, and no others.
+    broken = ~value.isfinite().all(dim=3).all(dim=1)[:, None, :, None]  # (1, 1, N, 1)
+    key, value = key.masked_fill(broken, torch.nan), value.masked_fill(broken, 0)
     mixed, found = _function(query.device)(
         query,
         key,
@@ -87,7 +98,7 @@ def trie_attention(
     if s_aux is not None:
         # A sink (gpt-oss) is one more key per head, learned and without value.
         share = torch.sigmoid(found.lse - s_aux.float()[None, :, None])  # (1, H, N)
-        mixed = mixed * share[..., None].to(mixed.dtype)
+        mixed = (mixed.float() * share[..., None]).to(mixed.dtype)
     return mixed.transpose(1, 2).contiguous(), None
 
 

@@ -76,6 +76,23 @@ class PathMask:
         return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
 
 
+def require_known(options: dict[str, Any]) -> None:
+    """Refuses what a model's attention is given beyond what these functions take.
+
+    Sparse attention says so which keys each query sees.
+
+    Raises:
+        UnsupportedAttentionError: Naming it.
+    """
+    unknown = {name for name, value in options.items() if isinstance(value, torch.Tensor)}
+    if unknown - _SAID_ELSEWHERE:
+        raise UnsupportedAttentionError(f"attention with {', '.join(sorted(unknown))}")
+
+
+_SAID_ELSEWHERE = {"position_ids", "cache_position", "position_embeddings"}
+"""Tensors that some models hand on to their attention, which has used them already."""
+
+
 def is_band(
     visible: Callable[..., torch.Tensor], longest: int, window: int | None, device: torch.device
 ) -> bool:

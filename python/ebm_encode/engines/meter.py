@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 _SHARE_FOR_PATHS = 0.1
-"""How much of the free memory the keys and values along all paths of a batch may take."""
+"""How much of a device's memory the keys and values along all paths of a batch may take."""
 
 
 class Meter:
@@ -35,9 +35,17 @@ class Meter:
             return math.inf
 
     def share_for_paths(self) -> int | None:
-        """Bytes that keys and values along paths may take in a layer; `None` if any may."""
-        free = self.free()
-        return None if math.isinf(free) else int(_SHARE_FOR_PATHS * free)
+        """Bytes that keys and values along paths may take in a layer; `None` if any may.
+
+        It decides what shares a batch, so it is the same whatever else uses the device.
+        """
+        if self._device.type == "cpu":
+            return None
+        try:
+            _, total = torch.accelerator.get_memory_info(self._device)
+        except RuntimeError:
+            return None
+        return int(_SHARE_FOR_PATHS * total)
 
     def start(self) -> None:
         """From here on the most memory in use is noted."""

@@ -11,7 +11,7 @@ from ebm_encode import _core
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.layer import LayerTap
 from ebm_encode.engines.output import OutputSlots, Pass, to_device
-from ebm_encode.engines.padding_masks import without_waiting
+from ebm_encode.engines.padding_masks import making_masks
 from ebm_encode.loading.model import Model
 from ebm_encode.options import Pooling
 from ebm_encode.prompts.tokens import Tokens
@@ -102,7 +102,7 @@ class PaddedEngine:
             return self._tap.hidden(input_ids, mask)
 
     def _masks(self) -> AbstractContextManager[None]:
-        return without_waiting(self._model.base, self._model.device)
+        return nullcontext() if self._model.device.type == "cpu" else making_masks()
 
     def _pool(self, own: torch.Tensor, target: torch.Tensor) -> None:
         """Pools a sequence's own hidden states, (T, C) to (C,), in float32."""

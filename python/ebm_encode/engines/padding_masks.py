@@ -6,33 +6,33 @@ wait for the answer, in every pass, with the device idle meanwhile. So the mask 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from ebm_encode.engines.attending import attending_by
-
-NAME = "ebm_encode_padded"
-"""Under this name transformers finds torch's attention function, and masks that are made."""
+_made: ContextVar[bool] = ContextVar("made", default=False)
+"""Whether this thread's passes make every mask."""
 
 
 @contextmanager
-def without_waiting(base: Any, device: torch.device) -> Iterator[None]:
-    """Lets a model that attends by torch's own function run without waiting for its device."""
-    if device.type == "cpu" or base.config._attn_implementation != "sdpa":  # noqa: SLF001
+def making_masks() -> Iterator[None]:
+    """Makes masks also where they hide nothing, for models that attend by torch's own function."""
+    token = _made.set(True)
+    try:
         yield
-        return
-    with attending_by(base, NAME):
-        yield
+    finally:
+        _made.reset(token)
 
 
 def _mask(**options: Any) -> torch.Tensor | None:
-    made: torch.Tensor | None = sdpa_mask(**options | {"allow_is_causal_skip": False})
-    return made
+    if _made.get():
+        options["allow_is_causal_skip"] = False
+    mask: torch.Tensor | None = sdpa_mask(**options)
+    return mask
 
 
-AttentionInterface.register(NAME, sdpa_attention_forward)
-AttentionMaskInterface.register(NAME, _mask)
+# Under its own name: the code of some models branches on that.
+AttentionMaskInterface.register("sdpa", _mask)

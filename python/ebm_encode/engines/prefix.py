@@ -104,9 +104,10 @@ class PrefixEngine:
 
     def _path_tokens(self) -> int | None:
         """Most tokens on all paths of a packed batch, whose keys and values are gathered."""
-        if self._budget.path_bytes is None or not varlen.has_kernel(self._model.device):
+        most, each = self._budget.path_bytes, varlen.bytes_per_path_token(self._model)
+        if most is None or each is None or not varlen.has_kernel(self._model.device):
             return None
-        return max(self._budget.path_bytes // varlen.bytes_per_path_token(self._model), 1)
+        return max(most // each, 1)
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """Nodes of a packed batch."""

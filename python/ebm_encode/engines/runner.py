@@ -118,7 +118,7 @@ class Runner:
             for started in self._start(engine, work.tokens, batch, work.slots):
                 yield UnderWay(engine, work, started)
         except EngineError as error:
-            work.failure = error
+            work.failure = _without_tensors(error)
 
     def _finished(
         self, under_way: UnderWay[W], now: Work | None = None
@@ -131,7 +131,7 @@ class Runner:
         try:
             self._use(engine, work, _waited_for(done, engine))
         except EngineError as error:
-            work.failure = work.failure or error
+            work.failure = work.failure or _without_tensors(error)
         else:
             yield work, done
         if work.failure is not None and work is not now:
@@ -287,6 +287,13 @@ class Runner:
         if slots is not None:
             return slots.select(indices)
         return OutputSlots.new(len(indices), self._selection.choice.dim)
+
+
+def _without_tensors(error: EngineError) -> EngineError:
+    """An exception whose frames hold no tensors of its pass any more."""
+    if error.__cause__ is not None:
+        clear_frames(error.__cause__.__traceback__)
+    return error
 
 
 def _plan(engine: Engine, tokens: Tokens, indices: list[int]) -> list[list[int]]:

@@ -273,6 +273,5 @@ def default_engines(model: Model, pooling: Pooling, layer: int, budget: Budget) 
         PrefixEngine(model, pooling, layer, budget, share=False),
         PaddedEngine(model, pooling, layer, budget),
     ]
-    # In 16 bits runs have a kernel on a GPU, which need not be compiled first; not so in float32.
-    flex_first = model.device.type != "cpu" and model.dtype == "float32"
-    return [flex, by_runs, *others] if flex_first else [by_runs, flex, *others]
+    # First what need not be compiled when a model is loaded.
+    return [by_runs, flex, *others]

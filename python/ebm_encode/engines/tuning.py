@@ -4,11 +4,12 @@ Measured once for long work and once for the requests of a search, which are a f
 """
 
 import logging
+import math
 from dataclasses import replace
 from typing import Any
 
 from ebm_encode.engines.budget import Budget
-from ebm_encode.engines.calibration import Calibration, calibrate, seconds_of
+from ebm_encode.engines.calibration import SIZES, Calibration, calibrate, seconds_of
 from ebm_encode.engines.engine import Engine
 from ebm_encode.engines.kept_settings import keep, kept
 from ebm_encode.engines.memory import free_memory
@@ -41,7 +42,7 @@ class Tuning:
         budget: The most that one forward pass may hold, as the selection's engines have it.
         wanted: Whether there is anything to measure.
         applies_to: What settings are for, model and device, by name.
-        versions: The software that they are kept for, by name.
+        kept_for: The software and options that they are kept for, by name; `None`: nothing is kept.
 
     Attributes:
         wanted: As given.
@@ -56,12 +57,13 @@ class Tuning:
         *,
         wanted: bool,
         applies_to: dict[str, str],
-        versions: dict[str, str],
+        kept_for: dict[str, str] | None,
     ) -> None:
         self.wanted = wanted
         self.calibration: Calibration | None = None
         self._model, self._selection, self._budget = model, selection, budget
-        self._applies_to, self._key = applies_to, applies_to | versions
+        self._applies_to = applies_to
+        self._key = None if kept_for is None else applies_to | kept_for
 
     def calibrate(self, tokens: Tokens, *, times: float = 1.0) -> Calibration:
         """Takes the engine and the budget that are fastest for sequences like those to come.
@@ -82,15 +84,18 @@ class Tuning:
                 log.warning("sizes are not calibrated: %s", one_line(error))
                 found = Calibration(self._budget.tokens, {})
         self.calibration = found
-        if found.rate is not None:
+        if found.rate is not None and self._key is not None:
             keep(self._key, self.settings())
         return found
 
     def start(self) -> None:
         """Takes the engine that an earlier process found fastest here for a search's requests."""
-        found = settings_of(kept(self._key)) if self.wanted else None
+        found = self._kept()
         if found is not None and found["request_engine"] is not None:
-            self._take(found | {"engine": found["request_engine"], "compiled": False})
+            with self._selection.lock:
+                choice = self._selection.candidate(found["request_engine"])
+                if choice is not None:
+                    self._selection.use(choice)
 
     def resume_kept(self, tokens: Tokens, *, times: float = 1.0) -> bool:
         """Takes what an earlier process measured here for as much work; returns whether one did.
@@ -99,8 +104,11 @@ class Tuning:
             tokens: As of `calibrate`.
             times: As of `calibrate`.
         """
-        found = settings_of(kept(self._key)) if self.wanted else None
+        found = self._kept()
         return found is not None and self._covers(found, tokens, times) and self._take(found)
+
+    def _kept(self) -> dict[str, Any] | None:
+        return settings_of(kept(self._key)) if self.wanted and self._key is not None else None
 
     def note(self) -> dict[str, Any]:
         """The settings, and what they are for; JSON values only."""
@@ -179,19 +187,26 @@ class Tuning:
         requests: dict[str, float] = {}
         best = selection.choice
         for choice in selection.candidates():
-            name = choice.engine.name
+            name, failed = choice.engine.name, False
             try:
                 engines[name] = seconds_of(choice.engine, sample, dim=choice.dim, meter=meter)
                 requests[name] = seconds_of(choice.engine, request, dim=choice.dim, meter=meter)
             except Exception as error:  # noqa: BLE001  (a run meets it, too, and handles it)
                 log.info("engine %s is not timed: %s", name, one_line(error))
+                failed = True
+            if failed:
+                free_memory()  # not where the exception is handled, which holds the tensors
                 continue
-            if engines[name] * _PAYS < engines.get(best.engine.name, 0.0):
+            if engines[name] * _PAYS < engines.get(best.engine.name, math.inf):
                 best = choice
         if best is not selection.choice:
             selection.use(best)
             log.info("engine %s is faster here and used from now on", best.engine.name)
-            found = calibrate(best.engine, budget, tokens, dim=best.dim, meter=meter)
+            own = calibrate(best.engine, budget, tokens, dim=best.dim, meter=meter)
+            if own.rate is None:  # it fills no pass: what it took for the sample has to do
+                rate = _through(best.engine, sample) / engines[best.engine.name]
+                own = Calibration(budget.tokens, {budget.tokens: rate}, sample=sample)
+            found = own
         return replace(found, engines=engines, requests=requests)
 
     def _try_compiled(self, found: Calibration, meter: Meter) -> float | None:
@@ -242,4 +257,6 @@ def settings_of(note: Any) -> dict[str, Any] | None:
         "tried_compiled": bool,
     }
     sound = all(name in note and isinstance(note[name], kind) for name, kind in kinds.items())
-    return note if sound and note["max_batch_tokens"] > 0 else None
+    if not sound or isinstance(note["max_batch_tokens"], bool):
+        return None
+    return note if 0 < note["max_batch_tokens"] <= SIZES[-1] else None

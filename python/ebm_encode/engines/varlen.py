@@ -37,17 +37,26 @@ def has_kernel(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def bytes_per_path_token(model: Model) -> int:
-    """Bytes of the keys and values that a layer gathers for one token of a path, at most."""
+def bytes_per_path_token(model: Model) -> int | None:
+    """Bytes of the keys and values that a layer gathers for one token of a path, at most.
+
+    `None` if nothing is gathered, or the model's configuration does not say.
+    """
+    if model.base.dtype not in {torch.float16, torch.bfloat16}:
+        return None
     config = text_config_of(model.config)
-    heads = int(config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None)
+    hidden = getattr(config, "hidden_size", None)
+    if not isinstance(heads, int) or not isinstance(hidden, int):
+        return None
+    named = [getattr(config, name, None) or 0 for name in ("head_dim", "global_head_dim")]
+    width = max(named) or hidden // heads
     if getattr(config, "qk_nope_head_dim", None) is not None:  # keys are made for every head
         width = config.qk_nope_head_dim + config.qk_rope_head_dim
     else:
-        heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        heads = getattr(config, "num_key_value_heads", None) or heads
     # Values are widened to the keys' width before they are gathered.
-    return 2 * heads * int(width) * int(model.base.dtype.itemsize)
+    return 2 * int(heads) * int(width) * int(model.base.dtype.itemsize)
 
 
 def attend(
