@@ -20,7 +20,7 @@ def measure(encoder: Encoder, count: int, *, calls: int, seconds: float) -> dict
         calls: Number of calls.
         seconds: Time after which there are no more calls.
     """
-    asked, what = requests(count)
+    asked, what = requests(count, most=min(calls, 10))
     for some in asked:
         encoder.encode(some)  # finds memory and kernels
     tokens = [int(encoder.prompts.tokenize(some).lengths.sum()) for some in asked]

@@ -16,14 +16,15 @@ import transformers
 from session import Session
 from steps import Steps
 
-TINY = {
-    "counts": [128, 512], "words": 2048, "vocabulary": 0, "dtype": "float32", "calls": 50,
-    "exact_states": 8,
-}  # fmt: skip
 FULL = {
     "counts": [8192, 65536], "words": 32000, "vocabulary": 102400, "dtype": "bfloat16",
-    "calls": 100, "exact_states": 24,
+    "calls": 100, "exact_states": 24, "dtypes": list(exactness.DTYPES), "seconds": 660.0,
 }  # fmt: skip
+TINY = FULL | {
+    "counts": [48, 192], "words": 2048, "vocabulary": 0, "dtype": "float32", "calls": 50,
+    "exact_states": 4, "dtypes": ["float32"], "seconds": 300.0,
+}  # fmt: skip
+"""What is measured unless options say otherwise."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("output", type=Path, help="JSON file, rewritten after each step")
     add("--device", default="cuda")
     add("--size", default="7b", choices=[*models.SIZES])
-    add("--seconds", type=float, default=700, help="time for all steps together")
+    add("--seconds", type=float, help="time for all steps together")
     add(
         "--states", type=Path, nargs="*", help="Parquet files with states (default: this project's)"
     )
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--template", default="deepseek-prover-v2", help="text around every state")
     add("--calls", type=int, help="calls for each size of request")
     add("--architectures", nargs="+", default=list(models.ARCHITECTURES), help="of exactness")
-    add("--dtypes", nargs="+", default=list(exactness.DTYPES), help="of exactness")
+    add("--dtypes", nargs="+", choices=exactness.DTYPES, help="of exactness")
     add("--exact-states", type=int, help="states for each model of exactness")
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PRESENT = ("torch", "transformers", "pyarrow")
 """What the machine has, with all that they need."""
 PEERS = ("sentence-transformers",)
-NOT_IMPORTED = ("matplotlib", "tree-sitter", "tree-sitter-toml", "pybreaker", "stamina")
+NOT_IMPORTED = ("matplotlib", "tree-sitter", "tree-sitter-toml")
 """What ours asks for, but no part of it that is measured imports."""
 LIMIT = 64 * 2**20
 GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34)  # minor versions that wheels are built for
@@ -31,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("folder", type=Path, help="new folder")
     add("--wheel", type=Path, help="our wheel (default: maturin builds it)")
     add("--states", type=Path, nargs="*", default=[], help="Parquet files with states to measure")
+    add("--find-links", type=Path, help="folder with all wheels, instead of a registry")
     add("--python", default="3.12", help="the machine's Python")
     add("--present", nargs="*", default=[], help="what else the machine has, with its needs")
     add("--carry", nargs="*", default=[], help="what to take along though the machine has it")
@@ -43,14 +44,16 @@ def pack(options: Any) -> int:
     ours = _our_wheel(options.wheel, folder)
     wanted = [*_requirements(ours), *PEERS, *options.carry]
     present = [name for name in (*PRESENT, *options.present) if name not in options.carry]
-    pins, needs = _resolve([*map(str, wanted), *present], options.python)
+    source = ["--no-index", "--find-links", str(options.find_links)] if options.find_links else []
+    pins, needs = _resolve([*map(str, wanted), *present], options.python, source)
     there = closure(present, needs)
     again = closure(options.carry, needs, without={*present})
     has = (there - again) | {*present}
     names = [canonicalize_name(Requirement(str(one)).name) for one in wanted]
     carried = closure(names, needs, without={*NOT_IMPORTED} | has)
     if carried:
-        _download([f"{name}=={pins[name]}" for name in sorted(carried)], folder, options.python)
+        exact = [f"{name}=={pins[name]}" for name in sorted(carried)]
+        _download([*source, *exact], folder, options.python)
     wheels = _described(sorted(folder.glob("*.whl")), options.python)
     states = _write_states(options.states, folder)
     manifest = {"python": options.python, "wheels": wheels, "states": states}
@@ -93,7 +96,9 @@ def _requirements(wheel: Path) -> list[Requirement]:
     return [one for one in map(Requirement, needs) if "extra ==" not in str(one.marker)]
 
 
-def _resolve(wanted: list[str], python: str) -> tuple[dict[str, str], dict[str, set[str]]]:
+def _resolve(
+    wanted: list[str], python: str, source: list[str]
+) -> tuple[dict[str, str], dict[str, set[str]]]:
     """The versions of all that some requirements need, and what each needs, by name.
 
     Versions are those of requirements.lock, with which this project is tested.
@@ -107,7 +112,7 @@ def _resolve(wanted: list[str], python: str) -> tuple[dict[str, str], dict[str, 
         command = [
             "uv", "pip", "compile", str(asked), "--constraint", str(constraints), "--quiet",
             "--python-version", python, "--python-platform", "x86_64-manylinux_2_28",
-            "--only-binary", ":all:", "--no-header", "--annotation-style", "line",
+            "--only-binary", ":all:", "--no-header", "--annotation-style", "line", *source,
         ]  # fmt: skip
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     pins: dict[str, str] = {}

@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 GROUPS = (
     # The first group of which a part is in the kernel's or operator's name.
     ("attention", ("flash", "fmha", "attention", "flex", "sdpa", "path_attn")),
-    ("matmul", ("gemm", "nvjet", "cutlass", "xmma", "mm", "matmul", "linear", "splitk", "dot")),
+    ("elementwise", ("triton_",)),  # fused by the compiler, and named after all that they do
+    ("matmul", ("gemm", "nvjet", "cutlass", "xmma", "::mm", "addmm", "bmm", "matmul", "splitk")),
     ("copies", ("memcpy", "memset", "copy", "cat", "index", "gather", "scatter", "contiguous")),
 )
 
