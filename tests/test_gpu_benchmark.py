@@ -151,6 +151,23 @@ def test_a_step_without_time_is_skipped_and_told(tmp_path):
     assert step["skipped"].startswith("no time")
 
 
+def test_a_step_with_nothing_to_measure_is_no_error(tmp_path):
+    def refused(_):
+        raise SESSION["SkipError"]("not exact")
+
+    session = SESSION["Session"](tmp_path / "out.json", seconds=60)
+    session.run("engine", refused, section="s", limit=5)
+    (step,) = json.loads((tmp_path / "out.json").read_text())["steps"]
+    assert step["skipped"] == "not exact"
+    assert "error" not in step
+
+
+def test_tables_say_of_what_is_missing_that_it_is_not_measured():
+    tables = [sheet.markdown() for sheet in REPORT["sheets"]({"steps": []})]
+    assert len(tables) == 5
+    assert all("not measured" in table for table in tables)
+
+
 def test_a_step_past_its_limit_ends_and_the_next_one_runs(tmp_path):
     def endless(_):
         while True:

@@ -4,9 +4,11 @@ import time
 from typing import Any
 
 from corpus import STRETCH, blocks
+from session import SkipError
 from speed import Costs, Setting, in_bulk, measure
 
 from ebm_encode import Encoder
+from ebm_encode.errors import ModelError
 
 
 class Ours:
@@ -41,8 +43,11 @@ class Ours:
         }
 
     def forced(self, engine: str, count: int, seconds: float) -> dict[str, Any]:
-        """One engine, whatever the choice; an error if it is not exact."""
-        encoder = self._variant(engine=engine)
+        """One engine, whatever the choice; skipped if it is not exact for the model."""
+        try:
+            encoder = self._variant(engine=engine)
+        except ModelError as refusal:
+            raise SkipError(str(refusal)) from refusal
         return self._measured(f"ebm-encode, {engine}", encoder, count, seconds)
 
     def compiled(self, count: int, seconds: float) -> dict[str, Any]:

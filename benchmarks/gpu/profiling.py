@@ -42,7 +42,8 @@ def profiled(encode: Encode, states: list[str], *, device: str, top: int = 15) -
     if on_gpu:
         spans = []
         for event in found.events():
-            if event.device_type == DeviceType.CUDA:
+            annotation = getattr(event, "is_user_annotation", False)  # spans over kernels
+            if event.device_type == DeviceType.CUDA and not annotation:
                 kernels[event.name] += (event.time_range.end - event.time_range.start) / 1e6
                 calls[event.name] += 1
                 spans.append((event.time_range.start, event.time_range.end))

@@ -15,6 +15,10 @@ class OutOfTime(BaseException):
     """A step is past its limit. No `Exception`, so that nothing on the way takes it for a fault."""
 
 
+class SkipError(Exception):
+    """There is nothing to measure here, and that is no fault."""
+
+
 class Session:
     """The results so far, the steps that gave them, and the time that is left.
 
@@ -71,6 +75,8 @@ class Session:
             try:
                 with _at_most(seconds):
                     found = work(seconds)
+            except SkipError as reason:
+                step["skipped"] = str(reason)
             except OutOfTime:
                 step["error"] = f"not finished after {seconds:.0f} s"
             except Exception as error:  # noqa: BLE001  (the next step may work)
