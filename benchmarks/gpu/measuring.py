@@ -16,6 +16,7 @@ import transformers
 from session import Session
 from steps import Steps
 
+PARTS = ("exactness", "speed")
 FULL = {
     "counts": [8192, 65536], "words": 32000, "vocabulary": 102400, "dtype": "bfloat16",
     "calls": 100, "exact_states": 24, "dtypes": list(exactness.DTYPES), "seconds": 660.0,
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("output", type=Path, help="JSON file, rewritten after each step")
     add("--device", default="cuda")
     add("--size", default="7b", choices=[*models.SIZES])
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="what to measure")
     add("--seconds", type=float, help="time for all steps together")
     add(
         "--states", type=Path, nargs="*", help="Parquet files with states (default: this project's)"

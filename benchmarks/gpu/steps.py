@@ -47,25 +47,26 @@ class Steps:
         self._reference: np.ndarray | None = None
 
     def run(self) -> None:
-        """Runs all steps. Those that need what another did not give are not there."""
+        """Runs all steps, without those that need what another did not give."""
         options, session = self._options, self._session
         session.run("settings", self._settings, section="settings", limit=90)
         session.run("machine", self._machine, section="machine", limit=60)
-        first, *others = options.architectures
+        first, *others = options.architectures if "exactness" in options.parts else [None]
         self._exact([first], options.dtypes)
-        session.run("make the model", self._model, section="model", limit=150)
         small, large = options.counts
+        if "speed" in options.parts:
+            session.run("make the model", self._model, section="model", limit=150)
         if self._setting is not None:
             self._chosen(small)
         self._requests()
-        self._peers(small, limit=40)
+        self._peers(small, limit=25)
         self._exact(others, options.dtypes[:1])
         self._profile()
         self._compiled(small)
         self._many(large)
         self._exact(others, options.dtypes[1:])
         self._forced(small)
-        self._peers(large, limit=30)
+        self._peers(large, limit=25)
 
     def _settings(self, _: float) -> dict[str, Any]:
         """What was asked for, and the states."""
@@ -91,7 +92,7 @@ class Steps:
         options = self._options
         some = corpus.blocks(self._real, options.exact_states, size=4)
         for dtype in dtypes:
-            for architecture in architectures:
+            for architecture in filter(None, architectures):
                 self._session.run(
                     f"exactness of {architecture} in {dtype}",
                     lambda _, a=architecture, d=dtype: exactness.all_engines(
@@ -143,7 +144,7 @@ class Steps:
             self._ours = ours
             return ours.auto(count, seconds - ours.load_seconds)
 
-        self._speed(f"ebm-encode, {count:,} states", auto, limit=120)
+        self._speed(f"ebm-encode, {count:,} states", auto, limit=80)
 
     def _requests(self) -> None:
         for count in latency.COUNTS if self._ours else ():
@@ -155,7 +156,7 @@ class Steps:
                         calls=self._options.calls, seconds=seconds / 2,
                     )
                 ],
-                section="requests", limit=30, least=2,
+                section="requests", limit=20, least=2,
             )  # fmt: skip
 
     def _peers(self, count: int, *, limit: float) -> None:
@@ -181,7 +182,7 @@ class Steps:
             self._speed(
                 f"{name}, {count:,} states",
                 lambda seconds, n=name: peers[0].measured(n, costs, count, seconds),
-                limit=limit + (30 if name == PEERS[-1] else 0),
+                limit=limit + (25 if name == PEERS[-1] else 0),
             )
         peers.clear()
         free()
@@ -201,15 +202,13 @@ class Steps:
     def _compiled(self, count: int) -> None:
         if self._ours is not None:
             work = self._ours.compiled
-            self._speed(
-                "ebm-encode, compiled layers", lambda s: work(count, s), limit=100, least=20
-            )
+            self._speed("ebm-encode, compiled layers", lambda s: work(count, s), limit=75, least=20)
 
     def _many(self, count: int) -> None:
         if self._ours is not None:
             work = self._ours.many
             name = f"ebm-encode, {count:,} states"
-            self._speed(name, lambda s: work(count, s), limit=220)
+            self._speed(name, lambda s: work(count, s), limit=200)
         speed = self._session.results.get("speed", [])
         ours = [one for one in speed if one["contender"] == "ebm-encode"]
         if ours:
@@ -221,7 +220,7 @@ class Steps:
         for engine in exactness.ENGINES if self._ours else ():
             work = self._ours.forced
             name = f"ebm-encode, {engine}, {count:,} states"
-            self._speed(name, lambda s, e=engine, w=work: w(e, count, s), limit=35)
+            self._speed(name, lambda s, e=engine, w=work: w(e, count, s), limit=30)
 
 
 def estimate(measured: dict[str, Any], states: int) -> dict[str, Any]:
