@@ -5,16 +5,26 @@
 Reads `benchmarks/results/*.json` and writes `docs/images/NAME-light.svg` and `NAME-dark.svg`. A few
 bars need no plotting library, and the same results give the same bytes everywhere: a test compares
 the charts with the committed ones.
+
+`gpu.json` is what `benchmarks/gpu` gives: besides its chart, it fills a section of
+docs/benchmarks.md, which says "not measured" without it. Other files hold a title and bars.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
+import report
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+# The section between these is written here.
+BEGIN, END = "<!-- from benchmarks/results/gpu.json -->", "<!-- end of gpu.json -->"
 
 WIDTH, LABELS, VALUES = 760, 290, 80  # pixels; bars get what labels and values leave
 TOP, BAR, GAP = 64, 24, 10
@@ -62,15 +72,34 @@ def charts() -> dict[Path, str]:
     found = {}
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "gpu.json":
+            result = report.chart(result)
+            if result is None:  # nothing to compare was measured
+                continue
         for theme in THEMES:
             found[IMAGES / f"{file.stem}-{theme}.svg"] = draw(result, theme)
     return found
+
+
+def with_section(page: str, results: dict[str, Any] | None) -> str:
+    """A page with its section about GPUs written from some results, or saying there are none."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{report.section(results)}{END}{after}"
+
+
+def page() -> str:
+    """docs/benchmarks.md as it should be."""
+    recorded = RESULTS / "gpu.json"
+    results = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+    return with_section(BENCHMARKS.read_text(encoding="utf-8"), results)
 
 
 def main() -> None:
     for path, svg in charts().items():
         path.write_text(svg, encoding="utf-8")
         print(path.relative_to(ROOT))
+    BENCHMARKS.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

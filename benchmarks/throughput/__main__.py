@@ -156,13 +156,16 @@ def main() -> None:
             options,
             template.markers(),
         )
-        machine = {"device": options.device, "dtype": options.dtype}
+        machine = {
+            "device": options.device, "dtype": options.dtype, "template": options.template,
+        }  # fmt: skip
         (work / "machine.json").write_text(json.dumps(machine))
         rounds: list[dict[str, dict[str, Any]]] = []
         for number, states in enumerate(stretches(everything, options)):
             reports = {}
             prompts = [template.prompt(state) for state in states]
-            (work / "states.json").write_text(json.dumps(prompts))
+            (work / "states.json").write_text(json.dumps(states))
+            (work / "prompts.json").write_text(json.dumps(prompts))
             for name in names:
                 if number and options.slow_once and name.startswith("classic"):
                     continue

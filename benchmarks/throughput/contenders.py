@@ -1,8 +1,8 @@
 """One way to compute embeddings, in its own process: `python contenders.py NAME FOLDER`.
 
-The folder holds `model/`, `states.json` and `machine.json` (device and dtype). Embeddings go to
-`NAME.npy`, figures to `NAME.json`. Each contender imports its packages inside its function, so that
-it can run in its own environment.
+The folder holds `model/`, `states.json`, `prompts.json` (the same in the template) and
+`machine.json` (device, dtype and template). Embeddings go to `NAME.npy`, figures to `NAME.json`.
+Each contender imports its packages inside its function, so that it can run in its own environment.
 """
 
 import json
@@ -45,15 +45,17 @@ class Setup:
 
     Attributes:
         model: The model's folder.
-        states: The prompts.
+        states: What the contender gets: states, if it has the template itself, else prompts.
         device: torch device of the model.
         dtype: Compute dtype.
+        template: Text around each state, for ours; the others get prompts.
     """
 
     model: str
     states: list[str]
     device: str
     dtype: str
+    template: str = "raw"
 
     def causal(self) -> Any:
         """The model of transformers, with its language-model head."""
@@ -81,6 +83,7 @@ def _ours(setup: Setup, engine: Any) -> Encode:
 
     encoder = Encoder.load(
         setup.model,
+        template=setup.template,
         device=setup.device,
         dtype=setup.dtype,
         engine=engine,
@@ -93,25 +96,26 @@ def _ours(setup: Setup, engine: Any) -> Encode:
 
 def unbatched(setup: Setup) -> Encode:
     """Batch size 1, base model only: the reference."""
-    return _batches(setup, size=1)
+    return padded(setup, size=1)
 
 
 def sorted_by_length(setup: Setup) -> Encode:
     """Padded batches of 32, sorted by length, base model only."""
-    return _batches(setup, size=BATCH, by_length=True)
+    return padded(setup, size=BATCH, by_length=True)
 
 
 def classic_base(setup: Setup) -> Encode:
     """The classic recipe: padded batches of 32 in text order; base model only."""
-    return _batches(setup, size=BATCH)
+    return padded(setup, size=BATCH)
 
 
 def classic_logits(setup: Setup) -> Encode:
     """The classic recipe as found: padded batches of 32 in text order, logits, all layers."""
-    return _batches(setup, size=BATCH, head=True)
+    return padded(setup, size=BATCH, head=True)
 
 
-def _batches(setup: Setup, *, size: int, by_length: bool = False, head: bool = False) -> Encode:
+def padded(setup: Setup, *, size: int, by_length: bool = False, head: bool = False) -> Encode:
+    """Batches of a size in text order or sorted by length; with logits of all tokens if asked."""
     import torch
     import transformers
 
@@ -253,6 +257,9 @@ CONTENDERS: dict[str, Callable[[Setup], Encode]] = {
     "classic-logits": classic_logits,
 }
 
+OURS = ("ours", "packed")
+"""Those that put the template around a state themselves."""
+
 
 class Peak:
     """FLOP/s that matmuls of the model's largest shape reach while the contender runs.
@@ -377,10 +384,12 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    states = json.loads((folder / "states.json").read_text())
+    prompts = json.loads((folder / "prompts.json").read_text())
+    # Markers of the template that a state spells would be plain text to ours.
+    states = json.loads((folder / "states.json").read_text()) if name in OURS else prompts
     model = str(folder / "model")
     machine = json.loads((folder / "machine.json").read_text())
-    setup = Setup(model, states, machine["device"], machine["dtype"])
+    setup = Setup(model, states, machine["device"], machine["dtype"], machine["template"])
     config = json.loads((folder / "model" / "config.json").read_text())
     encode = CONTENDERS[name](setup)
     # The longest too: ours compares the longest sequence with the reference once in a corpus.
@@ -397,7 +406,7 @@ def main() -> None:
     rows = np.concatenate(parts)
     megabytes = _most_memory(setup, peak) / 2**20
     np.save(folder / f"{name}.npy", rows)
-    tokens, nodes, flops = cost(model, states)
+    tokens, nodes, flops = cost(model, prompts)
     figures = {
         "states": len(states), "seconds": seconds, "tokens": tokens, "nodes": nodes,
         "flops": flops, "sustained": peak.sustained, "best": peak.best, "megabytes": megabytes,
