@@ -311,6 +311,7 @@ def test_settings_that_cannot_be_read_are_measured_again():
     assert settings_of(note_of(json.dumps(good).encode() + b"\n")) == good
     wrong = (
         {"max_batch_tokens": "x"}, {"max_batch_tokens": 0}, {"compiled": 1}, {"engine": None},
+        {"max_batch_tokens": 10**30}, {"max_batch_tokens": True},
         {"rate": "fast"}, {"request_engine": 1}, {"tried_compiled": None},
     )  # fmt: skip
     for change in wrong:

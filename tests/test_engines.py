@@ -10,7 +10,7 @@ import torch
 
 import tiny_model
 from ebm_encode import Encoder
-from ebm_encode.engines import kernel, masks, prefix, trie, varlen
+from ebm_encode.engines import attention, flex, kernel, masks, padding_masks, prefix, trie, varlen
 from ebm_encode.engines.reference import compare
 from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ArgumentError, ModelError
@@ -61,6 +61,25 @@ def test_any_engine_can_be_forced(llama, mixed, name):
     assert encoder.choice.engine.name == name
     some = mixed if name != "shared-prefix-flex" else mixed[:12]  # slow on a CPU; test_flex.py
     assert compare(encoder.encode(some), unbatched(llama, some))[0] <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", EXPECTED)
+def test_masks_that_are_always_made_change_nothing(make_model, mixed, architecture):
+    """As on a device, where the host must not wait for the answer whether one hides anything."""
+    folder = make_model(architecture)
+    encoder = Encoder.load(folder, engine="padded", max_batch_tokens=2000)
+    compare_nothing(encoder)
+    with padding_masks.making_masks():
+        assert compare(encoder.encode(mixed[:20]), unbatched(folder, mixed[:20]))[0] <= 1e-5
+
+
+def test_attention_that_says_itself_what_it_sees_is_refused(llama):
+    """Sparse attention: its blocks would be dropped, which short texts do not show."""
+    model = Encoder.load(llama).model
+    part = torch.zeros(1, 2, 4, 8)
+    for function in (attention.path_attention, flex.trie_attention):
+        with pytest.raises(masks.UnsupportedAttentionError, match="block_indices"):
+            function(model.base, part, part, part, None, block_indices=torch.zeros(1))
 
 
 def test_the_names_of_engines_are_the_documented_ones():

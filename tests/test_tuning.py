@@ -115,7 +115,7 @@ def test_a_search_starts_with_what_an_earlier_process_found(device, llama, state
     assert calibrated(llama, states[:60]).choice.engine.name == "padded"
     search = Encoder.load(llama)
     assert search.choice.engine.name == "packed"
-    assert search.budget.tokens == 4096
+    assert search.budget.tokens == 8192, "which was measured for another engine"
     assert compare(search.encode(states[:9]), unbatched(llama, states[:9]))[0] <= 1e-5
 
 
@@ -149,6 +149,16 @@ def test_other_models_devices_and_versions_have_their_own(
     assert not Encoder.load(make_model("llama", seed=7)).tuning.resume_kept(tokens)
     monkeypatch.setattr("ebm_encode.encoder.versions", lambda: {"torch": "another"})
     assert not Encoder.load(llama).tuning.resume_kept(tokens)
+
+
+def test_what_a_restricted_encoder_measured_is_not_for_others(device, llama, states):
+    device(SECONDS)
+    restricted = Encoder.load(llama, engine="packed")
+    tokens = restricted.prompts.tokenize(states[:60])
+    restricted.calibrate(tokens, times=1e6)
+    assert not Encoder.load(llama).tuning.resume_kept(tokens)
+    assert not Encoder.load(llama, batch_size=3).tuning.resume_kept(tokens)
+    assert Encoder.load(llama, engine="packed").tuning.resume_kept(tokens)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"settings": 5}', "other"])

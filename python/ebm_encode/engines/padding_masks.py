@@ -6,31 +6,38 @@ wait for the answer, in every pass, with the device idle meanwhile. So the mask 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-_made: ContextVar[bool] = ContextVar("made", default=False)
-"""Whether this thread's passes make every mask."""
+
+@dataclass
+class _Masks:
+    """Whether all are made. Another thread's pass may meet it: its mask is made, too, and right."""
+
+    all_made: bool = False
+
+
+_masks = _Masks()
 
 
 @contextmanager
 def making_masks() -> Iterator[None]:
     """Makes masks also where they hide nothing, for models that attend by torch's own function."""
-    token = _made.set(True)
+    before, _masks.all_made = _masks.all_made, True
     try:
         yield
     finally:
-        _made.reset(token)
+        _masks.all_made = before
 
 
-def _mask(**options: Any) -> torch.Tensor | None:
-    if _made.get():
+def _mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
+    if _masks.all_made:
         options["allow_is_causal_skip"] = False
-    mask: torch.Tensor | None = sdpa_mask(**options)
+    mask: torch.Tensor | None = sdpa_mask(*arguments, **options)
     return mask
 
 
