@@ -33,7 +33,7 @@ import tiny_model
 
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
-         "num_attention_heads": 6, "num_key_value_heads": 6}  # fmt: skip
+         "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 64}  # fmt: skip
 STATES, CLIENTS, OF_CLIENT, REQUESTS = 32, 16, 8, 12
 
 
