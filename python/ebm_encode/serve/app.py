@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ebm_encode._core import __version__
+from ebm_encode.serve.accept import chosen_form
 from ebm_encode.serve.bodies import (
     EmbeddingsReply,
     EmbeddingsRequest,
@@ -35,7 +36,6 @@ from ebm_encode.serve.forms import (
     as_arrow,
     as_json,
     as_raw,
-    chosen_form,
     numbers,
 )
 from ebm_encode.serve.gate import Gate
@@ -112,7 +112,7 @@ def _add_native(app: FastAPI, service: Service) -> None:
         The answer is JSON, or by `Accept` raw float32 (`application/octet-stream`) or an Arrow
         stream (`application/vnd.apache.arrow.stream`).
         """
-        form = chosen_form(request.headers.get("accept", ""))
+        form = chosen_form(request.headers.getlist("accept"))
         if form is None:
             raise RequestError(406, "not_acceptable", f"answers are {JSON}, {RAW} or {ARROW}")
         texts = body.texts if isinstance(body, EncodeTexts) else None
