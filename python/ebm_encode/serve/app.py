@@ -27,6 +27,7 @@ from ebm_encode.serve.bodies import (
     ModelCard,
     Models,
 )
+from ebm_encode.serve.connections import Connections
 from ebm_encode.serve.failures import RESPONSES, RequestError, add_handlers
 from ebm_encode.serve.forms import (
     ARROW,
@@ -66,7 +67,7 @@ class _Route(APIRoute):
         return handle
 
 
-def make_app(service: Service) -> FastAPI:
+def make_app(service: Service, connections: Connections) -> FastAPI:
     """The app over an encoder."""
     app = FastAPI(
         title="ebm-encode",
@@ -80,7 +81,7 @@ def make_app(service: Service) -> FastAPI:
     _add_native(app, service)
     _add_openai(app, service)
     # The last one added is the first to see a request.
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, service=service, connections=connections)
     app.add_middleware(CorrelationIdMiddleware, header_name="x-request-id", validator=_is_id)
     return app
 
