@@ -2,15 +2,11 @@
 
 import base64
 import json
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ebm_encode._core import __version__
@@ -40,31 +36,13 @@ from ebm_encode.serve.forms import (
     numbers,
 )
 from ebm_encode.serve.gate import Gate
+from ebm_encode.serve.parsing import Route, in_thread_if
 from ebm_encode.serve.service import Service
 
 _LISTED = 3
 _LONGEST_ID = 128
-
-
-class _Request(Request):
-    async def json(self) -> Any:
-        """The body; what is no strict JSON goes the usual way, for its answers."""
-        try:
-            return orjson.loads(await self.body())
-        except orjson.JSONDecodeError:
-            return await super().json()
-
-
-class _Route(APIRoute):
-    """Reads bodies in a third of the time."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            return await handler(_Request(request.scope, request.receive))
-
-        return handle
+_MANY_VALUES = 2**17
+"""So many numbers take milliseconds to write as text."""
 
 
 def make_app(service: Service, connections: Connections) -> FastAPI:
@@ -75,7 +53,7 @@ def make_app(service: Service, connections: Connections) -> FastAPI:
         version=__version__,
         responses=RESPONSES,
     )
-    app.router.route_class = _Route
+    app.router.route_class = Route
     app.state.service = service
     add_handlers(app)
     _add_native(app, service)
@@ -126,7 +104,8 @@ def _add_native(app: FastAPI, service: Service) -> None:
         if form == RAW:
             raw, headers = as_raw(found)
             return Response(raw, media_type=RAW, headers=headers)
-        return Response(as_json(found, origin), media_type=JSON)
+        text = await in_thread_if(_is_long(found), lambda: as_json(found, origin))
+        return Response(text, media_type=JSON)
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
@@ -173,7 +152,14 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         texts, tokens = _inputs(body.input)
         found = await service.encode(texts, tokens)
         _require_all(found)
-        return Response(_openai(found, names[0], body.encoding_format), media_type=JSON)
+        text = await in_thread_if(
+            _is_long(found), lambda: _openai(found, names[0], body.encoding_format)
+        )
+        return Response(text, media_type=JSON)
+
+
+def _is_long(found: Encoded) -> bool:
+    return found.embeddings.size > _MANY_VALUES
 
 
 def _names(service: Service) -> tuple[str, str]:
