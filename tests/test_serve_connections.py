@@ -1,5 +1,6 @@
 """Clients that cost much and ask for little: idle, slow, gone, and those that do not read."""
 
+import json
 import resource
 import socket
 import threading
@@ -125,3 +126,32 @@ def test_an_answer_that_nobody_reads_ends_its_connection():
         assert taken == size
     server.should_exit = True
     thread.join()
+
+
+def encoded(server):
+    name = "ebm_encode_encoder_encoded "
+    lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("kind", ["texts", "tokens"])
+def test_states_of_a_client_that_is_gone_are_dropped_unless_they_have_begun(llama, kind):
+    long = ["\n".join(f"x{k}{i} : ℕ" for k in range(100)) + "\n⊢ True" for i in range(240)]
+    given = long if kind == "texts" else [[*range(5, 300), i] for i in range(240)]
+    body = json.dumps({kind: given}).encode()
+    request = HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body
+    with served(llama, "--batch-states", 8, "--queue-texts", 720) as server:
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(connect(server)).sendall(request)
+            while b"waiting_states 720" not in httpx2.get(f"{server.url}/metrics").content:
+                pass
+        # Only the first of token ids has begun, and the first 32 of each with texts.
+        while b"waiting_states 720" in httpx2.get(f"{server.url}/metrics").content:
+            pass
+        answer = httpx2.post(f"{server.url}/encode", json={"texts": ["a"] * 400}, timeout=60)
+        assert answer.status_code == 200
+        server.wait_idle()
+        if kind == "texts":
+            assert encoded(server) < 200
+        assert 'endpoint="/encode",status="499"' in httpx2.get(f"{server.url}/metrics").text

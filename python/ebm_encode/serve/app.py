@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def _add_native(app: FastAPI, service: Service) -> None:
             raise RequestError(406, "not_acceptable", f"answers are {JSON}, {RAW} or {ARROW}")
         texts = body.texts if isinstance(body, EncodeTexts) else None
         tokens = body.tokens if isinstance(body, EncodeTokens) else None
-        found = await service.encode(texts, tokens)
+        found = await service.encode(texts, tokens, partial(_gone, request))
         origin = service.origin
         assert origin is not None
         if form == ARROW:
@@ -136,7 +137,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         response_model=EmbeddingsReply,
         responses={404: {"model": Error, "description": "No such model"}, 408: {"model": Error}},
     )
-    async def embeddings(body: EmbeddingsRequest) -> Response:
+    async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Embeds texts or token ids, as OpenAI's endpoint does; all of them or none."""
         names, dim = _names(service), service.encoder.dim
         if body.model not in names:
@@ -150,12 +151,18 @@ def _add_openai(app: FastAPI, service: Service) -> None:
                 f"embeddings have {dim} dimensions, not {body.dimensions}",
             )
         texts, tokens = _inputs(body.input)
-        found = await service.encode(texts, tokens)
+        found = await service.encode(texts, tokens, partial(_gone, request))
         _require_all(found)
         text = await in_thread_if(
             _is_long(found), lambda: _openai(found, names[0], body.encoding_format)
         )
         return Response(text, media_type=JSON)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _is_long(found: Encoded) -> bool:
