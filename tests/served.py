@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -48,9 +49,16 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    model: str, *options: Any, ready: bool = True, env: dict[str, str] | None = None
+    model: str,
+    *options: Any,
+    ready: bool = True,
+    env: dict[str, str] | None = None,
+    files: tuple[int, int] | None = None,
 ) -> Iterator[Served]:
-    """A server of a model on a free port; it is killed at the end of the block."""
+    """A server of a model on a free port; it is killed at the end of the block.
+
+    `files` are the soft and the hard limit of files that it may have open.
+    """
     command = [sys.executable, "-m", "ebm_encode", "serve", "--model-path", model]
     command += [] if "--port" in options else ["--port", "0"]
     process = subprocess.Popen(
@@ -59,6 +67,8 @@ def served(
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {}),
     )
+    if files is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, files)  # long before it reads them
     found = Served(process)
     told = threading.Event()
 

@@ -98,12 +98,7 @@ def test_an_old_sglang_is_used_only_if_nobody_else_does(stand_in, llama64, some,
         encoder.encode(some)
 
 
-# Right row 0 and right counts with another's rows behind them: only a comparison with the model of
-# this process tells, and versions that do it are refused where others use the server.
-UNSEEN = {"foreign_states"}
-SEEN_BY_SGLANG = sorted(
-    {*sglang_defects.EACH, *sglang_defects.WHOLE, *replies.OF_CONNECTIONS} - UNSEEN
-)
+SEEN_BY_SGLANG = sorted({*sglang_defects.EACH, *sglang_defects.WHOLE, *replies.OF_CONNECTIONS})
 SEEN_BY_VLLM = sorted({*vllm.EACH, *vllm.WHOLE, *replies.OF_CONNECTIONS})
 
 

@@ -12,8 +12,10 @@ import httpx2
 import numpy as np
 import pytest
 
+from ebm_encode import Encoder
 from ebm_encode.cli import main
 from ebm_encode.errors import ArgumentError, EbmEncodeError, ServerError, UnsafeServerError
+from ebm_encode.serve.forms import Encoded, Origin, as_arrow
 from ebm_encode.servers.http import ServerClient
 from ebm_encode.servers.remote import RemoteEncoder
 from ebm_encode.servers.sglang.replies import states_of
@@ -170,6 +172,37 @@ def test_a_token_that_cannot_be_sent_is_told_without_being_shown(token, monkeypa
 def test_what_is_no_address_is_told(url):
     with pytest.raises(ArgumentError, match="expected a URL"):
         ServerClient(url)
+
+
+@pytest.mark.parametrize(
+    ("rows", "digests", "said"),
+    [
+        ([[0, 0], [1, 2]], [7, 8], "zero"),
+        ([[1, 2], [1, 2]], [7, 8], "equal"),
+        ([[0, 0], [1, 2]], [None, None], "zero"),
+        ([[1, 2], [1, 2]], [7, 7], None),
+        ([[1, 2], [1, 2]], [7, None], None),  # from its cache, where digests are not kept
+    ],
+)
+def test_zero_and_equal_rows_of_our_server_are_refused(llama, rows, digests, said):
+    identity = Encoder.load(llama).identity
+    limits = {"max_texts": 9, "queue_texts": 9, "max_body_bytes": 10**6}
+    info = {"software": "ebm-encode", "identity": json.loads(identity.to_json()), "dim": 2}
+    info |= {"identity_digest": identity.digest, "state_format": "x", "limits": limits}
+    found = Encoded(np.array(rows, np.float32), ["ok"] * 2, [1] * 2, [False] * 2, digests, [""] * 2)
+    stream = bytes(as_arrow(found, Origin(identity.digest, "i")))
+    answers = {"/info": (json.dumps(info).encode(), {})}
+    answers["/encode"] = (stream, {"ebm-identity": identity.digest})
+    with answering(answers) as url, RemoteEncoder(url) as remote:
+        for ask in (
+            lambda: remote.encode(["a", "b"]),
+            lambda: remote.encode_tokens([TOKENS, TOKENS[:2]]),
+        ):
+            if said is None:
+                assert (ask() == rows).all()
+                continue
+            with pytest.raises(UnsafeServerError, match=said):
+                ask()
 
 
 def test_no_damage_of_an_answer_is_followed(llama, states):

@@ -23,6 +23,8 @@ from ebm_encode.prompts.tokens import Tokens
 SERVER_ERRORS = (ServerError, UnsafeServerError)
 """What ends a run: there is no other engine to take, and the request may have ended the server."""
 
+_PROBES = 2
+"""Sequences of known embeddings that go along with a request."""
 _LOOK_SECONDS = 0.2
 """How often a wait looks whether it is to end."""
 
@@ -111,10 +113,16 @@ class ServerEngine(ABC):
             full = bool(batches) and len(batches[-1]) >= self._request_sequences
             if not batches or full or (self._request_tokens is not None and length > room):
                 batches.append([])
-                room = self._request_tokens or 0
+                room = self._room_beside_probes()
             batches[-1].append(i)
             room -= length
         return batches
+
+    def _room_beside_probes(self) -> int:
+        """Tokens that a request's own sequences may have: at least half, and then fewer probes."""
+        most = self._request_tokens or 0
+        probes = sum(sorted(map(len, self._probes))[-_PROBES:])
+        return max(most - probes, -(-most // 2))
 
     def size(self, sequences: Sequence[NDArray[np.uint32]]) -> int:
         """Tokens of a request."""
@@ -150,14 +158,15 @@ class ServerEngine(ABC):
     def know(self, probes: Tokens, agree: Callable[[int, NDArray[np.float32]], bool]) -> None:
         """Takes sequences of known embeddings, which go along with requests from now on.
 
-        Replies without hidden states show nothing of whose they are: embeddings in another order,
-        or those of a server that was started again with another model, look like any other.
+        Replies show nothing of whose they are: embeddings in another order, or those of a server
+        that was started again with another model, look like any other. Hidden states show it only
+        where prompts begin differently. One sequence at a time gets none.
 
         Args:
             probes: The sequences.
             agree: Whether an embedding is that of the probe with an index.
         """
-        if not self.gives_states:
+        if self._request_sequences > 1:
             self._probes = [probes[i] for i in range(len(probes))]
             self._agree = agree
 
@@ -194,15 +203,15 @@ class ServerEngine(ABC):
         self, sequences: Sequence[NDArray[np.uint32]]
     ) -> list[NDArray[np.float32]]:
         """Asks, with two probes among the sequences, at places that nobody can know."""
-        if not self._probes:
+        chosen = self._chosen_probes(self.size(sequences))
+        if not chosen:
             return self.ask(sequences)
-        chosen = self._rng.sample(range(len(self._probes)), min(2, len(self._probes)))
         mixed: list[tuple[int | None, NDArray[np.uint32]]] = [(None, own) for own in sequences]
         for probe in chosen:
             mixed.insert(self._rng.randrange(len(mixed) + 1), (probe, self._probes[probe]))
         found = self.ask([own for _, own in mixed])
-        for (known, _), embedding in zip(mixed, found, strict=True):
-            if known is not None and not self._agree(known, embedding):
+        for (known, _), values in zip(mixed, found, strict=True):
+            if known is not None and not self._agree(known, self._embedding(values)):
                 raise UnsafeServerError(
                     f"{self.describe().get('server', self.name)}: gives another embedding for a"
                     " prompt than before: rows are in another order, or it was started again with"
@@ -210,11 +219,27 @@ class ServerEngine(ABC):
                 )
         return [own for (known, _), own in zip(mixed, found, strict=True) if known is None]
 
+    def _chosen_probes(self, size: int) -> list[int]:
+        """Up to two probes that fit into a request whose own sequences have `size` tokens."""
+        chosen: list[int] = []
+        for probe in self._rng.sample(range(len(self._probes)), len(self._probes)):
+            size += len(self._probes[probe])
+            if self._request_tokens is None or size <= self._request_tokens:
+                chosen.append(probe)
+            else:
+                size -= len(self._probes[probe])
+            if len(chosen) == _PROBES:
+                break
+        return chosen
+
     def _fill(self, slots: OutputSlots, found: list[NDArray[np.float32]]) -> None:
         for k, values in enumerate(found):
-            slots.slot(k)[:] = self._pooled(values) if self.gives_states else values
+            slots.slot(k)[:] = self._embedding(values)
 
-    def _pooled(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _embedding(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The embedding of a sequence, (C,), of what `ask` gives for it."""
+        if not self.gives_states:
+            return values
         last = self._pooling == "last"
-        pooled: NDArray[np.float32] = states[-1] if last else states.mean(axis=0, dtype=np.float32)
+        pooled: NDArray[np.float32] = values[-1] if last else values.mean(axis=0, dtype=np.float32)
         return pooled

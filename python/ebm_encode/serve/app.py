@@ -2,18 +2,16 @@
 
 import base64
 import json
-from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ebm_encode._core import __version__
+from ebm_encode.serve.accept import chosen_form
 from ebm_encode.serve.bodies import (
     EmbeddingsReply,
     EmbeddingsRequest,
@@ -26,6 +24,7 @@ from ebm_encode.serve.bodies import (
     ModelCard,
     Models,
 )
+from ebm_encode.serve.connections import Connections
 from ebm_encode.serve.failures import RESPONSES, RequestError, add_handlers
 from ebm_encode.serve.forms import (
     ARROW,
@@ -35,38 +34,19 @@ from ebm_encode.serve.forms import (
     as_arrow,
     as_json,
     as_raw,
-    chosen_form,
     numbers,
 )
 from ebm_encode.serve.gate import Gate
+from ebm_encode.serve.parsing import Route, in_thread_if
 from ebm_encode.serve.service import Service
 
 _LISTED = 3
 _LONGEST_ID = 128
+_MANY_VALUES = 2**17
+"""So many numbers take milliseconds to write as text."""
 
 
-class _Request(Request):
-    async def json(self) -> Any:
-        """The body; what is no strict JSON goes the usual way, for its answers."""
-        try:
-            return orjson.loads(await self.body())
-        except orjson.JSONDecodeError:
-            return await super().json()
-
-
-class _Route(APIRoute):
-    """Reads bodies in a third of the time."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            return await handler(_Request(request.scope, request.receive))
-
-        return handle
-
-
-def make_app(service: Service) -> FastAPI:
+def make_app(service: Service, connections: Connections) -> FastAPI:
     """The app over an encoder."""
     app = FastAPI(
         title="ebm-encode",
@@ -74,13 +54,13 @@ def make_app(service: Service) -> FastAPI:
         version=__version__,
         responses=RESPONSES,
     )
-    app.router.route_class = _Route
+    app.router.route_class = Route
     app.state.service = service
     add_handlers(app)
     _add_native(app, service)
     _add_openai(app, service)
     # The last one added is the first to see a request.
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(Gate, service=service, connections=connections)
     app.add_middleware(CorrelationIdMiddleware, header_name="x-request-id", validator=_is_id)
     return app
 
@@ -112,12 +92,12 @@ def _add_native(app: FastAPI, service: Service) -> None:
         The answer is JSON, or by `Accept` raw float32 (`application/octet-stream`) or an Arrow
         stream (`application/vnd.apache.arrow.stream`).
         """
-        form = chosen_form(request.headers.get("accept", ""))
+        form = chosen_form(request.headers.getlist("accept"))
         if form is None:
             raise RequestError(406, "not_acceptable", f"answers are {JSON}, {RAW} or {ARROW}")
         texts = body.texts if isinstance(body, EncodeTexts) else None
         tokens = body.tokens if isinstance(body, EncodeTokens) else None
-        found = await service.encode(texts, tokens)
+        found = await service.encode(texts, tokens, partial(_gone, request))
         origin = service.origin
         assert origin is not None
         if form == ARROW:
@@ -125,7 +105,8 @@ def _add_native(app: FastAPI, service: Service) -> None:
         if form == RAW:
             raw, headers = as_raw(found)
             return Response(raw, media_type=RAW, headers=headers)
-        return Response(as_json(found, origin), media_type=JSON)
+        text = await in_thread_if(_is_long(found), lambda: as_json(found, origin))
+        return Response(text, media_type=JSON)
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
@@ -156,7 +137,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         response_model=EmbeddingsReply,
         responses={404: {"model": Error, "description": "No such model"}, 408: {"model": Error}},
     )
-    async def embeddings(body: EmbeddingsRequest) -> Response:
+    async def embeddings(body: EmbeddingsRequest, request: Request) -> Response:
         """Embeds texts or token ids, as OpenAI's endpoint does; all of them or none."""
         names, dim = _names(service), service.encoder.dim
         if body.model not in names:
@@ -170,9 +151,22 @@ def _add_openai(app: FastAPI, service: Service) -> None:
                 f"embeddings have {dim} dimensions, not {body.dimensions}",
             )
         texts, tokens = _inputs(body.input)
-        found = await service.encode(texts, tokens)
+        found = await service.encode(texts, tokens, partial(_gone, request))
         _require_all(found)
-        return Response(_openai(found, names[0], body.encoding_format), media_type=JSON)
+        text = await in_thread_if(
+            _is_long(found), lambda: _openai(found, names[0], body.encoding_format)
+        )
+        return Response(text, media_type=JSON)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _is_long(found: Encoded) -> bool:
+    return found.embeddings.size > _MANY_VALUES
 
 
 def _names(service: Service) -> tuple[str, str]:

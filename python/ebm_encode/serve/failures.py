@@ -33,6 +33,18 @@ class RequestError(Exception):
         self.headers = dict(headers or {})
 
 
+class BodyError(HTTPException):
+    """A body of another form, which was checked outside of FastAPI; it passes this kind on.
+
+    Attributes:
+        problems: As of `RequestValidationError.errors`.
+    """
+
+    def __init__(self, problems: Sequence[Any]) -> None:
+        super().__init__(422)
+        self.problems = problems
+
+
 def error_response(
     status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
@@ -61,6 +73,11 @@ def _place(loc: Sequence[Any]) -> str:
     return ".".join(parts) or "body"
 
 
+def _invalid(problems: Sequence[Any]) -> Response:
+    told = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:3]]
+    return error_response(422, "invalid_body", "; ".join(told))
+
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": text}
     for status, text in {
@@ -86,8 +103,11 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _form(_: Request, error: RequestValidationError) -> Response:
-        problems = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in error.errors()[:3]]
-        return error_response(422, "invalid_body", "; ".join(problems))
+        return _invalid(error.errors())
+
+    @app.exception_handler(BodyError)
+    async def _long_form(_: Request, error: BodyError) -> Response:
+        return _invalid(error.problems)
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:

@@ -59,15 +59,6 @@ class Origin:
     instance: str
 
 
-def chosen_form(accept: str) -> str | None:
-    """The form that a request accepts, JSON if it does not say; `None` where there is none."""
-    wanted = [part.split(";")[0].strip().lower() for part in accept.split(",")]
-    for kind in wanted:
-        if kind in (ARROW, RAW, JSON):
-            return kind
-    return JSON if not accept or {"*/*", "application/*", ""} & {*wanted} else None
-
-
 def as_arrow(found: Encoded, origin: Origin) -> memoryview:
     """An Arrow IPC stream of one record batch.
 

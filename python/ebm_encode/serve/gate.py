@@ -4,11 +4,13 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from asgi_correlation_id import correlation_id
+from starlette.responses import Response
 
+from ebm_encode.serve.connections import Connections
 from ebm_encode.serve.failures import error_response
 from ebm_encode.serve.service import Service
 
@@ -25,6 +27,13 @@ _BODY_SECONDS = 30.0
 """A body that takes longer is not waited for."""
 
 
+_BUSY = 429
+
+
+class _GoneError(Exception):
+    pass
+
+
 class Gate:
     """ASGI middleware around the app.
 
@@ -34,11 +43,13 @@ class Gate:
     Args:
         app: The app.
         service: Its options, counters and encoder.
+        connections: Counts the bytes of all bodies.
     """
 
-    def __init__(self, app: Any, service: Service) -> None:
+    def __init__(self, app: Any, service: Service, connections: Connections) -> None:
         self._app = app
         self._service = service
+        self._connections = connections
         self._seconds = min(_BODY_SECONDS, service.options.timeout)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,38 +86,62 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         if not self._has_token(scope["path"], headers.get(b"authorization", b"")):
-            refused = error_response(
+            unknown = error_response(
                 401, "unauthorized", "a bearer token is needed", {"www-authenticate": "Bearer"}
             )
-            await refused(scope, receive, send)
+            await unknown(scope, receive, send)
             return
+        body = bytearray()
+        try:
+            refused = await self._read(headers, receive, body)
+            if refused is not None:
+                await refused(scope, receive, send)
+                return
+            await self._app(scope, _replaying(bytes(body), receive), send)
+        except _GoneError:
+            return
+        finally:
+            self._connections.bodies -= len(body)
+
+    async def _read(
+        self, headers: Mapping[bytes, bytes], receive: Receive, body: bytearray
+    ) -> Response | None:
+        """Reads a body, and counts what it holds; returns the answer if it is not taken.
+
+        Raises:
+            _GoneError: If the client went away.
+        """
         limit = self._service.options.max_body_bytes
         length = headers.get(b"content-length", b"0")
         too_long = length.isdigit() and int(length) > limit
-        body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):
                 more = not too_long
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return
-                    body += message.get("body", b"")
+                        raise _GoneError
+                    part = message.get("body", b"")
+                    if part and not self._connections.has_room(len(part)):
+                        why = "the bodies of all requests take as much memory as they may"
+                        return self._refused("memory", 429, "memory_full", why)
+                    self._connections.bodies += len(part)
+                    body += part
                     too_long = len(body) > limit
                     more = message.get("more_body", False) and not too_long
         except TimeoutError:
-            slow = f"the body took longer than {self._seconds:g} s"
-            self._service.metrics.rejected.labels("slow_body").inc()
-            closing = {"connection": "close"}
-            await error_response(408, "slow_body", slow, closing)(scope, receive, send)
-            return
+            why = f"the body took longer than {self._seconds:g} s"
+            return self._refused("slow_body", 408, "slow_body", why)
         if too_long:
-            self._service.metrics.rejected.labels("body").inc()
             why = f"the body is longer than {limit} bytes\nhint: send several requests"
-            closing = {"connection": "close"}
-            await error_response(413, "body_too_long", why, closing)(scope, receive, send)
-            return
-        await self._app(scope, _replaying(bytes(body), receive), send)
+            return self._refused("body", 413, "body_too_long", why)
+        return None
+
+    def _refused(self, reason: str, status: int, code: str, why: str) -> Response:
+        """An answer to a body that is not read to its end."""
+        self._service.metrics.rejected.labels(reason).inc()
+        headers = {"connection": "close"} | ({"retry-after": "1"} if status == _BUSY else {})
+        return error_response(status, code, why, headers)
 
     def _has_token(self, path: str, header: bytes) -> bool:
         token = self._service.options.token

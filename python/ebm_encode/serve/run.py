@@ -13,9 +13,13 @@ import uvicorn
 
 from ebm_encode.errors import EbmEncodeError, ServerError, one_line
 from ebm_encode.serve.app import make_app
+from ebm_encode.serve.connections import Connections, raise_file_limit
 from ebm_encode.serve.service import Service
 
 log = logging.getLogger(__name__)
+
+_BODIES = 16
+"""Bodies of the greatest length that may be held at a time, unsent answers among them."""
 
 
 def run(service: Service) -> None:
@@ -32,8 +36,10 @@ def run(service: Service) -> None:
     options.require_safe()
     listening = _listen(options.host, options.port)
     host, port = listening.getsockname()[:2]
+    connections = Connections(raise_file_limit(), _BODIES * options.max_body_bytes)
     config = uvicorn.Config(
-        make_app(service),
+        make_app(service, connections),
+        http=connections.protocol(),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(options.shutdown_seconds),

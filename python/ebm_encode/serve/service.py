@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from ebm_encode.serve.failures import RequestError
 from ebm_encode.serve.forms import Encoded, Origin
 from ebm_encode.serve.metrics import Metrics
 from ebm_encode.serve.options import ServeOptions
+from ebm_encode.serve.work import DroppedError, Work
 from ebm_encode.versions import versions
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ _THREADS = 512
 """Requests that wait at the same time, at most; each wait takes a thread, and no core."""
 _FAILURES = 3
 """So many requests that fail one after another for reasons of the encoder end the server."""
+_PART_BATCHES = 4
+"""Batches of a request that are in the queue at a time: the rest can be dropped."""
+_LOOK_SECONDS = 0.2
+_GONE = 499
+"""The status of a request whose client went away, in counters and logs; nobody gets it."""
 _STATUSES = {"too_long": "overlong"}
 """Statuses by the kinds of `NoEmbedding` that are called otherwise."""
 
@@ -113,36 +119,41 @@ class Service:
         return self._cached.finish(made)
 
     async def encode(
-        self, texts: Sequence[str] | None, tokens: Sequence[list[int]] | None
+        self,
+        texts: Sequence[str] | None,
+        tokens: Sequence[list[int]] | None,
+        gone: Callable[[], Awaitable[None]],
     ) -> Encoded:
         """The embeddings of some states, once the batch that they are in is done.
 
         Args:
             texts: The states.
             tokens: Their token ids, if not their texts.
+            gone: Returns when the client has gone away.
 
         Raises:
-            RequestError: If there are too many, too much waits, it takes too long, or the encoder
-                fails.
+            RequestError: If there are too many, too much waits, it takes too long, the client goes
+                away, or the encoder fails.
         """
         encoder, count = self.encoder, len(texts if texts is not None else tokens or [])
         self._admit(count)
         began = time.monotonic()
+        work = Work(count, self._leave)
 
-        def work() -> Encoded:
-            try:
+        def encode() -> Encoded:
+            with work:
                 if texts is not None:
-                    return self._encode_texts(texts)
-                return self._encode_tokens(encoder, tokens or [])
-            finally:
-                self._leave(count)
+                    return self._encode_texts(texts, work)
+                return self._encode_tokens(encoder, tokens or [], work)
 
         try:
-            # A thread whose request is over goes on; what it encodes counts until then.
-            async with asyncio.timeout(self.options.timeout):
+            # A thread whose request is over ends after its part; what it encodes counts until then.
+            async with asyncio.timeout(self.options.timeout), work.ended_by(gone):
                 found = await to_thread.run_sync(
-                    work, abandon_on_cancel=True, limiter=self._threads
+                    encode, abandon_on_cancel=True, limiter=self._threads
                 )
+        except DroppedError as error:
+            raise RequestError(_GONE, "client_gone", "the client went away") from error
         except TimeoutError as error:
             raise RequestError(
                 504, "timeout", f"not encoded within {self.options.timeout:g} s"
@@ -238,10 +249,17 @@ class Service:
         with self._count_lock:
             self._waiting -= count
 
-    def _encode_texts(self, texts: Sequence[str]) -> Encoded:
+    def _encode_texts(self, texts: Sequence[str], work: Work) -> Encoded:
         assert self._cached is not None
         assert self._encoder is not None
-        reported = self._cached.encode_reported([*texts], timeout=self.options.timeout)
+        end = time.monotonic() + self.options.timeout
+        most = _PART_BATCHES * self.options.batch_states
+        reported = []
+        for start in range(0, len(texts), most):
+            part = [*texts[start : start + most]]
+            work.take(len(part))
+            left = max(0.0, end - time.monotonic())
+            reported += self._cached.encode_reported(part, timeout=left)
         out = np.empty((len(texts), self._encoder.dim), np.float32)
         statuses, reasons = [], []
         for row, (found, *_) in zip(out, reported, strict=True):
@@ -264,11 +282,12 @@ class Service:
             reasons=reasons,
         )
 
-    def _encode_tokens(self, encoder: Encoder, tokens: Sequence[list[int]]) -> Encoded:
+    def _encode_tokens(self, encoder: Encoder, tokens: Sequence[list[int]], work: Work) -> Encoded:
         out = np.empty((len(tokens), encoder.dim), np.float32)
-        if not self._tokens_lock.acquire(timeout=self.options.timeout):
-            raise TimeoutError
+        while not self._tokens_lock.acquire(timeout=_LOOK_SECONDS):
+            work.take(0)  # ends with the request
         try:
+            work.take(len(tokens))
             reports = encoder.encode_tokens_into(
                 [np.asarray(ids, np.uint32) for ids in tokens], out
             )

@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ebm_encode import _core
 from ebm_encode._core import Identity
 from ebm_encode.errors import (
     ArgumentError,
@@ -32,9 +33,9 @@ _ENVELOPE = 64
 class RemoteEncoder:
     """An encoder on a server. Several threads may share it.
 
-    Every answer is checked: as many rows as states, of the encoder's dimension, finite, and of the
-    encoder that the connection began with. A server that was started again with the same encoder is
-    the same; with another one it is refused.
+    Every answer is checked: as many rows as states, of the encoder's dimension, finite, not zero,
+    no two equal unless their tokens are, and of the encoder that the connection began with. A
+    server that was started again with the same encoder is the same; with another one it is refused.
 
     Args:
         url: The server, as `http://127.0.0.1:30001`.
@@ -197,10 +198,12 @@ class RemoteEncoder:
         if len(table) != len(places):
             raise self._unsafe(f"answered {len(table)} of {len(places)} states")
         with making_sense(self._client.url):
-            self._take(columns, places, out, reports)
+            names = body.get("texts") or [str(ids) for ids in body["tokens"]]
+            self._take(names, columns, places, out, reports)
 
     def _take(
         self,
+        names: Sequence[str],
         columns: dict[str, Any],
         places: Sequence[int],
         out: NDArray[np.float32],
@@ -212,6 +215,7 @@ class RemoteEncoder:
         taken = rows if len(good) == len(rows) else rows[good]
         if not np.isfinite(taken).all():
             raise self._unsafe("gave an embedding with values that are not finite")
+        self._check([names[k] for k in good], [told["token_digest"][k] for k in good], taken)
         out[[places[k] for k in good]] = taken
         for k, i in enumerate(places):
             reports[i] = RowReport(
@@ -221,6 +225,24 @@ class RemoteEncoder:
                 reason=told["reason"][k],
                 token_digest=told["token_digest"][k],
             )
+
+    def _check(
+        self, names: Sequence[str], digests: Sequence[int | None], rows: NDArray[np.float32]
+    ) -> None:
+        """Refuses zero vectors, and equal ones of states whose tokens differ.
+
+        States from the server's cache have no digest: each may have the tokens of any other state.
+        """
+        numbers = {digest: i for i, digest in enumerate(dict.fromkeys(digests))}
+        for known in (True, False):
+            own = [i for i, digest in enumerate(digests) if (digest is not None) is known]
+            classes = np.array([numbers[digests[i]] for i in own], np.uint32)
+            offsets = np.arange(len(own) + 1, dtype=np.int64)
+            taken = rows if len(own) == len(rows) else rows[own]
+            verdicts = _core.check_rows([names[i] for i in own], classes, offsets, taken)
+            for i, bad in zip(own, verdicts, strict=True):
+                if bad is not None:
+                    raise self._unsafe(f"gave a bad embedding for {names[i][:60]!r}: {bad.reason}")
 
     def _rows(self, column: Any) -> NDArray[np.float32]:
         """The embeddings, float32 `[n, dim]`; NaN for states without one."""

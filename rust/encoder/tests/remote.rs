@@ -308,6 +308,34 @@ fn rows_of_other_states_with_the_right_count_are_caught_behind_a_coalescer() {
 }
 
 #[test]
+fn zero_and_equal_rows_are_refused_unless_the_tokens_may_be_equal() {
+    let cases: [(&str, fn(&mut [Row])); 4] = [
+        ("row 1: norm 0e0 is zero", |rows| rows[1].embedding = Some(vec![0.0; DIM])),
+        ("row 1: equal", |rows| rows[1].embedding = rows[0].embedding.clone()),
+        ("", |rows| {
+            rows[1].embedding = rows[0].embedding.clone();
+            rows[1].digest = rows[0].digest;
+        }),
+        ("", |rows| {
+            // As from the server's cache.
+            rows[1].embedding = rows[0].embedding.clone();
+            rows[1].digest = None;
+        }),
+    ];
+    for (expected, spoil) in cases {
+        let server = answering(move |_, request| {
+            let mut answer = answer(request);
+            spoil(&mut answer.rows);
+            answer.reply()
+        });
+        let found = encode(&connect(&server), &["a", "b"]);
+        let said = found.as_ref().map_or_else(ToString::to_string, |_| String::new());
+        assert_eq!(found.is_ok(), expected.is_empty(), "{expected:?}: {said}");
+        assert!(said.contains(expected), "{said}, not {expected}");
+    }
+}
+
+#[test]
 fn it_fills_a_cache_of_its_identity() {
     let server = serving();
     let folder = tempfile::tempdir().unwrap();

@@ -32,8 +32,8 @@ const TOO_LARGE: u16 = 413;
 /// A model behind `ebm-encode serve`.
 ///
 /// Embeddings come as an Arrow stream. Every answer is checked before it is used: its encoder (a server
-/// that was restarted with another one is an error), the number of rows, their length, and that all
-/// values are finite. Calls are split by the limits of the server, and sent again as
+/// that was restarted with another one is an error), the number of rows, their length, that all values
+/// are finite, and that no row is zero or equal to that of a state with other tokens. Calls are split by the limits of the server, and sent again as
 /// [`RemoteOptions`] says. After several failures in a row no request is sent for a while, so that a
 /// search does not wait for a server that is gone.
 ///
@@ -170,7 +170,7 @@ impl RemoteEncoder {
             match answer {
                 Ok(reply) => {
                     let rows = &mut rows[part.start * dim..part.end * dim];
-                    let found = self.read(reply, rows)?;
+                    let found = self.read(reply, &texts[part.clone()], rows)?;
                     for (place, report) in reports[part].iter_mut().zip(found) {
                         *place = Some(report);
                     }
@@ -190,7 +190,12 @@ impl RemoteEncoder {
     }
 
     /// Checks an answer, and writes its embeddings.
-    fn read(&self, reply: Reply, rows: &mut [f32]) -> Result<Vec<Report>, RemoteError> {
+    fn read(
+        &self,
+        reply: Reply,
+        states: &[String],
+        rows: &mut [f32],
+    ) -> Result<Vec<Report>, RemoteError> {
         let url = self.client.url("encode");
         self.info.require_same(&reply, &url)?;
         let kind = reply.header(&reqwest::header::CONTENT_TYPE);
@@ -198,11 +203,10 @@ impl RemoteEncoder {
             let reason = format!("content type {kind:?}, expected {ARROW_STREAM:?}");
             return Err(RemoteError::Answer { url, reason });
         }
-        reply::read(reply.body, self.info.digest(), self.info.dim(), rows).map_err(|wrong| {
-            match wrong {
-                Wrong::Answer(reason) => RemoteError::Answer { url, reason },
-                Wrong::OtherEncoder(found) => self.info.other(&found, &url),
-            }
+        let (digest, dim) = (self.info.digest(), self.info.dim());
+        reply::read(reply.body, digest, dim, states, rows).map_err(|wrong| match wrong {
+            Wrong::Answer(reason) => RemoteError::Answer { url, reason },
+            Wrong::OtherEncoder(found) => self.info.other(&found, &url),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Answers with embeddings: an Arrow stream, checked, to rows and reports.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow_array::{
@@ -9,6 +11,7 @@ use arrow_array::{
 use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
 use arrow_schema::{ArrowError, Schema};
+use ebm_cache::check_rows;
 
 use crate::{NoEmbedding, PromptInfo, Report, TokenDigest};
 
@@ -34,15 +37,47 @@ impl From<ArrowError> for Wrong {
 
 /// Writes the embeddings of an answer into `rows`, and NaN where there is none.
 ///
-/// The decoder is sound on any bytes but not free of panics; a panic becomes an error.
+/// `states` are the texts that were asked for, in any form in which equal ones are equal. The decoder
+/// is sound on any bytes but not free of panics; a panic becomes an error.
 pub(super) fn read(
     body: Vec<u8>,
     digest: &str,
     dim: usize,
+    states: &[String],
     rows: &mut [f32],
 ) -> Result<Vec<Report>, Wrong> {
     let decoded = catch_unwind(AssertUnwindSafe(|| decode(body, digest, dim, rows)));
-    decoded.unwrap_or_else(|_| Err(Wrong::Answer("no Arrow stream: the decoder gave up".into())))
+    let gave_up = || Err(Wrong::Answer("no Arrow stream: the decoder gave up".into()));
+    let reports = decoded.unwrap_or_else(|_| gave_up())?;
+    check(states, &reports, rows, dim)?;
+    Ok(reports)
+}
+
+/// Refuses zero vectors, and equal ones of states whose tokens differ.
+///
+/// States from the server's cache have no digest: each may have the tokens of any other state.
+fn check(states: &[String], reports: &[Report], rows: &[f32], dim: usize) -> Result<(), Wrong> {
+    let mut numbers = HashMap::new();
+    let mut classes: Vec<Vec<(usize, [u32; 1])>> = vec![Vec::new(), Vec::new()];
+    for (index, report) in reports.iter().enumerate() {
+        let Ok(prompt) = report else { continue };
+        let next = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        let number = *numbers.entry(prompt.digest).or_insert(next);
+        classes[usize::from(prompt.digest.is_some())].push((index, [number]));
+    }
+    for own in classes {
+        let names: Vec<&str> = own.iter().map(|(index, _)| states[*index].as_str()).collect();
+        let tokens: Vec<&[u32]> = own.iter().map(|(_, number)| number.as_slice()).collect();
+        let values: Cow<'_, [f32]> = if own.len() == reports.len() {
+            rows.into()
+        } else {
+            own.iter().flat_map(|(index, _)| &rows[index * dim..][..dim]).copied().collect()
+        };
+        for ((index, _), verdict) in own.iter().zip(check_rows(&names, &tokens, &values, dim)) {
+            verdict.map_err(|bad| Wrong::Answer(format!("row {index}: {bad}")))?;
+        }
+    }
+    Ok(())
 }
 
 fn decode(body: Vec<u8>, digest: &str, dim: usize, rows: &mut [f32]) -> Result<Vec<Report>, Wrong> {
