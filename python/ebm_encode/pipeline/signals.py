@@ -29,9 +29,15 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def patient(
-    what: str = "the server is being brought back", *, firm: bool = False
+    what: str = "the server is being brought back", *, firm: bool = False, last: bool = False
 ) -> Iterator[None]:
-    """The first signal in this block is only told; a second one interrupts, unless it is firm."""
+    """The first signal in this block interrupts at its end; a second one at once.
+
+    Args:
+        what: What is done in it, for messages.
+        firm: Whether a second one waits too.
+        last: Whether the first one is only told: nothing comes after the block.
+    """
     count = 0
 
     def told(number: int, frame: FrameType | None) -> None:
@@ -45,6 +51,8 @@ def patient(
 
     with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), told):
         yield
+    if count and not last:
+        raise KeyboardInterrupt
 
 
 @contextmanager
