@@ -282,9 +282,10 @@ def test_a_signal_while_a_left_step_is_ended_brings_the_server_back(play, monkey
     play.require_server()
 
 
-def test_a_server_that_is_left_to_the_next_run_is_told(play):
-    """By a second signal while it is brought back."""
-    play.fault("llm-train", "fail-start")
+@pytest.mark.parametrize(("fault", "code"), [("fail-start", 1), ("", 130)])
+def test_a_server_that_is_left_to_the_next_run_is_told(play, fault, code):
+    """By a second signal while it is brought back: at the end, or before a step."""
+    play.fault("llm-train", fault)
     play.fault("server", "slow 60")
     former = play.processes("server.py")
     process = play.start()
@@ -297,7 +298,8 @@ def test_a_server_that_is_left_to_the_next_run_is_told(play):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
     printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 1
+    assert process.returncode == code
+    assert play.served() is None
     assert "the server is not back" in " ".join(printed.split())
     assert "--recover" in printed
     assert (play.work / "summary.json").exists()

@@ -19,7 +19,7 @@ from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
 from ebm_encode.pipeline.records import Record, read_known, write_json
 from ebm_encode.pipeline.right_model import HUB, ModelNotMadeError
 from ebm_encode.pipeline.server import InferenceServer
-from ebm_encode.pipeline.signals import interruptible, patient
+from ebm_encode.pipeline.signals import LeftError, interruptible, patient
 from ebm_encode.pipeline.steps import Step, feeds, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
@@ -164,7 +164,7 @@ class Iteration:
         """Runs the steps between two states of a server that answers; what was done about it.
 
         Raises:
-            KeyboardInterrupt: If the server is left to the next run.
+            LeftError: If the server is left to the next run.
         """
         try:
             with patient(_ENDING, firm=True):
@@ -173,6 +173,8 @@ class Iteration:
         except (EbmEncodeError, OSError) as failure:
             run.end("failed", str(failure))
             return "is not back"
+        except LeftError:
+            raise
         except KeyboardInterrupt:
             run.end("interrupted", _INTERRUPTED)
         else:
@@ -190,6 +192,8 @@ class Iteration:
             raise
         except (EbmEncodeError, OSError) as failure:
             run.end("failed", str(failure))
+        except LeftError:
+            raise
         except KeyboardInterrupt:
             run.end("interrupted", _INTERRUPTED)
         except BaseException:

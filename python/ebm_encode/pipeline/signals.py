@@ -10,6 +10,10 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 
+class LeftError(KeyboardInterrupt):
+    """A second signal: what is being done is left to the next run."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Has a polite request to end, and a terminal that goes away, interrupt as Ctrl-C does."""
@@ -45,7 +49,7 @@ def patient(
         del frame
         count += 1
         if count > 1 and not firm:
-            raise KeyboardInterrupt
+            raise LeftError
         more = "" if firm else "; again, and it is left to the next run"
         log.warning("%s: %s first%s", signal.Signals(number).name, what, more)
 
