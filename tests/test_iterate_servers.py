@@ -1,6 +1,7 @@
 """The inference server beside an iteration, in rarer weather than that of every step."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ebm_encode.pipeline.asking import listens_since
-from iterations.play import STEPS, Play, kill
+from ebm_encode.pipeline.asking import Answer, listens_since
+from ebm_encode.pipeline.config import ServerTable
+from ebm_encode.pipeline.right_model import RightModel
+from iterations.play import HERE, STEPS, Play, kill
 
 # Starts the server in a session of its own and without the mark, as systemd and docker do.
 _LAUNCH = """
@@ -74,7 +77,7 @@ def with_daemon(play):
 def test_a_server_that_was_told_to_end_is_not_taken_for_running(play, how):
     """The run is killed while the server still answers, after `stop` if there is one."""
     play.reboot()
-    play.fault("server", "lingers 4")
+    play.fault("server", "lingers 6")
     assert play.run("--recover")[0] == 0
     server = play.processes("server.py")[0].pid
     more = f'\nstop = ["kill", "{server}"]' if how == "command" else ""
@@ -204,6 +207,47 @@ def test_a_model_that_was_moved_in_with_older_files_is_another_one(tmp_path, how
         play.close()
 
 
+@pytest.mark.parametrize("how", ["link", "link above", "rename", "write"])
+def test_a_server_begun_after_its_model_was_moved_in_has_that_one(tmp_path, how):
+    """Its start is not known here: only an older one of the same path is."""
+    for name in ("a/model", "b/model"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "weights").write_text(name)
+        os.utime(tmp_path / name / "weights", (1e9, 1e9))
+        os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / "now").symlink_to("a")
+    (tmp_path / "current").symlink_to("a/model")
+    model = {"link": "current", "link above": "now/model"}.get(how, "a/model")
+    note = {"name": "x", "mark": "0" * 32, "pid": 0, "created": 1.0}
+    (tmp_path / "started.json").write_text(json.dumps(note | {"model": model, "digest": "former"}))
+    time.sleep(2.5)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    table = ServerTable.model_validate({"url": f"http://127.0.0.1:{port}", "start": ["true"]})
+    right = RightModel(
+        table, tmp_path, tmp_path, model_is_made=lambda _: True, made_at=lambda _: None
+    )
+    command = [sys.executable, HERE / "server.py", str(port), model]
+    with subprocess.Popen(command, cwd=tmp_path) as server:
+        try:
+            while not listens(port):
+                time.sleep(0.05)
+            assert right.is_right(Answer("up", (model,)), model)
+            if how == "write":
+                (tmp_path / "a" / "model" / "weights").write_text("new")
+            elif how == "rename":
+                (tmp_path / "a" / "model").rename(tmp_path / "former")
+                (tmp_path / "b" / "model").rename(tmp_path / "a" / "model")
+            else:
+                link = tmp_path / ("current" if how == "link" else "now")
+                link.unlink()
+                link.symlink_to("b/model" if how == "link" else "b")
+            assert not right.is_right(Answer("up", (model,)), model)
+        finally:
+            server.kill()
+
+
 def test_a_server_that_turns_to_another_model_is_not_taken_for_the_right_one(play):
     """It has the right one, and `settle-seconds` later no more."""
     play.reboot()
@@ -232,7 +276,7 @@ def test_a_listener_here_says_nothing_of_a_server_elsewhere():
 
 
 def test_a_signal_while_the_server_is_brought_back_ends_the_run(play):
-    play.fault("server", "slow 3")
+    play.fault("server", "slow 5")
     process = play.start()
     play.wait_for(play.work / "records" / "export.json")
     end = time.monotonic() + 60
