@@ -39,20 +39,28 @@ given="$root/data/iterations/$number"
 lora="$(folder LORA_DIR data/checkpoints/lora)"
 mkdir -p "$given/trajectories" "$given/adapter" "$root/$models" "$root/$evals" \
     "$root/$heads/iter_$number"
-find "$given/trajectories" "$given/adapter" -type l -delete
+declare -A wanted=()
+link() { # FILE FOLDER; one that is right stays: a run may be reading it, and this be a --dry-run
+    local name="$2/${1##*/}"
+    wanted["$name"]=1
+    [[ "$(readlink -- "$name")" == "$1" ]] || ln -sfn -- "$1" "$name"
+}
 shopt -s nullglob
 for ((i = 0; i < number; i++)); do
     for file in "$root/$trajectories/iter_$i.parquet" "$root/$trajectories/iter_${i}"_*.parquet; do
         case "$file" in *_test.parquet | *_debug.parquet | *_smoke.parquet) continue ;; esac
-        [[ ! -f "$file" ]] || ln -s "$file" "$given/trajectories/"
+        [[ ! -f "$file" ]] || link "$file" "$given/trajectories"
     done
 done
 # The former adapter, which training continues.
 if [[ "${LORA_MODE:-continue}" == continue ]]; then
     for file in "$root/$lora/iter_$((number - 1))"/adapter_*; do
-        ln -s "$file" "$given/adapter/"
+        link "$file" "$given/adapter"
     done
 fi
+for name in "$given/trajectories"/* "$given/adapter"/*; do
+    [[ ! -L "$name" || -n "${wanted["$name"]-}" ]] || rm -- "$name"
+done
 
 range=()
 # Without a search before it, iteration 0 has no states, and so no head.

@@ -296,3 +296,9 @@ def test_links_name_the_searches_of_earlier_iterations(project):
     ]
     assert [path.read_text() for path in found] == ["iter_0", "iter_0_noisy", "iter_1"]
     assert project.runs() == []
+    # A run that reads them finds them at any time: those that are right stay.
+    before = [path.lstat() for path in found]
+    (folder / "iter_1.parquet").unlink()
+    assert project.run("run_iteration_train.sh", "2", "--dry-run")[0] == 0
+    assert [path.lstat() for path in found[:2]] == before[:2]
+    assert not found[2].is_symlink()

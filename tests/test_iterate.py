@@ -686,6 +686,27 @@ def test_a_server_that_would_lose_its_weights_is_not_asked(stand_in, make_model,
     assert not stand_in.status()["dead"]
 
 
+@pytest.mark.parametrize("start", ["", "start = ['false']\n"])
+def test_a_server_that_was_started_again_without_its_option_is_back(
+    stand_in, make_model, borrowing, start
+):
+    """It has given nothing back, though a run that was killed had one give it."""
+    path = borrowing(stand_in.play("sglang", make_model("llama", head_dim=64)))
+    path.write_text(path.read_text().replace("free = 'release'", f"{start}free = 'release'"))
+    (path.parent / "server").mkdir()
+    note = path.parent / "server" / "intent.json"
+    note.write_text(json.dumps({"free": "release", "names": [], "free_before": 1}))
+    again = iteration(path, free_memory=lambda: [1])
+    assert "was running" in again.recover()
+    assert not note.exists()
+
+
+def test_a_server_that_does_not_run_has_nothing_to_give_back(borrowing):
+    path = borrowing("http://127.0.0.1:9")
+    found = iteration(path, free_memory=lambda: [1]).run()
+    assert found.state == "done", found.error
+
+
 # Other servers and commands.
 
 

@@ -4,8 +4,9 @@
 
 FAULTS is a file of words; each counts once when the server is started (and is taken off the file)
 but those that last: `slow SECONDS` (before it listens), `wrong` (has another model), `crash` (ends
-at once), `dies SECONDS` (ends after it answered first), `stubborn` (SIGTERM does nothing),
-`unstoppable` (the same, and lasts), `lingers SECONDS` (answers so long after SIGTERM).
+at once), `dies SECONDS` (ends after it answered first), `turns SECONDS` (has another model after it
+answered first), `stubborn` (SIGTERM does nothing), `unstoppable` (the same, and lasts), `lingers
+SECONDS` (answers so long after SIGTERM, and writes the file `told`).
 """
 
 import http.server
@@ -18,6 +19,17 @@ import time
 from pathlib import Path
 
 
+def linger(seconds: float) -> None:
+    late = threading.Timer(seconds, os._exit, [0])
+
+    def end(*_):
+        Path("told").touch()
+        if not late.is_alive():
+            late.start()
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def main(port: int, model: str, faults: list[str]) -> None:
     named = {word.split()[0]: word.split()[-1] for word in faults}
     if "crash" in named:
@@ -26,13 +38,12 @@ def main(port: int, model: str, faults: list[str]) -> None:
     if "stubborn" in named or "unstoppable" in named:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "lingers" in named:
-        late = threading.Timer(float(named["lingers"]), os._exit, [0])
-        signal.signal(signal.SIGTERM, lambda *_: late.start())
-    told = "models/another" if "wrong" in named else model
+        linger(float(named["lingers"]))
+    told = ["models/another" if "wrong" in named else model]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = json.dumps({"data": [{"id": told, "content": LOADED}]}).encode()
+            body = json.dumps({"data": [{"id": told[-1], "content": LOADED}]}).encode()
             found = self.path == "/v1/models"
             self.send_response(200 if found else 404)
             self.send_header("content-length", str(len(body) if found else 0))
@@ -41,6 +52,8 @@ def main(port: int, model: str, faults: list[str]) -> None:
                 self.wfile.write(body)
             if "dies" in named and found:
                 threading.Timer(float(named["dies"]), os._exit, [1]).start()
+            if "turns" in named and found:
+                threading.Timer(float(named["turns"]), told.append, ["models/another"]).start()
 
         def log_message(self, *_):
             """Says nothing."""

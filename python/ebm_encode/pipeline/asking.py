@@ -1,5 +1,7 @@
 """Which model answers at a server's address."""
 
+import ipaddress
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,14 +87,25 @@ def is_model(names: Sequence[str], expected: str, directory: Path) -> bool:
 
 
 def listens_since(url: str) -> float | None:
-    """When the process was started that listens at a URL's port here; `None` if not known."""
-    port = urllib3.util.parse_url(url).port
-    with suppress(psutil.Error):
-        for one in psutil.net_connections("tcp"):
-            here = one.laddr and one.laddr.port == port
+    """When the process was started that listens at a URL here; `None` if not known."""
+    parsed = urllib3.util.parse_url(url)
+    with suppress(psutil.Error, OSError):
+        addresses = _addresses_here((parsed.host or "").strip("[]"))
+        for one in psutil.net_connections("tcp") if addresses else []:
+            here = one.laddr and one.laddr.port == parsed.port and one.laddr.ip in addresses
             if one.status == psutil.CONN_LISTEN and here and one.pid:
                 return float(psutil.Process(one.pid).create_time())
     return None
+
+
+def _addresses_here(host: str) -> set[str]:
+    """The addresses at which a host's server listens on this machine; none if it is another."""
+    asked = {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+    interfaces = psutil.net_if_addrs().values()
+    own = {address.address.split("%")[0] for one in interfaces for address in one}
+    found = {one for one in asked if one in own or ipaddress.ip_address(one).is_loopback}
+    mapped = {f"::ffff:{one}" for one in found}
+    return found | mapped | {"0.0.0.0", "::"} if found else set()  # noqa: S104  (compared)
 
 
 def _names(client: ServerClient) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ebm_encode.digests import digest_file, digest_json
 from ebm_encode.errors import InputError
+from ebm_encode.pipeline.records import sync_path
 
 MISSING = "missing"
 """In place of a digest, where there is no file."""
@@ -100,6 +101,20 @@ def _digest_file(path: Path) -> str:
     return digest_file(path)
 
 
+def sync_whole(path: Path) -> None:
+    """Has a file, or a folder with everything in it, and its name on disk.
+
+    Raises:
+        OSError: If that fails.
+    """
+    files = _files(path) if path.is_dir() else [path]
+    folders = {path.parent, path.resolve().parent, *(file.parent for file in files)}
+    if path.is_dir():
+        folders |= {Path(here) for here, _, _ in os.walk(path)}
+    for one in (*files, *folders):
+        sync_path(one)
+
+
 def touch_mark(path: Path) -> str:
     """Another one after each write to a file, or to anything in a folder; `MISSING` without one."""
     if not path.exists():
@@ -115,9 +130,15 @@ def touch_mark(path: Path) -> str:
 
 
 def changed_at(path: Path) -> float:
-    """When something in a file or folder was last changed; seconds since 1970, 0 without one."""
-    files = [path, *_files(path)] if path.is_dir() else [path]
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    """When something in a file or folder was last changed; seconds since 1970, 0 without one.
+
+    Also when it, or a link on the way to it, was put where it is: what is moved or copied may keep
+    the time of its last write.
+    """
+    links = [above for above in path.parents if above.is_symlink()]
+    files = {path, *links, *path.rglob("*"), *_files(path)} if path.is_dir() else {path, *links}
+    stats = [stat for file in files if file.exists() for stat in (file.lstat(), file.stat())]
+    return max((max(stat.st_mtime, stat.st_ctime) for stat in stats), default=0.0)
 
 
 def matches(pattern: str, path: str) -> bool:

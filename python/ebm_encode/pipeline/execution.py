@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ebm_encode._core import __version__
 from ebm_encode.errors import PipelineError
-from ebm_encode.pipeline.contents import MISSING, digest_path, touch_mark
+from ebm_encode.pipeline.contents import MISSING, digest_path, sync_whole, touch_mark
 from ebm_encode.pipeline.figures import figures_of
 from ebm_encode.pipeline.plan import Verdict, command_digest
 from ebm_encode.pipeline.processes import Started, has_ended, start
@@ -73,6 +73,8 @@ class StepRunner:
                 figures=figures_of(step.own, step.result, self._log(step)),
                 version=__version__,
             )
+            for output in step.outputs:
+                sync_whole(output)  # after a power cut the record must not vouch for half of them
             record.write(self.folder)
             Attempt.remove(self.folder, step.name)
         except OSError as error:

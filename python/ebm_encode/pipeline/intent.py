@@ -46,7 +46,9 @@ class Start:
     Attributes:
         model: The model; empty where `start` does not say which.
         digest: Digest of its folder at that time; empty for hub ids.
+        url: Where it was to answer; empty if not known.
     """
 
     model: str = ""
     digest: str = ""
+    url: str = ""

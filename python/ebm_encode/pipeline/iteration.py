@@ -12,14 +12,14 @@ import filelock
 from ebm_encode.errors import ArgumentError, EbmEncodeError, InputError, PipelineError
 from ebm_encode.pipeline.config import Config, placed
 from ebm_encode.pipeline.contents import MISSING, digest_path
-from ebm_encode.pipeline.execution import Progress, StepRunner
+from ebm_encode.pipeline.execution import RUNNING, Progress, StepRunner
 from ebm_encode.pipeline.gpu import wait_for_memory
 from ebm_encode.pipeline.intent import INTENT
 from ebm_encode.pipeline.plan import Verdict, in_range, judge, plan
 from ebm_encode.pipeline.records import Record, read_known, write_json
 from ebm_encode.pipeline.right_model import HUB, ModelNotMadeError
 from ebm_encode.pipeline.server import InferenceServer
-from ebm_encode.pipeline.signals import interruptible, patient
+from ebm_encode.pipeline.signals import LeftError, interruptible, patient
 from ebm_encode.pipeline.steps import Step, feeds, steps_of
 from ebm_encode.pipeline.summary import RunState, StepSummary, Summary
 from ebm_encode.servers.guard.memory import free_memory_of_gpus
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 TOUCHED = "server.json"
+NEWEST = "iteration.json"
+_ENDING = "what an interrupted run left is being ended"
+_INTERRUPTED = "interrupted\nhint: the same command resumes"
 
 
 @dataclass
@@ -56,6 +59,13 @@ class _Touched:
 
     folder: str
     url: str
+
+
+@dataclass(frozen=True)
+class _Newest:
+    """The folder of the iteration that ran a step last beside a server."""
+
+    folder: str
 
 
 class Iteration:
@@ -112,8 +122,9 @@ class Iteration:
         Raises:
             ServerError: If the server does not come back.
         """
-        with self._alone(), patient():
-            self._runner.end_leftovers()
+        with self._alone(), patient(last=True):
+            with patient(_ENDING, firm=True, last=True):
+                self._end_leftovers()
             return "" if self.server is None else self.server.restore()
 
     def run(
@@ -135,14 +146,12 @@ class Iteration:
         with self._alone(), interruptible():
             began, run, server = time.monotonic(), _Run(), ""
             try:
-                self._runner.end_leftovers()
-                self._recover_first()
-            except (EbmEncodeError, OSError) as failure:
-                run.end("failed", str(failure))
-                server = "is not back"
-            else:
-                self._run_steps(run, begin, end, progress)
-                server = self._server_after(run, whole=(begin, end) == (0, len(self.steps)))
+                server = self._run_whole(run, begin, end, progress)
+            except KeyboardInterrupt:
+                run.end("interrupted", "interrupted")
+                if self.server is not None and self.server.touched:
+                    server = "is not back"
+                    run.end("interrupted", "the server is not back\nhint: run with --recover")
             rows, seconds = self._rows(run, begin, end), round(time.monotonic() - began, 3)
             summary = Summary(run.state, rows, server, run.error, seconds)
             try:
@@ -150,6 +159,27 @@ class Iteration:
             except OSError as error:
                 log.warning("%s: cannot be written (%s)", self.folder / SUMMARY, error)
             return summary
+
+    def _run_whole(self, run: _Run, begin: int, end: int, progress: Progress | None) -> str:
+        """Runs the steps between two states of a server that answers; what was done about it.
+
+        Raises:
+            LeftError: If the server is left to the next run.
+        """
+        try:
+            with patient(_ENDING, firm=True):
+                self._end_leftovers()
+            self._recover_first()
+        except (EbmEncodeError, OSError) as failure:
+            run.end("failed", str(failure))
+            return "is not back"
+        except LeftError:
+            raise
+        except KeyboardInterrupt:
+            run.end("interrupted", _INTERRUPTED)
+        else:
+            self._run_steps(run, begin, end, progress)
+        return self._server_after(run, whole=(begin, end) == (0, len(self.steps)))
 
     def _run_steps(self, run: _Run, begin: int, end: int, progress: Progress | None) -> None:
         try:
@@ -162,8 +192,10 @@ class Iteration:
             raise
         except (EbmEncodeError, OSError) as failure:
             run.end("failed", str(failure))
+        except LeftError:
+            raise
         except KeyboardInterrupt:
-            run.end("interrupted", "interrupted\nhint: the same command resumes")
+            run.end("interrupted", _INTERRUPTED)
         except BaseException:
             self._bring_back()
             raise
@@ -193,11 +225,11 @@ class Iteration:
         """
         if self.server is None or not self.server.touched:
             return
-        try:
-            with patient():
+        with patient():
+            try:
                 log.info("an interrupted run left the server: it %s", self.server.restore())
-        except ModelNotMadeError as error:
-            log.warning("%s", error)
+            except ModelNotMadeError as error:
+                log.warning("%s", error)
 
     def _take(self, run: _Run, planned: Verdict, progress: Progress | None) -> None:
         """Runs a step unless it is done; steps before it may have given what it reads by now."""
@@ -226,6 +258,7 @@ class Iteration:
             self.server.require_up(step.name)
         if step.gpu_memory:
             wait_for_memory(step.gpu_memory, self._config.gpu.wait_seconds, free=self._free_memory)
+        self._note_iteration()
         log.info("%s: runs (%s)", step.name, "; ".join(verdict.reasons[:2]))
         run.states[step.name] = self._runner.run(verdict, progress)
         run.current = None
@@ -263,6 +296,29 @@ class Iteration:
         except OSError as error:
             raise PipelineError(f"{self.folder}: cannot be written ({error})") from error
 
+    def _note_iteration(self) -> None:
+        """Writes down beside the server whose steps run, for a later run of another iteration."""
+        if self.server is None:
+            return
+        path = self.server.folder / NEWEST
+        try:
+            write_json(path, {"folder": str(self.folder)})
+        except OSError as error:
+            raise PipelineError(f"{path}: cannot be written ({error})") from error
+
+    def _other_folder(self) -> Path | None:
+        """The folder of another iteration, a step of which may run still beside the server."""
+        newest = None if self.server is None else read_known(self.server.folder / NEWEST, _Newest)
+        if newest is None or not Path(newest.folder, RUNNING).exists():
+            return None
+        return None if Path(newest.folder) == self.folder else Path(newest.folder)
+
+    def _end_leftovers(self) -> None:
+        """Ends steps that interrupted runs left behind, here and beside the same server."""
+        self._runner.end_leftovers()
+        if (other := self._other_folder()) is not None:
+            StepRunner(other).end_leftovers()
+
     def _require_known_server(self) -> None:
         """Refuses a configuration that lacks a server that an interrupted run touched."""
         touched = read_known(self.folder / TOUCHED, _Touched)
@@ -279,7 +335,7 @@ class Iteration:
     def _bring_back(self) -> str:
         if self.server is None:
             return ""
-        with patient():
+        with patient(last=True):
             return self.server.restore()
 
     def _require_done(self, verdicts: Sequence[Verdict], begin: int, end: int) -> None:
@@ -303,7 +359,11 @@ class Iteration:
         with ExitStack() as locks:
             for folder in dict.fromkeys(folders):
                 locks.enter_context(_locked(folder))
+            if (other := self._other_folder()) is not None:
+                locks.enter_context(_locked(other))
             self._require_known_server()
+            if self.server is not None:
+                self.server.require_own_folder()
             yield
 
     def _rows(self, run: _Run, begin: int, end: int) -> list[StepSummary]:

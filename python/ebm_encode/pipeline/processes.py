@@ -262,7 +262,7 @@ def run_to_end(
     Args:
         command: What runs.
         name: What it is, for messages.
-        written: File where it is written down while it runs.
+        written: File where it is written down; it stays.
         directory: Working directory.
         seconds: Its time.
         output: What it prints.
@@ -274,15 +274,19 @@ def run_to_end(
         OSError: If it cannot be written down.
         PipelineError: If it cannot be started or ended.
     """
-    started, process = start(
-        command,
-        name=name,
-        written=written,
-        directory=directory,
-        environment={},
-        output=output,
-        errors=output,
-    )
+    try:
+        started, process = start(
+            command,
+            name=name,
+            written=written,
+            directory=directory,
+            environment={},
+            output=output,
+            errors=output,
+        )
+    except PipelineError:
+        written.unlink(missing_ok=True)
+        raise
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -290,4 +294,3 @@ def run_to_end(
     finally:
         started.end()
         process.wait()
-        written.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def read_known(path: Path, kind: type[Kind]) -> Kind | None:
@@ -144,9 +144,9 @@ def read_known(path: Path, kind: type[Kind]) -> Kind | None:
         return None
 
 
-def sync_folder(folder: Path) -> None:
-    """Has the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Has a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,6 +14,8 @@ from ebm_encode.pipeline.records import read_known
 
 log = logging.getLogger(__name__)
 
+_TOLERANCE = 1.0
+"""Seconds by which the start of a process may be told wrong."""
 HUB = "hf://"
 """Before a model that is no path, but one of the hub."""
 
@@ -74,8 +76,9 @@ class RightModel:
         known = start is not None and start.model and self._is_there(start.model)
         if start is None or not known or any(map(self._is_there, answer.names)):
             return answer.names
-        # An alias is nothing to start a server with.
-        return (start.model, *answer.names)
+        # An alias is nothing to start a server with; but it may be another server that has it.
+        is_ours = _lives(self._folder) or self._table.served_name in answer.names
+        return (start.model, *answer.names) if is_ours or not answer.names else answer.names
 
     def _is_there(self, model: str) -> bool:
         return placed(self._directory, model).exists()
@@ -93,17 +96,37 @@ class RightModel:
             return True
         if start.model and _lives(self._folder):
             return False
-        since = self._made_at(expected)
-        if is_same:  # by a `start` that returned at once; what it reads was changed since
-            since = max(since or 0.0, changed_at(placed(self._directory, expected)))
+        return self._listens_since(expected, started_with=is_same)
+
+    def _listens_since(self, expected: str, *, started_with: bool) -> bool:
+        """Whether a server that calls itself so began after its model was as it is now.
+
+        Args:
+            expected: The model.
+            started_with: Whether it was started here with that model, which was changed since.
+        """
         listens = listens_since(self._table.url)
-        if since is not None and listens is None and not is_same:
+        if started_with:
+            return listens is not None and listens > self._changed_since(expected)
+        since = self._made_at(expected)
+        if since is not None and listens is None:
             log.warning(
                 "%s: it is not known since when it runs, and so not whether it has %s as it is now",
                 *(self._table.url, expected),
             )
             return True
         return since is None or (listens is not None and listens >= since)
+
+    def _changed_since(self, expected: str) -> float:
+        """When a model that was changed since a start here was so at the latest; 1970 seconds.
+
+        A folder that is moved in keeps its times, and may be one above the model's. So a server
+        that may be the one of that start, which returned at once, has the former contents.
+        """
+        started = Started.read(self._folder / STARTED)
+        begun = 0.0 if started is None else started.created + self._table.start_seconds
+        changed = changed_at(placed(self._directory, expected))
+        return max(self._made_at(expected) or 0.0, begun, changed) + _TOLERANCE
 
     def _is_called(self, names: Sequence[str], expected: str) -> bool:
         """Whether one of its names is that of the model, and none the path of another one."""

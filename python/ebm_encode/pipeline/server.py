@@ -6,17 +6,17 @@ model. A run that finds the file brings the server back before anything else.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ebm_encode.errors import ServerError
+from ebm_encode.errors import ArgumentError, ServerError, UnsafeServerError
 from ebm_encode.pipeline.asking import Answer, ask, read_token
 from ebm_encode.pipeline.config import ServerTable, placed
-from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent
+from ebm_encode.pipeline.intent import INTENT, STARTED, STOPPING, Intent, Start
 from ebm_encode.pipeline.processes import Started, detach, run_to_end, start
-from ebm_encode.pipeline.records import sync_folder, write_json
+from ebm_encode.pipeline.records import read_known, sync_path, write_json
 from ebm_encode.pipeline.right_model import RightModel
 from ebm_encode.servers.guard.guard import ServerGuard
 from ebm_encode.servers.guard.memory import free_gpu_memory
@@ -65,6 +65,21 @@ class InferenceServer:
         """Whether it was touched, by this run or one before, and is not known to be back."""
         return (self.folder / INTENT).exists()
 
+    def require_own_folder(self) -> None:
+        """Refuses a folder in which another server is written down that runs.
+
+        Raises:
+            ArgumentError: If one was started there for another address.
+        """
+        start = read_known(self.folder / STARTED, Start)
+        former = "" if start is None else start.url
+        if former and former.rstrip("/") != self.url.rstrip("/") and self._started() is not None:
+            raise ArgumentError(
+                f"{self.folder}: the server that was started here for {former} runs, and [server]"
+                f" `url` is {self.url}\nhint: give each server its own [server] `folder`, or end"
+                " that one first"
+            )
+
     def look(self) -> Answer:
         """What answers now."""
         table = self._table
@@ -77,7 +92,7 @@ class InferenceServer:
             ServerError: If it does not.
             OSError: If it cannot be written down first; then it is not touched.
         """
-        self._end_stop_command()
+        self._finish_stopping()
         intent = Intent.read(self.folder)
         if self._table.free == "stop":
             if intent is None:
@@ -87,8 +102,12 @@ class InferenceServer:
         if self._guard is not None:
             return
         self._resume(intent)
+        answer = self._settled()
+        if answer.state == "down":
+            log.info("%s: does not run, and so has no memory to give back", self._table.url)
+            return
         before = self._free_memory()
-        self._write(Intent("release", self._right.names_before(self._settled()), before))
+        self._write(Intent("release", self._right.names_before(answer), before))
         self._guard = self._new_guard()
         self._guard.release()
 
@@ -124,19 +143,19 @@ class InferenceServer:
             ServerError: If it does not come back. It is then still written down, and the next run
                 tries again.
         """
-        self._end_stop_command()
+        self._finish_stopping()
         intent = Intent.read(self.folder)
         self._resume(intent)
         expected = self._right.expected(intent, self.look())
         answer, done = self.look(), "was running"
+        if answer.state == "up" and intent is not None:
+            time.sleep(self._table.settle_seconds)  # it may be about to end
+            answer = self.look()
         if answer.state == "up" and not self._right.is_right(answer, expected):
             log.warning("%s %s, expected %s", self._table.url, answer, expected)
             self._require_start(f"{self._table.url} {answer}, expected {expected}")
             self._touch(expected)
             self._stop()
-            answer = self.look()
-        if answer.state == "up" and intent is not None:
-            time.sleep(self._table.settle_seconds)  # it may be about to end
             answer = self.look()
         if answer.state != "up":
             if self._table.start is None or (expected is None and self._needs_model()):
@@ -165,6 +184,8 @@ class InferenceServer:
                 self._guard.resume()
             else:
                 self._new_guard().take_over(intent.free_before)
+        except UnsafeServerError as error:  # it was started since, without the option for it
+            log.warning("%s\nso it has given nothing back", error)
         except ServerError as error:
             if self._table.start is None:
                 raise
@@ -193,15 +214,18 @@ class InferenceServer:
         started = Started.read(self.folder / STARTED)
         return started if started is not None and started.processes() else None
 
-    def _end_stop_command(self) -> None:
-        """Ends a `stop` of a run that was killed: it would stop what is started now."""
+    def _finish_stopping(self) -> None:
+        """Finishes a stop that was interrupted: what is started now would be stopped by it.
+
+        The server may still answer, though it was told to end.
+        """
         path = self.folder / STOPPING
         if not path.exists():
             return
         started = Started.read(path)
         if started is not None:
-            started.end()
-        self._wait_until_down(self._table.stop_seconds)  # it may have been told to end already
+            started.end(grace=self._table.stop_seconds)
+        self._wait_until_down(self._table.stop_seconds)
         path.unlink(missing_ok=True)
 
     def _is_down(self) -> bool:
@@ -213,14 +237,15 @@ class InferenceServer:
 
     def _stop(self) -> None:
         table, ours = self._table, self._started()
-        if ours is None and self._is_down():
-            return
-        if table.stop is not None:
-            self._run_stop()
+        seen = ours is not None or not self._is_down()
+        if table.stop is not None:  # also where nothing answers yet: it may be loading
+            self._run_stop(seen=seen)
             self._wait_until_down(table.stop_seconds)
         if ours is not None:
+            write_json(self.folder / STOPPING, asdict(ours))
             ours.end(grace=table.stop_seconds if table.stop is None else 10.0)
         answer = self._wait_until_down(table.stop_seconds if ours is not None else 0.0)
+        (self.folder / STOPPING).unlink(missing_ok=True)
         if answer.state == "down":
             return
         hint = "is its `stop` command right?" if table.stop else "give [server] `stop`"
@@ -240,7 +265,8 @@ class InferenceServer:
                 " start it with a model; [server] `model` is not made yet"
             )
 
-    def _run_stop(self) -> None:
+    def _run_stop(self, *, seen: bool) -> None:
+        """Runs the user's `stop`; where no server was seen, it may well fail."""
         assert self._table.stop is not None
         with self._log() as file:
             code = run_to_end(
@@ -253,7 +279,7 @@ class InferenceServer:
             )
         if code is None:
             log.warning("[server] stop does not end in %g s", self._table.stop_seconds)
-        elif code:
+        elif code and seen:
             log.warning("[server] stop exits with %d", code)
 
     def _wait_until_down(self, seconds: float) -> Answer:
@@ -279,11 +305,8 @@ class InferenceServer:
                 detach(process)
                 return
             log.warning("%s: %s", self._table.url, failures[-1])
-            started = Started.read(self.folder / STARTED)
-            if started is not None:
-                started.end()
-            if process.poll() is None:
-                process.wait()
+            self._stop()  # a second one beside it would fail, or be no other one
+            process.wait()
         what = f"{self._table.url}: did not come back{f' with {model}' if model else ''}"
         raise ServerError(
             f"{what}: {failures[-1]}\nhint: see {self.folder / LOG};"
@@ -293,9 +316,9 @@ class InferenceServer:
     def _spawn(self, model: str | None) -> Any:
         given = str(placed(self._directory, model)) if model and model[0] == "~" else model or ""
         command = [word.replace("{model}", given) for word in self._table.start or []]
-        extra: Mapping[str, Any] = {}
+        extra: dict[str, Any] = {"url": self.url}
         if model is not None:
-            extra = {"model": model, "digest": self._right.digest(model)}
+            extra |= {"model": model, "digest": self._right.digest(model)}
         with self._log() as file:
             _, process = start(
                 command,
@@ -346,4 +369,4 @@ class InferenceServer:
         path = self.folder / INTENT
         if path.exists():
             path.unlink()
-            sync_folder(self.folder)
+            sync_path(self.folder)

@@ -10,6 +10,10 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 
+class LeftError(KeyboardInterrupt):
+    """A second signal: what is being done is left to the next run."""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Has a polite request to end, and a terminal that goes away, interrupt as Ctrl-C does."""
@@ -29,9 +33,15 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def patient(
-    what: str = "the server is being brought back", *, firm: bool = False
+    what: str = "the server is being brought back", *, firm: bool = False, last: bool = False
 ) -> Iterator[None]:
-    """The first signal in this block is only told; a second one interrupts, unless it is firm."""
+    """The first signal in this block interrupts at its end; a second one at once.
+
+    Args:
+        what: What is done in it, for messages.
+        firm: Whether a second one waits too.
+        last: Whether the first one is only told: nothing comes after the block.
+    """
     count = 0
 
     def told(number: int, frame: FrameType | None) -> None:
@@ -39,12 +49,14 @@ def patient(
         del frame
         count += 1
         if count > 1 and not firm:
-            raise KeyboardInterrupt
+            raise LeftError
         more = "" if firm else "; again, and it is left to the next run"
         log.warning("%s: %s first%s", signal.Signals(number).name, what, more)
 
     with _handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), told):
         yield
+    if count and not last:
+        raise KeyboardInterrupt
 
 
 @contextmanager
