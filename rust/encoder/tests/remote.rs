@@ -309,7 +309,8 @@ fn rows_of_other_states_with_the_right_count_are_caught_behind_a_coalescer() {
 
 #[test]
 fn zero_and_equal_rows_are_refused_unless_the_tokens_may_be_equal() {
-    let cases: [(&str, fn(&mut [Row])); 4] = [
+    type Fault = fn(&mut [Row]);
+    let cases: [(&str, Fault); 4] = [
         ("row 1: norm 0e0 is zero", |rows| rows[1].embedding = Some(vec![0.0; DIM])),
         ("row 1: equal", |rows| rows[1].embedding = rows[0].embedding.clone()),
         ("", |rows| {
