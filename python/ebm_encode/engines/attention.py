@@ -23,10 +23,9 @@ from ebm_encode.engines import kernel, varlen
 from ebm_encode.engines.attending import attending_by
 from ebm_encode.engines.masks import (
     PathMask,
-    UnsupportedAttentionError,
     current_paths,
     path_mask,
-    require_known,
+    require_paths,
 )
 from ebm_encode.engines.trie import Paths
 
@@ -70,10 +69,7 @@ def path_attention(
         UnsupportedAttentionError: If the layer wants a bias by position, sees what comes after, or
             says itself which keys it sees.
     """
-    require_known(others)
-    both_ways = is_causal is False or getattr(module, "is_causal", True) is False
-    if not isinstance(attention_mask, PathMask) or position_bias is not None or both_ways:
-        raise UnsupportedAttentionError("attention by other than paths")
+    require_paths(module, attention_mask, PathMask, position_bias, others, is_causal=is_causal)
     paths = attention_mask.paths
     before = paths.carried.exchange(key, value, paths)
     plain = softcap is None and s_aux is None

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from ebm_encode.engines.attending import attending_by
 from ebm_encode.engines.block_masks import TrieLayout, block_mask
-from ebm_encode.engines.masks import UnsupportedAttentionError, require_known
+from ebm_encode.engines.masks import UnsupportedAttentionError, require_paths
 
 NAME = "ebm_encode_flex"
 """Under this name transformers finds the attention and mask functions of this file."""
@@ -76,10 +76,7 @@ def trie_attention(
         UnsupportedAttentionError: If the layer wants a bias by position, sees what comes after, or
             says itself which keys it sees.
     """
-    require_known(others)
-    both_ways = is_causal is False or getattr(module, "is_causal", True) is False
-    if not isinstance(attention_mask, BlockMask) or position_bias is not None or both_ways:
-        raise UnsupportedAttentionError("attention by other than paths")
+    require_paths(module, attention_mask, BlockMask, position_bias, others, is_causal=is_causal)
     # A kernel multiplies also values that a query does not see, by 0: what is not finite would
     # reach all nodes of a block. As a key it reaches those that see it, and no others.
     broken = ~value.isfinite().all(dim=3).all(dim=1)[:, None, :, None]  # (1, 1, N, 1)

@@ -76,17 +76,36 @@ class PathMask:
         return slice(start, end), scores.masked_fill_(~seen, -torch.inf)
 
 
-def require_known(options: dict[str, Any]) -> None:
-    """Refuses what a model's attention is given beyond what these functions take.
+def require_paths(
+    module: Any,
+    mask: Any,
+    kind: type,
+    position_bias: torch.Tensor | None,
+    others: dict[str, Any],
+    *,
+    is_causal: bool | None,
+) -> None:
+    """Refuses what a layer's attention wants beyond what functions of these files take.
 
-    Sparse attention says so which keys each query sees.
+    Sparse attention says itself which keys each query sees, in tensors that these would drop.
+
+    Args:
+        module: The layer.
+        mask: What it was given as mask.
+        kind: Type of the masks that the function takes.
+        position_bias: A bias by position, if it wants one.
+        others: All other options, by name.
+        is_causal: Whether it says that no query sees what comes after.
 
     Raises:
-        UnsupportedAttentionError: Naming it.
+        UnsupportedAttentionError: If it wants more.
     """
-    unknown = {name for name, value in options.items() if isinstance(value, torch.Tensor)}
+    unknown = {name for name, value in others.items() if isinstance(value, torch.Tensor)}
     if unknown - _SAID_ELSEWHERE:
         raise UnsupportedAttentionError(f"attention with {', '.join(sorted(unknown))}")
+    both_ways = is_causal is False or getattr(module, "is_causal", True) is False
+    if not isinstance(mask, kind) or position_bias is not None or both_ways:
+        raise UnsupportedAttentionError("attention by other than paths")
 
 
 _SAID_ELSEWHERE = {"position_ids", "cache_position", "position_embeddings"}

@@ -52,13 +52,7 @@ class InPlaceLayout(TrieLayout):
     @classmethod
     def like(cls, layout: TrieLayout, ids: NDArray[np.int64]) -> "InPlaceLayout":
         """A layout with the numbers of another one."""
-        given: list[NDArray[Any]] = [
-            ids,
-            layout.depths[None].astype(np.int64),
-            layout.ends,
-            layout.depths,
-        ]
-        placed = [to_device(array, layout.device).clone() for array in given]
+        placed = [to_device(array, layout.device).clone() for array in _inputs(layout, ids)]
         whole = (layout.nodes, layout.ends, layout.depths, layout.device)
         return cls(*whole, *placed)
 
@@ -82,18 +76,18 @@ class InPlaceLayout(TrieLayout):
 
     def write(self, layout: TrieLayout, ids: NDArray[np.int64]) -> None:
         """Takes the numbers of another layout of this length."""
-        arrays: list[NDArray[Any]] = [
-            ids,
-            layout.depths[None].astype(np.int64),
-            layout.ends,
-            layout.depths,
-        ]
+        arrays = _inputs(layout, ids)
         places = [self.ids, self.positions, self._ends, self._depths]
         for (mask_function, window), lists in zip(self._masks, self._lists, strict=True):
             arrays += block_lists(layout, mask_function, window)
             places += lists
         for place, array in zip(places, arrays, strict=True):
             place.copy_(to_device(array, self.device))
+
+
+def _inputs(layout: TrieLayout, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Token ids, positions, ends and depths, as a pass reads them."""
+    return [ids, layout.depths[None].astype(np.int64), layout.ends, layout.depths]
 
 
 @dataclass(frozen=True)

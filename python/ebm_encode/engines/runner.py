@@ -164,7 +164,7 @@ class Runner:
                     self._use(engine, work, done)
                     yield done
             except EngineError as error:
-                work.failure = error
+                work.failure = _without_tensors(error)
 
     def _too_long(self, tokens: Tokens) -> list[int]:
         """The sequences that a server does not take."""
@@ -192,8 +192,6 @@ class Runner:
         """
         engine, reason, sample = failure.engine, str(failure), failure.indices
         if failure.failed and engine is self._selection.choice.engine:
-            assert failure.__cause__ is not None
-            clear_frames(failure.__cause__.__traceback__)  # which hold the tensors of the pass
             failed, sample = self._run_each(failure.indices, tokens)
             if failed:
                 return failed
