@@ -21,6 +21,7 @@ from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.output import OutputSlots, Pass
 from ebm_encode.engines.padded import pool_padded
 from ebm_encode.engines.reference import compare
+from ebm_encode.engines.runner import Runner
 from ebm_encode.engines.tuning import settings_of
 from ebm_encode.errors import ArgumentError
 from ebm_encode.prompts.tokens import Tokens
@@ -266,19 +267,19 @@ def test_a_resumed_run_has_the_batches_of_the_run_before(
 
     monkeypatch.setattr("ebm_encode.engines.tuning.calibrate", measure)
     arguments = ["encode", "--model-path", llama, "--trajectories", source, "--output", output]
-    run = Encoder.run_all
+    run = Runner.run_all
 
     def stopped(self, *arguments, **options):
         batches = run(self, *arguments, **options)
         yield next(batches)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Encoder, "run_all", stopped)
+    monkeypatch.setattr(Runner, "run_all", stopped)
     assert run_cli(*arguments, "--checkpoint-rows", 1)[0] == 130
     partial = tmp_path / "o.parquet.partial"
     noted = json.loads((partial / "settings.jsonl").read_text())
     assert (noted["max_batch_tokens"], noted["compiled"]) == (700, False)
-    monkeypatch.setattr(Encoder, "run_all", run)
+    monkeypatch.setattr(Runner, "run_all", run)
     assert run_cli(*arguments, "--json")[0] == 0
     assert not partial.exists()
     assert next(measured) == 3000  # it was asked once only

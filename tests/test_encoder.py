@@ -424,7 +424,7 @@ def test_a_device_has_the_next_batch_while_one_is_in_use(
     assert (encoder.encode(states) == right).all()
     assert device.most == (2 if max_batch_tokens == 500 else 1)
     tokens = encoder.prompts.tokenize(states)
-    passes = encoder.run(tokens, wanted=lambda batch: 0 in batch)
+    passes = encoder.runner.run(tokens, wanted=lambda batch: 0 in batch)
     found = {
         i: own for done in passes for i, own in zip(done.indices, done.embeddings, strict=True)
     }

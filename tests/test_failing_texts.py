@@ -10,6 +10,7 @@ import transformers
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.engines.output import Pass
+from ebm_encode.engines.runner import Runner
 from ebm_encode.errors import EncodingError
 
 
@@ -140,7 +141,7 @@ def test_a_resumed_run_drops_what_the_model_now_makes_no_embedding_of(
     encode, one_text, tmp_path, states, monkeypatch, fault
 ):
     """Saved states go through the model again where they share a batch with some that are not."""
-    run = Encoder.run_all
+    run = Runner.run_all
 
     def stopped(self, works):
         """Ends within the batch of that text."""
@@ -151,9 +152,9 @@ def test_a_resumed_run_drops_what_the_model_now_makes_no_embedding_of(
                 raise KeyboardInterrupt
             yield work, batch
 
-    monkeypatch.setattr(Encoder, "run_all", stopped)
+    monkeypatch.setattr(Runner, "run_all", stopped)
     assert encode("--engine", "padded", "--checkpoint-rows", 1)[0] == 130
-    monkeypatch.setattr(Encoder, "run_all", run)
+    monkeypatch.setattr(Runner, "run_all", run)
     one_text.fault, output = fault, tmp_path / "out.parquet"
     code, summary, err = encode("--engine", "padded")
     if fault in ("memory", "memory unbatched", "once"):  # with which it was right when it was saved

@@ -55,7 +55,7 @@ def test_the_next_set_starts_before_the_last_pass_of_the_one_before_ends(slow, s
     sets = [sorted(states)[i : i + 60] for i in (0, 60, 120)]
     works = [Work(encoder.prompts.tokenize(some)) for some in sets]
     found = {id(work): np.full((60, encoder.dim), np.nan, np.float32) for work in works}
-    for work, done in encoder.run_all(iter(works)):
+    for work, done in encoder.runner.run_all(iter(works)):
         found[id(work)][done.indices] = done.embeddings
     assert device.events.count("start") == device.events.count("end") > 3
     assert device.idle == 1, "only at the very end"
@@ -108,7 +108,7 @@ def test_a_failure_in_the_last_pass_of_a_set_concerns_that_set(slow, states, lla
 
     encoder.choice.engine.forward = failing
     found = {id(work): np.full((60, encoder.dim), np.nan, np.float32) for work in works}
-    for work, done in encoder.run_all(works):
+    for work, done in encoder.runner.run_all(works):
         found[id(work)][done.indices] = done.embeddings
     assert encoder.choice.engine.name == "packed"
     for work, some in zip(works, sets, strict=True):
@@ -119,7 +119,7 @@ def test_sets_may_be_empty_or_unwanted(slow, states):
     encoder, _ = slow
     some = encoder.prompts.tokenize(states[:5])
     works = [Work(some.select([])), Work(some, wanted=lambda _: False), Work(some)]
-    assert {id(work) for work, _ in encoder.run_all(works)} == {id(works[2])}
+    assert {id(work) for work, _ in encoder.runner.run_all(works)} == {id(works[2])}
 
 
 def test_memory_that_was_short_is_tried_again():

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -94,22 +95,27 @@ def test_the_host_does_not_hold_a_model_that_goes_elsewhere(sharded):
     assert kept["grown"] > kept["model"] * 0.9
 
 
-def test_the_memory_of_a_head_is_freed(make_model):
+def test_the_memory_of_a_head_is_freed(make_model, monkeypatch):
     """Without waiting for the garbage collector: on a GPU that would be memory for batches."""
-    folder = make_model("llama", tie_word_embeddings=False)
-    gc.collect()
+    folder, made = make_model("llama", tie_word_embeddings=False), []
+    from_pretrained = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watched(*arguments, **options):
+        loaded = from_pretrained(*arguments, **options)
+        head = loaded[0].get_output_embeddings()
+        made.extend(map(weakref.ref, (head, head.weight)))
+        return loaded
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
     gc.disable()
     try:
-        model = load_model(folder)
-        shape = model.base.get_input_embeddings().weight.shape
-        like = [
-            each
-            for each in gc.get_objects()
-            if type(each) is torch.nn.Parameter and each.shape == shape
-        ]
+        without = load_model(folder)
+        assert [one() for one in made] == [None, None]
+        whole = load_model(folder, keep_head=True)
     finally:
         gc.enable()
-    assert len(like) == 1
+    assert made[2]() is whole.whole.get_output_embeddings()
+    assert without.base is not whole.base
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "meta", "nothing"])

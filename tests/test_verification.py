@@ -67,7 +67,7 @@ def bulk_run(encoder, states, output, *, sample=None, stop_after=None):
 
 def stop(encoder, batches):
     """Interrupts the encoder after so many batches."""
-    original = encoder.run
+    original = encoder.runner.run_all
 
     def stopped(*arguments, **options):
         for k, batch in enumerate(original(*arguments, **options)):
@@ -75,7 +75,7 @@ def stop(encoder, batches):
                 raise KeyboardInterrupt
             yield batch
 
-    encoder.run = stopped
+    encoder.runner.run_all = stopped
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from uv import find_uv_bin
 
 ROOT = Path(__file__).parents[2]
 PRESENT = ("torch", "transformers", "pyarrow")
@@ -82,7 +83,8 @@ def _our_wheel(given: Path | None, folder: Path) -> Path:
         target = folder / given.name
         target.write_bytes(given.read_bytes())
         return target
-    command = ["maturin", "build", "--release", "--locked", "--out", str(folder)]
+    command = [sys.executable, "-m", "maturin", "build", "--interpreter", sys.executable]
+    command += ["--release", "--locked", "--out", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True)
     return next(folder.glob("ebm_encode-*.whl"))
 
@@ -110,7 +112,7 @@ def _resolve(
         constraints.write_text("\n".join(pinned), encoding="utf-8")
         asked.write_text("\n".join(wanted), encoding="utf-8")
         command = [
-            "uv", "pip", "compile", str(asked), "--constraint", str(constraints), "--quiet",
+            find_uv_bin(), "pip", "compile", str(asked), "--constraint", str(constraints), "--quiet",
             "--python-version", python, "--python-platform", "x86_64-manylinux_2_28",
             "--only-binary", ":all:", "--no-header", "--annotation-style", "line", *source,
         ]  # fmt: skip

@@ -73,7 +73,7 @@ def in_bulk(encoder: Encoder) -> Encode:
         rows = np.full((len(states), encoder.dim), np.nan, np.float32)
         first = 0
         for tokens in ahead(tokenized(states), "tokenize"):
-            for done in encoder.run(tokens):
+            for done in encoder.runner.run(tokens):
                 rows[[first + i for i in done.indices]] = done.embeddings
             first += len(tokens)
         return rows

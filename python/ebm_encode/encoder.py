@@ -4,7 +4,7 @@ Knows nothing of files other than the model's.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,12 @@ from ebm_encode.digests import digest_tokens
 from ebm_encode.engines.budget import Budget
 from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.noise import NoiseFloor
-from ebm_encode.engines.output import OutputSlots, Pass
+from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.reference import compare, embeddings_agree
 from ebm_encode.engines.runner import Runner
 from ebm_encode.engines.selection import EngineFactory, Selection
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS, EngineChoice
 from ebm_encode.engines.tuning import Tuning
-from ebm_encode.engines.work import W
 from ebm_encode.equal_embeddings import TokenClasses
 from ebm_encode.errors import ArgumentError, ModelError
 from ebm_encode.identity.identity import identify, with_backend
@@ -454,22 +453,6 @@ class Encoder:
     def screen(self, tokens: Tokens) -> list[RowReport]:
         """What can be said of each sequence before it is run."""
         return self._screening.screen(tokens)
-
-    def run(
-        self, tokens: Tokens, *, wanted: Callable[[list[int]], bool] = lambda _: True
-    ) -> Iterator[Pass]:
-        """Runs sequences; yields each finished pass, its embeddings not yet validated.
-
-        Args:
-            tokens: Sequences of at least one token each.
-            wanted: Asked of each batch whether it is to be run; what it answers does not change
-                how the sequences are divided.
-        """
-        return self.runner.run(tokens, wanted=wanted)
-
-    def run_all(self, works: Iterable[W]) -> Iterator[tuple[W, Pass]]:
-        """As `run`, of several sets of sequences one after the other; no device waits between."""
-        return self.runner.run_all(works)
 
     def run_unbatched(self, sequence: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The embedding of one sequence at batch size 1, without padding, float32 `[dim]`.

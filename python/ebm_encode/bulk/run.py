@@ -244,7 +244,7 @@ class BulkRun:
 
         with closing(chunks):
             at = None
-            for work, done in self._encoder.run_all(works()):
+            for work, done in self._encoder.runner.run_all(works()):
                 while at is not work.chunk:
                     at = begun.popleft()
                     yield at, None
