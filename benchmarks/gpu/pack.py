@@ -112,9 +112,9 @@ def _resolve(
         constraints.write_text("\n".join(pinned), encoding="utf-8")
         asked.write_text("\n".join(wanted), encoding="utf-8")
         command = [
-            find_uv_bin(), "pip", "compile", str(asked), "--constraint", str(constraints), "--quiet",
+            find_uv_bin(), "pip", "compile", str(asked), "--constraint", str(constraints),
             "--python-version", python, "--python-platform", "x86_64-manylinux_2_28",
-            "--only-binary", ":all:", "--no-header", "--annotation-style", "line", *source,
+            "--quiet", "--only-binary", ":all:", "--no-header", "--annotation-style", "line", *source,
         ]  # fmt: skip
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     pins: dict[str, str] = {}
