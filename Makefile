@@ -6,7 +6,7 @@ DEMO := demo-out
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 # The recipes below name what is built there.
 export CARGO_TARGET_DIR := $(CURDIR)/target
-PUBLISHED := $(foreach crate,threads cache encoder search embed,--package ebm-$(crate))
+PUBLISHED := $(foreach crate,threads http cache encoder search embed,--package ebm-$(crate))
 
 .PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-quantised test-kills lint package format bench lock clean
 

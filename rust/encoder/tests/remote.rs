@@ -15,7 +15,7 @@ use ebm_encoder::{
 use remote_server::calls::{
     answer, answering, changed, connect, described, encode, failure, options, right, serving,
 };
-use remote_server::{Answer, Reply, Row, info, token_digest};
+use remote_server::{Answer, Reply, Row, encodes, info, refusal, texts_of, token_digest};
 use serde_json::json;
 use std::sync::Arc;
 use support::{DIM, fake, identity, identity_with};
@@ -52,7 +52,7 @@ fn embeddings_lengths_and_digests_are_those_of_the_server() {
     assert_eq!(encoder.info().version(), "0.1.0");
     assert_eq!(encoder.info().instance(), "one");
     assert_eq!(encoder.info().described()["engine"], "padded");
-    let sent = &server.encodes()[0];
+    let sent = &encodes(&server)[0];
     assert_eq!(sent.headers["accept"], "application/vnd.apache.arrow.stream");
     assert_eq!(sent.headers["content-type"], "application/json");
     assert!(!sent.headers.contains_key("authorization"));
@@ -65,7 +65,7 @@ fn no_state_is_no_request_and_a_wrong_buffer_is_refused() {
     assert_eq!(encoder.encode_into(&[], &mut []).unwrap(), []);
     let error = encoder.encode_into(&["a"], &mut [0.0; DIM + 1]).unwrap_err();
     assert!(matches!(error, EncoderError::Argument(_)), "{error}");
-    assert_eq!(server.encodes().len(), 0);
+    assert_eq!(encodes(&server).len(), 0);
 }
 
 #[test]
@@ -82,22 +82,22 @@ fn calls_are_split_by_the_limits_of_the_server() {
         let (reports, rows) = encode(&connect(&server), &states).unwrap();
         assert!(reports.iter().all(Result::is_ok));
         assert_eq!(rows, expected, "{name}");
-        let sent = server.encodes();
-        assert!(sent.iter().all(|request| request.texts().len() <= most), "{name}");
+        let sent = encodes(&server);
+        assert!(sent.iter().all(|request| texts_of(request).len() <= most), "{name}");
         assert!(name != "max_body_bytes" || sent.iter().all(|request| request.body.len() <= limit));
         assert!(sent.len() > 10);
     }
     let server = serving();
     let encoder = RemoteEncoder::connect(&server.url(), options().with_max_states(9)).unwrap();
     assert_eq!(encode(&encoder, &states).unwrap().1, expected);
-    assert_eq!(server.encodes().len(), 12);
+    assert_eq!(encodes(&server).len(), 12);
 }
 
 #[test]
 fn a_request_that_is_too_large_is_halved_and_a_state_that_is_too_large_is_reported() {
-    let server = answering(|_, request| match request.texts() {
+    let server = answering(|_, request| match texts_of(request) {
         texts if texts.len() > 3 || texts.contains(&"huge".to_owned()) => {
-            Reply::error(413, "too much", "send less")
+            refusal(413, "too much", "send less")
         }
         _ => right(request),
     });
@@ -223,7 +223,7 @@ fn another_encoder_after_a_restart_is_an_error_that_says_so() {
         let message = format!("has another encoder: its identity is {other}, expected {expected}");
         assert!(error.contains(&message) && error.contains("\nhint: "), "{place}: {error}");
     }
-    assert_eq!(server.encodes().len(), 3, "it is not asked again");
+    assert_eq!(encodes(&server).len(), 3, "it is not asked again");
 }
 
 #[test]
@@ -276,9 +276,9 @@ fn it_may_be_made_used_and_dropped_within_a_runtime() {
 
 #[test]
 fn it_works_behind_a_coalescer() {
-    let server = answering(|_, request| match request.texts() {
+    let server = answering(|_, request| match texts_of(request) {
         // As where one state kills the request that it is in.
-        texts if texts.contains(&"poison".to_owned()) => Reply::error(500, "poisoned", ""),
+        texts if texts.contains(&"poison".to_owned()) => refusal(500, "poisoned", ""),
         _ => right(request),
     });
     let coalescer = Coalescer::start(connect(&server), CoalescerOptions::default()).unwrap();
@@ -354,5 +354,5 @@ fn it_fills_a_cache_of_its_identity() {
     let encoder = encoder.unwrap();
     let answers = encoder.encode(&["b"]).unwrap();
     assert_eq!(**answers[0].as_ref().unwrap(), fake().row("b"));
-    assert_eq!(server.encodes().len(), 1, "the cache answers");
+    assert_eq!(encodes(&server).len(), 1, "the cache answers");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ebm_encoder::remote::{RemoteEncoder, RemoteError, RemoteOptions};
 use remote_server::calls::{connect, described, encode, options, right, serving};
-use remote_server::{Reply, Server, info, info_reply};
+use remote_server::{Reply, Server, info, info_reply, refusal};
 use serde_json::{Value, json};
 use support::{identity, identity_with};
 
@@ -18,13 +18,13 @@ use support::{identity, identity_with};
 fn connect_waits_until_the_server_is_ready() {
     let asked = AtomicUsize::new(0);
     let server = Server::start(move |request| match request.path.as_str() {
-        "/health" if asked.fetch_add(1, Ordering::SeqCst) < 2 => Reply::error(503, "loading", ""),
+        "/health" if asked.fetch_add(1, Ordering::SeqCst) < 2 => refusal(503, "loading", ""),
         "/health" => Reply::json(200, &json!({"status": "ready"})),
         "/info" => info_reply(&identity(), &info(&identity())),
         _ => right(request),
     });
     encode(&connect(&server), &["a"]).unwrap();
-    let server = Server::start(|_| Reply::error(503, "loading", ""));
+    let server = Server::start(|_| refusal(503, "loading", ""));
     let error = RemoteEncoder::connect(&server.url(), options()).unwrap_err();
     let RemoteError::Status { status: 503, message, url } = error else { unreachable!("{error}") };
     assert_eq!(message, "loading (3 attempts)");

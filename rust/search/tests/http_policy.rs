@@ -231,7 +231,7 @@ fn a_rounding_above_zero_is_zero() {
 #[test]
 fn a_busy_server_is_asked_again_when_it_says() {
     let server = answering(|number, _| match number {
-        0 => Reply::text(429, r#"{"error": {"message": "busy"}}"#).with_header("Retry-After: 1"),
+        0 => Reply::text(429, r#"{"error": {"message": "busy"}}"#).header("retry-after", "1"),
         1 => Reply::text(429, "busy"),
         _ => right(),
     });
@@ -244,7 +244,7 @@ fn a_busy_server_is_asked_again_when_it_says() {
 
 #[test]
 fn a_wait_beyond_the_limit_is_an_error() {
-    let server = answering(|_, _| Reply::text(429, "later").with_header("Retry-After: 3600"));
+    let server = answering(|_, _| Reply::text(429, "later").header("retry-after", "3600"));
     let policy = connect(options(&server)).unwrap();
     let error = cause(propose(&policy, &["⊢ True"]).unwrap_err());
     assert!(matches!(error, HttpPolicyError::Status { status: 429, .. }), "{error:?}");

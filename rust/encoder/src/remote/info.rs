@@ -1,10 +1,11 @@
 //! What a server says of itself.
 
 use ebm_cache::{Identity, differences};
+use ebm_http::Reply;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::{Client, IDENTITY_HEADER, INSTANCE_HEADER, Reply};
+use super::client::{Client, IDENTITY_HEADER, INSTANCE_HEADER};
 use super::error::RemoteError;
 
 const SOFTWARE: &str = "ebm-encode";

@@ -6,16 +6,15 @@ mod info;
 mod options;
 mod reply;
 
-use std::mem;
 use std::ops::Range;
-use std::process;
 use std::sync::Arc;
 
 use ebm_cache::Identity;
-use tokio::runtime::{Builder, Runtime};
+use ebm_http::reqwest::header::CONTENT_TYPE;
+use ebm_http::{Reply, RequestThread};
 use tokio::task::JoinSet;
 
-use self::client::{ARROW_STREAM, Client, Reply};
+use self::client::{ARROW_STREAM, Client};
 pub use self::error::RemoteError;
 pub use self::info::RemoteInfo;
 pub use self::options::RemoteOptions;
@@ -57,8 +56,7 @@ const TOO_LARGE: u16 = 413;
 pub struct RemoteEncoder {
     client: Arc<Client>,
     info: RemoteInfo,
-    runtime: Option<Runtime>,
-    process: u32,
+    thread: RequestThread,
 }
 
 impl RemoteEncoder {
@@ -69,25 +67,15 @@ impl RemoteEncoder {
     /// has another encoder than the options demand.
     pub fn connect(url: &str, options: RemoteOptions) -> Result<Self, RemoteError> {
         let client = Arc::new(Client::new(url, options)?);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("ebm-remote-encoder")
-            .enable_all()
-            .build()
+        let thread = RequestThread::start("ebm-remote-encoder")
             .map_err(|error| RemoteError::Start(error.to_string()))?;
         let (send, asked) = flume::bounded(1);
         let asking = Arc::clone(&client);
-        runtime.spawn(async move { send.send(RemoteInfo::ask(&asking).await) });
-        // Not `Runtime::block_on`, which panics in a thread of another runtime.
-        let info = asked.recv().map_err(|_| panicked());
-        let (runtime, info) = match info.flatten() {
-            Ok(info) => (Some(runtime), info),
-            Err(error) => {
-                runtime.shutdown_background();
-                return Err(error);
-            }
-        };
-        Ok(Self { client, info, runtime, process: process::id() })
+        let handle = thread.handle().ok_or(RemoteError::Forked)?;
+        handle.spawn(async move { send.send(RemoteInfo::ask(&asking).await) });
+        // Not `Handle::block_on`, which panics in a thread of another runtime.
+        let info = asked.recv().map_err(|_| panicked()).flatten()?;
+        Ok(Self { client, info, thread })
     }
 
     /// What the server said of itself at connect.
@@ -145,8 +133,7 @@ impl RemoteEncoder {
         reports: &mut [Option<Report>],
     ) -> Result<Vec<Range<usize>>, RemoteError> {
         let dim = self.info.dim();
-        let runtime = self.runtime.as_ref().filter(|_| self.process == process::id());
-        let runtime = runtime.ok_or(RemoteError::Forked)?;
+        let handle = self.thread.handle().ok_or(RemoteError::Forked)?;
         // Without room: a request keeps its turn until its answer is taken, so answers do not pile up.
         let (send, answers) = flume::bounded(0);
         // Dropped on every way out, which ends what is under way.
@@ -161,7 +148,7 @@ impl RemoteEncoder {
                 // Nobody listens any more where another request failed.
                 let _ = send.send_async((part, answer)).await;
             };
-            tasks.spawn_on(asking, runtime.handle());
+            tasks.spawn_on(asking, handle);
         }
         drop(send);
         let mut smaller = Vec::new();
@@ -198,7 +185,7 @@ impl RemoteEncoder {
     ) -> Result<Vec<Report>, RemoteError> {
         let url = self.client.url("encode");
         self.info.require_same(&reply, &url)?;
-        let kind = reply.header(&reqwest::header::CONTENT_TYPE);
+        let kind = reply.header(&CONTENT_TYPE);
         if kind.split(';').next().map(str::trim) != Some(ARROW_STREAM) {
             let reason = format!("content type {kind:?}, expected {ARROW_STREAM:?}");
             return Err(RemoteError::Answer { url, reason });
@@ -227,17 +214,5 @@ impl Encoder for RemoteEncoder {
     fn encode_into(&self, states: &[&str], rows: &mut [f32]) -> EncoderResult<Vec<Report>> {
         require_room(states.len(), self.dim(), rows.len())?;
         Ok(self.encode(states, rows)?)
-    }
-}
-
-impl Drop for RemoteEncoder {
-    fn drop(&mut self) {
-        let Some(runtime) = self.runtime.take() else { return };
-        if self.process == process::id() {
-            // Not by waiting: a host may drop it within its own runtime.
-            runtime.shutdown_background();
-        } else {
-            mem::forget(runtime); // its thread is not here to be ended
-        }
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ebm_cache::Identity;
-use reqwest::header::HeaderValue;
+use ebm_http::bearer;
+use ebm_http::reqwest::header::HeaderValue;
 
 use super::error::RemoteError;
 
@@ -178,13 +179,6 @@ impl RemoteOptions {
         };
         let wrong = |reason: String| RemoteError::Token { place: place.clone(), reason };
         let token = token.map_err(wrong)?;
-        let token = token.trim();
-        if token.is_empty() {
-            return Err(wrong("is empty".to_owned()));
-        }
-        let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| wrong("has characters that no header may have".to_owned()))?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+        bearer(&token).map(Some).map_err(|reason| wrong(reason.to_owned()))
     }
 }

@@ -7,7 +7,7 @@ use ebm_encoder::remote::{RemoteEncoder, RemoteOptions};
 use ebm_encoder::{Encoder, EncoderError, Report};
 use serde_json::{Value, json};
 
-use super::{Answer, Reply, Request, Server, info, info_reply};
+use super::{Answer, Reply, Request, Server, info, info_reply, texts_of};
 use crate::support::{DIM, fake, identity};
 
 pub fn options() -> RemoteOptions {
@@ -40,7 +40,7 @@ pub fn right(request: &Request) -> Reply {
 }
 
 pub fn answer(request: &Request) -> Answer {
-    Answer::of(&fake(), &request.texts())
+    Answer::of(&fake(), &texts_of(request))
 }
 
 pub fn serving() -> Server {

@@ -3,13 +3,7 @@
 
 pub mod calls;
 
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::Arc;
 
 use arrow_array::{
     ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, RecordBatch, StringArray,
@@ -19,97 +13,28 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{DataType, Field, Schema};
 use ebm_cache::Identity;
 use ebm_encoder::{Encoder, NoEmbedding, Report, TestEncoder, TokenDigest};
+pub use ebm_http::test_util::{Reply, Request, Server};
 use serde_json::{Value, json};
 
 use crate::support::DIM;
 
-/// What a client sent.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// From 0, in the order of arrival.
-    pub number: usize,
-    pub method: String,
-    pub path: String,
-    pub headers: HashMap<String, String>,
-    pub body: Vec<u8>,
+/// The texts of a request; unknown keys are refused.
+pub fn texts_of(request: &Request) -> Vec<String> {
+    let body = request.json();
+    let body = body.as_object().unwrap();
+    assert_eq!(body.keys().collect::<Vec<_>>(), ["texts"]);
+    serde_json::from_value(body["texts"].clone()).unwrap()
 }
 
-impl Request {
-    pub fn texts(&self) -> Vec<String> {
-        let body: Value = serde_json::from_slice(&self.body).unwrap();
-        let body = body.as_object().unwrap();
-        assert_eq!(body.keys().collect::<Vec<_>>(), ["texts"], "unknown keys are refused");
-        serde_json::from_value(body["texts"].clone()).unwrap()
-    }
+/// An error as the server sends it.
+pub fn refusal(status: u16, message: &str, hint: &str) -> Reply {
+    let error = json!({"message": message, "type": "t", "code": status, "hint": hint});
+    Reply::json(status, &json!({ "error": error }))
 }
 
-/// What the server sends.
-#[derive(Debug, Clone)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    wait: Duration,
-    /// How much of the body is sent before the connection ends.
-    sent: Option<usize>,
-}
-
-impl Reply {
-    pub fn new(status: u16, kind: &str, body: Vec<u8>) -> Self {
-        let headers = vec![("content-type".to_owned(), kind.to_owned())];
-        Self { status, headers, body, wait: Duration::ZERO, sent: None }
-    }
-
-    pub fn json(status: u16, body: &Value) -> Self {
-        Self::new(status, "application/json", body.to_string().into_bytes())
-    }
-
-    pub fn error(status: u16, message: &str, hint: &str) -> Self {
-        let error = json!({"message": message, "type": "t", "code": status, "hint": hint});
-        Self::json(status, &json!({ "error": error }))
-    }
-
-    /// No answer at all.
-    pub fn close() -> Self {
-        Self::new(0, "", Vec::new())
-    }
-
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.retain(|(known, _)| known != name);
-        self.headers.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    pub fn without(mut self, name: &str) -> Self {
-        self.headers.retain(|(known, _)| known != name);
-        self
-    }
-
-    pub fn with_body(mut self, body: &[u8]) -> Self {
-        self.body = body.to_vec();
-        self
-    }
-
-    pub fn after(self, wait: Duration) -> Self {
-        Self { wait, ..self }
-    }
-
-    /// The server dies when it has sent so much.
-    pub fn dying_after(self, bytes: usize) -> Self {
-        Self { sent: Some(bytes), ..self }
-    }
-
-    fn write(&self, mut stream: &TcpStream) -> std::io::Result<()> {
-        if self.status == 0 {
-            return Ok(());
-        }
-        write!(stream, "HTTP/1.1 {} X\r\nconnection: close\r\n", self.status)?;
-        for (name, value) in &self.headers {
-            write!(stream, "{name}: {value}\r\n")?;
-        }
-        write!(stream, "content-length: {}\r\n\r\n", self.body.len())?;
-        stream.write_all(&self.body[..self.sent.unwrap_or(self.body.len())])
-    }
+/// Requests for embeddings.
+pub fn encodes(server: &Server) -> Vec<Request> {
+    server.requests().into_iter().filter(|request| request.path == "/encode").collect()
 }
 
 /// One row of an answer.
@@ -269,94 +194,4 @@ pub fn info(identity: &Identity) -> Value {
 pub fn info_reply(identity: &Identity, body: &Value) -> Reply {
     let digest = identity.digest();
     Reply::json(200, body).header("ebm-identity", &digest).header("ebm-instance", "one")
-}
-
-type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
-
-#[derive(Default)]
-struct Shared {
-    requests: Mutex<Vec<Request>>,
-    over: AtomicBool,
-}
-
-/// A server on a free port, until it is dropped.
-pub struct Server {
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    listening: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    pub fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let (shared, answer) = (Arc::new(Shared::default()), Arc::new(answer));
-        let known = Arc::clone(&shared);
-        let listening = thread::spawn(move || {
-            for stream in listener.incoming() {
-                if known.over.load(Ordering::Acquire) {
-                    return;
-                }
-                let (known, answer) = (Arc::clone(&known), Arc::clone(&answer));
-                thread::spawn(move || serve(&stream.unwrap(), &known, &*answer));
-            }
-        });
-        Self { address, shared, listening: Some(listening) }
-    }
-
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    pub fn requests(&self) -> Vec<Request> {
-        self.shared.requests.lock().unwrap().clone()
-    }
-
-    /// Requests for embeddings.
-    pub fn encodes(&self) -> Vec<Request> {
-        self.requests().into_iter().filter(|request| request.path == "/encode").collect()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.over.store(true, Ordering::Release);
-        let _ = TcpStream::connect(self.address);
-        let _ = self.listening.take().map(JoinHandle::join);
-    }
-}
-
-fn serve(stream: &TcpStream, shared: &Shared, answer: &Handler) {
-    let Some(mut request) = read(stream) else { return };
-    {
-        let mut requests = shared.requests.lock().unwrap();
-        request.number = requests.len();
-        requests.push(request.clone());
-    }
-    let reply = answer(&request);
-    thread::sleep(reply.wait);
-    let _ = reply.write(stream); // the client may be gone
-    let _ = stream.shutdown(Shutdown::Both);
-}
-
-fn read(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream);
-    let mut line = || {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        Some(line.trim_end().to_owned())
-    };
-    let first = line()?;
-    let mut words = first.split(' ').map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let mut headers = HashMap::new();
-    loop {
-        let line = line()?;
-        let Some((name, value)) = line.split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let length = headers.get("content-length").map_or(0, |value| value.parse().unwrap());
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some(Request { number: 0, method, path, headers, body })
 }

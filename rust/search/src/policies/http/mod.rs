@@ -5,12 +5,10 @@ mod client;
 mod error;
 mod options;
 
-use std::mem;
-use std::process;
 use std::sync::Arc;
 
+use ebm_http::RequestThread;
 use flume::{Receiver, RecvTimeoutError};
-use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
 use self::client::Server;
@@ -28,8 +26,7 @@ use crate::search::{Control, Policy, PolicyError, Proposal, Query};
 pub struct HttpPolicy {
     server: Arc<Server>,
     model: Arc<str>,
-    runtime: Option<Runtime>,
-    process: u32,
+    thread: RequestThread,
 }
 
 impl HttpPolicy {
@@ -41,14 +38,9 @@ impl HttpPolicy {
     /// 404. [`PolicyError::Stopped`].
     pub fn connect(options: HttpPolicyOptions, control: &Control) -> Result<Self, PolicyError> {
         let server = Arc::new(Server::new(options).map_err(failed)?);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("ebm-policy-http")
-            .enable_all()
-            .build()
+        let thread = RequestThread::start("ebm-policy-http")
             .map_err(|error| failed(HttpPolicyError::Start(error.to_string())))?;
-        let mut policy =
-            Self { server, model: "".into(), runtime: Some(runtime), process: process::id() };
+        let mut policy = Self { server, model: "".into(), thread };
         let server = Arc::clone(&policy.server);
         let mut found = policy.run([async move { server.find_model().await }], control)?;
         policy.model = found.pop().unwrap_or_default().into();
@@ -72,8 +64,7 @@ impl HttpPolicy {
         R: Future<Output = Result<T, HttpPolicyError>> + Send + 'static,
     {
         control.check()?;
-        let runtime = self.runtime.as_ref().filter(|_| self.process == process::id());
-        let runtime = runtime.ok_or_else(|| failed(HttpPolicyError::Forked))?;
+        let handle = self.thread.handle().ok_or_else(|| failed(HttpPolicyError::Forked))?;
         let (send, answers) = flume::unbounded();
         // Dropped on every way out, which ends what is under way.
         let mut tasks = JoinSet::new();
@@ -84,7 +75,7 @@ impl HttpPolicy {
                     // Nobody listens any more where another request failed.
                     let _ = send.send((index, request.await));
                 },
-                runtime.handle(),
+                handle,
             );
         }
         drop(send);
@@ -139,17 +130,5 @@ impl Policy for HttpPolicy {
             Arc::clone(&self.server).ask(Arc::clone(&self.model), query.state.to_owned())
         });
         self.run(requests, control)
-    }
-}
-
-impl Drop for HttpPolicy {
-    fn drop(&mut self) {
-        let Some(runtime) = self.runtime.take() else { return };
-        if self.process == process::id() {
-            // Not by waiting: a host may drop it within its own runtime.
-            runtime.shutdown_background();
-        } else {
-            mem::forget(runtime); // its thread is not here to be ended
-        }
     }
 }
