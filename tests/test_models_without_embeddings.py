@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ebm_encode import Encoder
 from ebm_encode._core import CachedEncoder
+from ebm_encode.engines.runner import Runner
 from ebm_encode.errors import ModelError
 from support import FILES
 
@@ -39,10 +40,8 @@ def test_a_run_of_a_model_that_gives_only_nan_is_refused_at_its_start(
     run_cli, only_nan, tmp_path, quiet, monkeypatch
 ):
     ran = []
-    encode = Encoder.run_all
-    monkeypatch.setattr(
-        Encoder, "run_all", lambda *args, **kw: ran.append(1) or encode(*args, **kw)
-    )
+    encode = Runner.run_all
+    monkeypatch.setattr(Runner, "run_all", lambda *args, **kw: ran.append(1) or encode(*args, **kw))
     code, out, err = run_cli(
         *("encode", "--model-path", only_nan, "--trajectories", *FILES, *quiet),
         *("--output", tmp_path / "o.parquet"),

@@ -126,7 +126,17 @@ def circle(imports):
 
 
 def test_no_modules_import_one_another_in_a_circle():
-    for crate in ("cache", "encoder", "search", "embed", "http", "kernels", "threads", "python", "prover"):
+    for crate in (
+        "cache",
+        "encoder",
+        "search",
+        "embed",
+        "http",
+        "kernels",
+        "threads",
+        "python",
+        "prover",
+    ):
         found = modules(crate)
         assert circle(found) == [], crate
 
