@@ -114,7 +114,8 @@ def _resolve(
         command = [
             find_uv_bin(), "pip", "compile", str(asked), "--constraint", str(constraints),
             "--python-version", python, "--python-platform", "x86_64-manylinux_2_28",
-            "--quiet", "--only-binary", ":all:", "--no-header", "--annotation-style", "line", *source,
+            "--quiet", "--only-binary", ":all:", "--no-header", "--annotation-style", "line",
+            *source,
         ]  # fmt: skip
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     pins: dict[str, str] = {}
