@@ -8,7 +8,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 export CARGO_TARGET_DIR := $(CURDIR)/target
 PUBLISHED := $(foreach crate,threads http cache encoder search embed,--package ebm-$(crate))
 
-.PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-quantised test-kills lint package format bench lock clean
+.PHONY: help setup build demo demo-head demo-search demo-iteration test test-rust test-lean test-bridge test-python test-sglang test-sglang-old test-vllm test-quantised test-thorough test-kills lint package format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,10 @@ test-bridge: build ## Test the Python encoder inside a Rust process
 test-python: build ## Test the package, and the two languages together
 	cargo build --release --locked --example pantograph_stand_in
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
+
+test-thorough: build ## Test every combination, and what takes minutes; three quarters of an hour
+	cargo build --release --locked --example pantograph_stand_in
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m thorough --numprocesses auto --maxprocesses 2 --dist loadfile
 
 # Real inference servers on the CPU. Each needs an environment of about 6 GB, which is made where it is missing.
 REAL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/real

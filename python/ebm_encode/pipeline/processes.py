@@ -25,6 +25,7 @@ _MARK = "EBM_ENCODE_ITERATE_MARK"
 _MARK_LENGTH = 32
 _GRACE = 10.0
 """Seconds that processes have to end by themselves."""
+_POLL_SECONDS = 0.02
 _TOLERANCE = 1.0
 """Seconds by which the start of a process may be told differently later."""
 
@@ -95,11 +96,11 @@ class Started:
         if not found:
             return 0
         _signal(found, signal.SIGTERM)
-        psutil.wait_procs(found, timeout=grace)
+        _wait_until_gone(found, grace)
         left = self.processes()
         _signal(left, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=_GRACE)
-        alive = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
+        _wait_until_gone(left, _GRACE)
+        alive = [process for process in self.processes() if _lives(process)]
         if alive:
             pids = ", ".join(str(process.pid) for process in alive)
             raise PipelineError(
@@ -113,8 +114,25 @@ def _mine() -> Iterator[psutil.Process]:
     """Processes that may be children of a run: those of this user, but this one."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid != os.getpid() and _lives(process):
                 yield process
+
+
+def _wait_until_gone(processes: Sequence[psutil.Process], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(map(_lives, processes)) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it has not ended.
+
+    One that has stays a zombie until its parent takes its exit code, which the first process of a
+    container may never do.
+    """
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
