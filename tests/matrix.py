@@ -17,7 +17,7 @@ def first(values, count=1):
 
 
 def pairs(rows, columns):
-    """All pairs. Each row and each column is in one of the default tests, the others are thorough."""
+    """All pairs. Each row and column is in a default test, all other pairs are thorough."""
     rows, columns = [*rows], [*columns]
     size = max(len(rows), len(columns))
     default = {(i % len(rows), i % len(columns)) for i in range(size)}

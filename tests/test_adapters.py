@@ -23,6 +23,7 @@ from ebm_encode.errors import (
     ModelError,
 )
 from ebm_encode.policy.tactics import TacticPolicy
+from matrix import pairs
 from served import served
 from test_parity import unbatched
 
@@ -114,8 +115,9 @@ def test_merging_in_bfloat16_is_told_apart(llama, lora, exported, states):
     assert compare(hidden_states(merged, llama, states[:4]), wanted)[0] > 1e-3
 
 
-@pytest.mark.parametrize("engine", ["auto", "shared-prefix", "packed", "padded"])
-@pytest.mark.parametrize("architecture", TARGETS)
+@pytest.mark.parametrize(
+    ("engine", "architecture"), pairs(["auto", "shared-prefix", "packed", "padded"], TARGETS)
+)
 def test_all_engines_and_architectures_tied_ones_too(
     make_model, peft, states, tmp_path, architecture, engine
 ):

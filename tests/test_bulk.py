@@ -12,6 +12,7 @@ import pytest
 
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.engines.reference import compare
+from matrix import thorough
 from support import FILES, first_copied, zero_tail
 
 
@@ -143,7 +144,7 @@ def some_nan(rows):
     return rows
 
 
-@pytest.mark.parametrize("fault", [zero_tail, first_copied, some_nan])
+@pytest.mark.parametrize("fault", [zero_tail, *thorough(first_copied, some_nan)])
 def test_bad_embeddings_are_re_encoded_unbatched(encode, spoil, fault, tmp_path, states, llama):
     right = Encoder.load(llama).encode(states)
     spoil(later(fault))

@@ -11,6 +11,7 @@ import pytest
 from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.__main__ import run
 from ebm_encode.data import trajectories
+from matrix import pairs
 from support import SAMPLES
 
 SAMPLE = SAMPLES / "burnqed_roots.parquet"
@@ -245,8 +246,10 @@ def test_an_interrupt_while_modules_load_is_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("library", ["torch", "transformers"])
-@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+@pytest.mark.parametrize(
+    ("library", "error"),
+    pairs(["torch", "transformers"], ["ImportError", "OSError", "RuntimeError"]),
+)
 @pytest.mark.parametrize("command", ["encode", "plan"])
 def test_a_library_that_cannot_be_imported_is_reported(tmp_path, llama, command, library, error):
     (tmp_path / f"{library}.py").write_text(f"raise {error}('libsomething.so: not found')")

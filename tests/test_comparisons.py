@@ -12,13 +12,13 @@ from ebm_encode.engines.selection import default_engines
 from ebm_encode.engines.trie import even_cuts
 from ebm_encode.errors import EncodingError
 from ebm_encode.prompts.tokens import Tokens
+from matrix import first, pairs
 from plain_trie import PlainTrie
 from support import compare_everything, compared_up_to
 from test_parity import unbatched
 
 
-@pytest.mark.parametrize("std", [0.06, 0.1])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("std", "dtype"), pairs([0.06, 0.1], ["float32", "bfloat16"]))
 def test_neighbours_that_mix_otherwise_than_by_attention_are_found(make_model, states, dtype, std):
     """A short convolution gets the first tokens of a branch wrong; a long mean hides that."""
     layers = ["conv", "conv", "full_attention"] * 2
@@ -143,7 +143,7 @@ def test_an_embedding_made_unbatched_for_want_of_memory_proves_nothing(llama, st
     assert encoder.choice.engine is not engine
 
 
-@pytest.mark.parametrize("at", ["hidden states", "roundings"])
+@pytest.mark.parametrize("at", first(["hidden states", "roundings"]))
 def test_no_memory_to_compare_hidden_states_ends_no_call(llama, states, monkeypatch, heard, at):
     encoder = Encoder.load(llama, dtype="bfloat16")
     right = encoder.encode(states)

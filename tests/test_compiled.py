@@ -17,6 +17,7 @@ from ebm_encode.engines.calibration import Calibration
 from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ArgumentError, ModelError
+from matrix import pairs, thorough
 from support import compare_everything, compare_nothing
 from test_parity import unbatched
 
@@ -36,7 +37,9 @@ def graphs(monkeypatch, tmp_path):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "architecture", ["gemma2", "qwen3_moe", *thorough("llama", "mistral", "gpt2")]
+)
 def test_compiled_layers_give_the_same_embeddings(make_model, states, graphs, architecture):
     folder = make_model(architecture)
     encoder = Encoder.load(folder, compile_layers="on")
@@ -155,8 +158,9 @@ def test_layers_are_left_as_they_are_where_that_pays_not(on_a_gpu, graphs, heard
     assert len(graphs) == before
 
 
-@pytest.mark.parametrize("engine", ["auto", "shared-prefix"])
-@pytest.mark.parametrize("wrong", ["embedding", "pass"])
+@pytest.mark.parametrize(
+    ("engine", "wrong"), pairs(["auto", "shared-prefix"], ["embedding", "pass"])
+)
 def test_compiled_layers_that_go_wrong_in_use_give_way_to_plain_ones(
     llama, states, monkeypatch, heard, engine, wrong
 ):

@@ -14,6 +14,7 @@ import pytest
 from ebm_encode import EmbeddingCache
 from ebm_encode._core import CacheWriter
 from ebm_encode.errors import OutputLockedError
+from matrix import first
 from support import FILES
 
 # A writer without a model: fast, so that it can be killed often. It does an append for each line
@@ -85,14 +86,15 @@ def test_a_writer_killed_again_and_again_ends_with_every_embedding(tmp_path, ide
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("kills", first([2, 6]))
 def test_a_run_killed_at_random_moments_ends_with_the_same_embeddings(
-    llama, tmp_path, uninterrupted
+    llama, tmp_path, uninterrupted, kills
 ):
     output = tmp_path / "out.parquet"
     work = tmp_path / "out.parquet.partial"
     draw = random.Random(5)
     saved = []
-    for _ in range(4):
+    for _ in range(kills):
         process = subprocess.Popen(command(llama, output), stderr=subprocess.DEVNULL)
         before = len(list(work.glob("part-*")))
         deadline = time.monotonic() + 60
@@ -112,7 +114,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_embeddings(
     assert_same(output, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", first([signal.SIGINT, signal.SIGTERM]))
 def test_an_interrupted_run_saves_exits_130_and_goes_on(llama, tmp_path, uninterrupted, number):
     output = tmp_path / "out.parquet"
     process = subprocess.Popen(

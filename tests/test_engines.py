@@ -15,6 +15,7 @@ from ebm_encode.engines.reference import compare
 from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ArgumentError, ModelError
 from ebm_encode.options import EngineName
+from matrix import pairs
 from plain_trie import Scaled
 from support import compare_nothing
 from test_parity import unbatched
@@ -109,8 +110,7 @@ def test_a_forced_engine_that_is_wrong_is_an_error(make_model, name):
         Encoder.load(make_model("mamba2"), engine="fast")
 
 
-@pytest.mark.parametrize("tokens", [1, 50, 300, 100_000])
-@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize(("tokens", "rows"), pairs([1, 50, 300, 100_000], [1, 7, 1000]))
 def test_the_size_of_packed_batches_changes_nothing(llama, mixed, tokens, rows):
     encoder = Encoder.load(llama, engine="shared-prefix", max_batch_tokens=tokens, batch_size=rows)
     assert compare(encoder.encode(mixed), unbatched(llama, mixed))[0] <= 1e-5
@@ -118,9 +118,9 @@ def test_the_size_of_packed_batches_changes_nothing(llama, mixed, tokens, rows):
     assert compare(backward, encoder.encode(mixed))[0] <= 1e-5
 
 
-@pytest.mark.parametrize("nodes", [7, 200])
 @pytest.mark.parametrize(
-    "architecture", ["llama", "mistral", "llama4_text", "gemma2", "gpt_oss", "deepseek_v3"]
+    ("architecture", "nodes"),
+    pairs(["llama", "mistral", "llama4_text", "gemma2", "gpt_oss", "deepseek_v3"], [7, 200]),
 )
 def test_the_size_of_chunks_changes_nothing(make_model, mixed, monkeypatch, architecture, nodes):
     monkeypatch.setattr(prefix, "CHUNK_NODES", nodes)
@@ -154,8 +154,10 @@ def test_pooling_and_layers(llama, mixed, name, options):
     assert compare(encoder.encode(mixed), unbatched(llama, mixed, **options))[0] <= 1e-5
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "mistral"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    pairs(["llama", "gemma2", "gpt_oss", "mistral"], ["bfloat16", "float16"]),
+)
 def test_16_bit_embeddings_are_as_near_to_the_truth_as_the_reference(
     make_model, mixed, architecture, dtype
 ):
@@ -433,8 +435,10 @@ def test_what_stands_for_the_kernel_is_attention_of_each_sequence(window, groups
     assert torch.allclose(found, torch.cat(expected))
 
 
-@pytest.mark.parametrize("slice_nodes", [100, None])
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "deepseek_v3", "llama4_text"])
+@pytest.mark.parametrize(
+    ("architecture", "slice_nodes"),
+    pairs(["llama", "mistral", "gpt2", "deepseek_v3", "llama4_text"], [100, None]),
+)
 def test_the_layout_for_the_kernel_of_a_gpu(
     make_model, mixed, monkeypatch, architecture, slice_nodes
 ):

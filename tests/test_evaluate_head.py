@@ -15,6 +15,7 @@ from ebm_encode.heads.figures import draw_evaluation
 from ebm_encode.heads.head_file import write_head
 from ebm_encode.heads.options import HeadOptions
 from ebm_encode.heads.trainer import train_head
+from matrix import first
 from recorded_searches import embeddings, row, searches, write_rows
 from support import write_plain_cache
 
@@ -278,7 +279,7 @@ def test_without_log_probabilities_there_is_no_policy_to_compare_with(tmp_path):
     assert "policy" not in report["replay"]
 
 
-@pytest.mark.parametrize("details", [{}, {"training": {}}, {"training": {"options": {}}}])
+@pytest.mark.parametrize("details", first([{}, {"training": {}}, {"training": {"options": {}}}]))
 def test_a_head_that_does_not_say_how_it_was_trained_is_evaluated(details, trained, tmp_path):
     head, cache, files = trained
     report = evaluate_head(rewritten(head, tmp_path / "b.safetensors", details), cache, files)

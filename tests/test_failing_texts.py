@@ -12,6 +12,7 @@ from ebm_encode import EmbeddingCache, Encoder
 from ebm_encode.engines.output import Pass
 from ebm_encode.engines.runner import Runner
 from ebm_encode.errors import EncodingError
+from matrix import thorough
 
 
 def test_a_state_that_the_reference_fails_on_goes_to_quarantine(
@@ -76,7 +77,7 @@ def one_text(llama, states, monkeypatch):
     return text
 
 
-@pytest.mark.parametrize("engine", ["auto", "packed", "padded", "unbatched"])
+@pytest.mark.parametrize("engine", ["auto", "padded", *thorough("packed", "unbatched")])
 def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_path, states, engine):
     one_text.fault = "model"
     code, summary, _ = encode("--engine", engine, "--verify-sample", 10_000)
@@ -89,7 +90,7 @@ def test_a_text_that_the_model_fails_on_costs_no_other(encode, one_text, tmp_pat
     assert summary["verification"]["rows"] == len(states) - 1
 
 
-@pytest.mark.parametrize("fault", ["model", "once", "memory"])
+@pytest.mark.parametrize("fault", ["model", "memory", *thorough("once")])
 def test_an_embedding_that_cannot_be_verified(encode, spoil, tmp_path, states, llama, fault):
     """An embedding without a reference is not valid; without the memory, nobody knows."""
     tokens = Encoder.load(llama).prompts.tokenize(states)
@@ -136,7 +137,9 @@ def test_a_run_of_which_nothing_can_be_verified_is_none(encode, tmp_path, states
     assert summary["verification"]["drawn"] == 32
 
 
-@pytest.mark.parametrize("fault", ["model", "not finite", "memory", "memory unbatched", "once"])
+@pytest.mark.parametrize(
+    "fault", ["model", "memory", *thorough("not finite", "memory unbatched", "once")]
+)
 def test_a_resumed_run_drops_what_the_model_now_makes_no_embedding_of(
     encode, one_text, tmp_path, states, monkeypatch, fault
 ):

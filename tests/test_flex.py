@@ -28,6 +28,7 @@ from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
 from ebm_encode.prompts.tokens import Tokens
+from matrix import thorough
 from test_parity import unbatched
 
 NAME = "shared-prefix-flex"
@@ -155,7 +156,7 @@ def graphs(monkeypatch, tmp_path):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gemma2", *thorough("llama")])
 def test_a_kernel_serves_all_lengths(make_model, states, graphs, monkeypatch, architecture):
     """One graph for the first length and one for all others, of each kind of layer."""
     encoder = Encoder.load(make_model(architecture), engine=NAME)
@@ -171,7 +172,7 @@ def test_a_kernel_serves_all_lengths(make_model, states, graphs, monkeypatch, ar
     assert len(graphs) == first
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["gpt_oss", *thorough("llama", "gemma2")])
 def test_attention_is_compiled_with_the_layers(make_model, family, states, graphs, architecture):
     """No break in the graph: one for each kind of layer and length, none for attention alone."""
     folder = make_model(architecture)

@@ -28,6 +28,7 @@ from ebm_encode.engines.output import OutputSlots
 from ebm_encode.engines.padded import PaddedEngine, UnbatchedEngine
 from ebm_encode.engines.prefix import PrefixEngine
 from ebm_encode.loading.model import Model
+from matrix import pairs
 
 _WIDTH = 256
 _SHAPE = {
@@ -99,8 +100,7 @@ def sequences():
     return [np.concatenate([begins, end]).astype(np.uint32) for end in ends]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("pooling", "share"), pairs(["mean", "last"], [True, False]))
 @pytest.mark.parametrize(
     ("architecture", "dtype", "by_kernel"),
     [

@@ -20,6 +20,7 @@ from ebm_encode.pipeline.iteration import Iteration
 from ebm_encode.pipeline.plan import command_digest
 from ebm_encode.pipeline.positions import key_lines
 from ebm_encode.pipeline.records import Record
+from matrix import first
 from recorded_searches import searches, write_rows
 
 _USERS = """
@@ -537,7 +538,7 @@ def kill_in(path, step, *, log="", options=()):
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kills", first([1, 2]))
 def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli, kills):
     """Killed while it replaces the cache of another model, once or twice."""
     folder, cache = ours.parent, ours.parent / "work" / "states.parquet"
@@ -561,6 +562,7 @@ def test_an_encoding_that_is_killed_resumes_and_never_mixes_models(ours, run_cli
     assert abs(made.gather(texts) - expected.gather(texts)).max() < 1e-5
 
 
+@pytest.mark.thorough
 def test_our_steps_that_are_killed_end_as_if_they_were_not(ours, run_cli, tmp_path):
     """Each of them once, in one iteration."""
     folder = ours.parent

@@ -14,6 +14,9 @@ import pytest
 
 from ebm_encode.pipeline.processes import Started
 from iterations.play import STEPS, Play, kill
+from matrix import first, pairs, thorough
+
+PLACES = ("start", "middle", "end")
 
 
 @pytest.fixture
@@ -36,8 +39,7 @@ def finish(play, before):
     assert play.runs() == [*before, *STEPS[STEPS.index(before[-1]) :]]
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize(("step", "place"), pairs(STEPS, PLACES))
 def test_a_step_that_fails(play, step, place):
     play.fault(step, f"fail-{place}")
     code, printed = play.run()
@@ -49,8 +51,7 @@ def test_a_step_that_fails(play, step, place):
     finish(play, [*STEPS[: STEPS.index(step) + 1]])
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize(("step", "place"), pairs(STEPS, PLACES))
 def test_a_step_that_hangs_and_a_run_that_is_killed(play, step, place):
     play.fault(step, f"hang-{place}")
     process = play.start()
@@ -62,8 +63,9 @@ def test_a_step_that_hangs_and_a_run_that_is_killed(play, step, place):
     finish(play, [*STEPS[: STEPS.index(step) + 1]])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("step", "number"), pairs(STEPS, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+)
 def test_a_run_that_is_asked_to_end(play, step, number):
     play.fault(step, "hang-middle")
     process = play.start()
@@ -76,7 +78,7 @@ def test_a_run_that_is_asked_to_end(play, step, number):
     finish(play, [*STEPS[: STEPS.index(step) + 1]])
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", first(STEPS))
 def test_a_step_that_is_killed(play, step):
     play.fault(step, "hang-middle")
     process = play.start()
@@ -89,8 +91,7 @@ def test_a_step_that_is_killed(play, step):
     finish(play, [*STEPS[: STEPS.index(step) + 1]])
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize(("step", "place"), pairs(STEPS, PLACES))
 def test_a_machine_that_starts_again(play, step, place):
     play.fault(step, f"hang-{place}")
     process = play.start()
@@ -116,7 +117,7 @@ def test_a_machine_that_starts_again_before_the_server_is_touched(play):
     finish(play, ["llm-train"])
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", first(STEPS))
 def test_a_step_on_a_full_disk(play, step):
     play.fault(step, "full")
     code, printed = play.run()
@@ -142,7 +143,9 @@ def test_a_step_that_takes_too_long(tmp_path):
 # The server.
 
 
-@pytest.mark.parametrize("fault", ["crash", "wrong", "dies 0", "dies 0.2", "slow 4", "stubborn"])
+@pytest.mark.parametrize(
+    "fault", ["crash", "wrong", *thorough("dies 0", "dies 0.2", "slow 4", "stubborn")]
+)
 def test_a_server_with_one_bad_start(play, fault):
     play.fault("server", fault)
     code, printed = play.run()
@@ -235,7 +238,7 @@ def test_a_server_whose_model_was_replaced_behind_its_back_is_started_again(play
     play.require_end()
 
 
-@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize("place", first(PLACES))
 def test_a_model_that_is_replaced_where_it_is(tmp_path, place):
     play = Play(tmp_path)
     try:
@@ -300,7 +303,7 @@ def test_a_kill_while_the_server_is_started(play):
 # Which model is right.
 
 
-@pytest.mark.parametrize("how", ["inside", "link"])
+@pytest.mark.parametrize("how", first(["inside", "link"]))
 def test_a_model_inside_an_output_or_behind_a_link_is_not_served_half(play, how):
     """Killed while it is being written where the server is to read it."""
     play.reboot()
@@ -369,7 +372,7 @@ def test_a_server_that_was_started_by_hand(play, place):
         assert code == 0, printed
 
 
-@pytest.mark.parametrize("model", ["{folder}/mode", "work/mode", "mode"])
+@pytest.mark.parametrize("model", first(["{folder}/mode", "work/mode", "mode"]))
 def test_a_model_that_no_step_makes_is_a_failure(play, model):
     play.edit('model = "{folder}/model"', f'model = "{model}"')
     code, printed = play.run()
@@ -463,7 +466,7 @@ def test_a_stop_command_that_is_killed_after_it_told_the_server_to_end(play):
     play.require_server()
 
 
-@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("at", first([1, 2, 4]))
 def test_a_health_command_that_fails_once(play, at):
     """At each of its calls. The server is not given up, nor a second one started beside it."""
     (play.folder / "health.py").write_text(
@@ -550,9 +553,12 @@ def test_a_configuration_that_lost_its_server(play):
     finish(play, ["llm-train"])
 
 
-@pytest.mark.parametrize("name", ["intent.json", "started.json", "stopping.json"])
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"names": "old", "free": "stop"}', "null"]
+    ("content", "name"),
+    pairs(
+        ["", '{"names": "old", "free": "stop"}', "{}", "{", "[]", "null"],
+        ["intent.json", "started.json", "stopping.json"],
+    ),
 )
 def test_damaged_notes_do_not_keep_a_server_away(play, name, content):
     play.fault("llm-train", "hang-middle")
@@ -610,7 +616,7 @@ def test_a_second_signal_does_not_leave_a_step_beside_the_server(play):
     play.require_server()
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.002, 0.05])
+@pytest.mark.parametrize("gap", first([0.0, 0.002, 0.05]))
 def test_two_signals_end_a_step_before_the_server_comes_back(play, gap):
     play.fault("llm-train", "hang-middle")
     process = play.start()
@@ -691,8 +697,8 @@ def test_the_weather_is_survived(play):
     weather(play)
 
 
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_a_broken_variant_does_not_survive_it(play, broken):
-    play.broken = broken
+@pytest.mark.parametrize("name", first(BROKEN))
+def test_a_broken_variant_does_not_survive_it(play, name):
+    play.broken = BROKEN[name]
     with pytest.raises((AssertionError, OSError)):
         weather(play)

@@ -16,6 +16,7 @@ from ebm_encode.pipeline.asking import Answer, listens_since
 from ebm_encode.pipeline.config import ServerTable
 from ebm_encode.pipeline.right_model import RightModel
 from iterations.play import HERE, STEPS, Play, kill
+from matrix import first
 
 # Starts the server in a session of its own and without the mark, as systemd and docker do.
 _LAUNCH = """
@@ -73,7 +74,7 @@ def with_daemon(play):
 # Ending it.
 
 
-@pytest.mark.parametrize("how", ["processes", "command"])
+@pytest.mark.parametrize("how", first(["command", "processes"]))
 def test_a_server_that_was_told_to_end_is_not_taken_for_running(play, how):
     """The run is killed while the server still answers, after `stop` if there is one."""
     play.reboot()
@@ -158,7 +159,7 @@ def test_another_address_with_the_same_folder_ends_no_server(play):
 # Which model is right.
 
 
-@pytest.mark.parametrize("what", ["run", "recover"])
+@pytest.mark.parametrize("what", first(["run", "recover"]))
 def test_what_a_server_started_by_hand_says_counts_more_than_an_old_start(play, what):
     """It has a model of the hub, and the last one that was started here is another."""
     play.reboot()
@@ -172,7 +173,7 @@ def test_what_a_server_started_by_hand_says_counts_more_than_an_old_start(play, 
         assert not play.intent.exists()
 
 
-@pytest.mark.parametrize("how", ["link", "rename", "parent"])
+@pytest.mark.parametrize("how", first(["link", "rename", "parent"]))
 def test_a_model_that_was_moved_in_with_older_files_is_another_one(tmp_path, how):
     play = Play(tmp_path)
     try:
@@ -326,7 +327,7 @@ def test_a_signal_while_a_left_step_is_ended_brings_the_server_back(play, monkey
     play.require_server()
 
 
-@pytest.mark.parametrize(("fault", "code"), [("fail-start", 1), ("", 130)])
+@pytest.mark.parametrize(("fault", "code"), first([("fail-start", 1), ("", 130)]))
 def test_a_server_that_is_left_to_the_next_run_is_told(play, fault, code):
     """By a second signal while it is brought back: at the end, or before a step."""
     play.fault("llm-train", fault)

@@ -66,6 +66,7 @@ def test_more_values_than_32_bit_offsets_can_count(stand_in, rows):
     assert np.array_equal(cache["state 1023"], rows[1023])
 
 
+@pytest.mark.thorough
 def test_ten_million_rows(tmp_path, identity):
     """Written as a search would, a part at a time, and read in both modes; 4 values a row."""
     count, parts, batch, dim = 10_000_000, 4, 100_000, 4

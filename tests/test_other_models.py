@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from ebm_encode import Encoder
 from ebm_encode.engines.reference import compare
 from ebm_encode.errors import ModelError
+from matrix import pairs
 
 T5 = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 3, "num_heads": 4}
 BART = {"d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "max_position_embeddings": 1024}
@@ -126,8 +127,7 @@ def encoded_alone(folder, texts, layer):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("layer", [-1, 1, 3])
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(("kind", "layer"), pairs(SHAPES, [-1, 1, 3]))
 def test_of_an_encoder_decoder_it_is_the_encoder(encoder_decoder, mixed, kind, layer):
     """Its tokens see those after them, so no prefix can be shared."""
     folder = encoder_decoder(kind)

@@ -7,6 +7,7 @@ import transformers
 
 from ebm_encode import Encoder
 from ebm_encode.engines.reference import compare
+from matrix import pairs
 
 ARCHITECTURES = [
     "llama",
@@ -44,8 +45,7 @@ def mixed(states):
     return [by_length[-3], *by_length[:12], by_length[-1], *by_length[200:215]]
 
 
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "padding_side"), pairs(ARCHITECTURES, ["left", "right"]))
 def test_embeddings_equal_those_at_batch_size_1(make_model, mixed, architecture, padding_side):
     folder = make_model(architecture, padding_side=padding_side)
     encoder = Encoder.load(folder, max_batch_tokens=3000)

@@ -17,6 +17,7 @@ import pytest
 
 from ebm_encode import EmbeddingCache, Encoder, _core
 from ebm_encode.cli import main
+from matrix import first, thorough
 
 ROOT = Path(__file__).parents[1]
 PROVER = ROOT / "target/release/ebm-prover"
@@ -109,7 +110,7 @@ def columns_of_texts():
     }
 
 
-@pytest.mark.parametrize("kind", columns_of_texts())
+@pytest.mark.parametrize("kind", first(columns_of_texts(), 2))
 def test_encode_and_replay_read_texts_of_all_types(llama, tmp_path, kind):
     texts = columns_of_texts()[kind]
     file = tmp_path / "t.parquet"
@@ -175,17 +176,18 @@ def test_lines_that_are_not_utf8_are_reported(llama, tmp_path):
     assert f"{file}: line 2: is not UTF-8 text\nhint: " in result.stderr
 
 
-def test_a_damaged_trajectory_is_an_error_and_no_panic(tmp_path):
+@pytest.mark.parametrize("places", first([3, 24]))
+def test_a_damaged_trajectory_is_an_error_and_no_panic(tmp_path, places):
     whole = SEARCHES.read_bytes()
     file = tmp_path / "t.parquet"
-    for place in range(4, len(whole) - 8, len(whole) // 12):
+    for place in range(4, len(whole) - 8, len(whole) // places):
         file.write_bytes(whole[:place] + bytes(64) + whole[place + 64 :])
         result = prover("replay", "--model-path", "/no/such/model", "--trajectories", file)
         assert result.returncode == 2
         assert "panicked" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["inspect", "encode", "replay"])
+@pytest.mark.parametrize("command", ["inspect", *thorough("encode", "replay")])
 def test_a_reader_that_goes_away_is_141(llama, cache, states, tmp_path, command):
     file = tmp_path / "states.jsonl"
     file.write_text("\n".join(json.dumps(state) for state in states[:50]))
@@ -387,7 +389,7 @@ def slow(make_model):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", first([signal.SIGINT, signal.SIGTERM]))
 def test_ctrl_c_in_a_long_batch_ends_the_process_at_once(slow, tmp_path, number):
     file = tmp_path / "long.parquet"
     texts = [f"h{i} : {'x + ' * 1500}{i}\n⊢ True" for i in range(64)]

@@ -10,6 +10,7 @@ import pytest
 
 from ebm_encode import Encoder, EnergyHead
 from head_files import head_of, perceptrons, save_head
+from matrix import first
 from support import PROVER
 
 DIMS = [64, 24, 1]
@@ -121,14 +122,17 @@ WRONG = {
 }
 
 
-def test_a_wrong_line_ends_it_after_what_came_before(command, states, tmp_path):
-    good = lines_of([{"state_pp": states[0]}])
-    for kind, (line, message) in WRONG.items():
-        done, found = score(command, f"{good}\n{line}\n{good}")
-        assert done.returncode == 2, kind
-        assert message in done.stderr, kind
-        assert [row["state_pp"] for row in found] == [states[0]], kind
-        assert "energy" in found[0], kind
+@pytest.mark.parametrize("kind", first(WRONG))
+def test_a_wrong_line_ends_it_after_what_came_before(command, states, kind):
+    good, (line, message) = lines_of([{"state_pp": states[0]}]), WRONG[kind]
+    done, found = score(command, f"{good}\n{line}\n{good}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert [row["state_pp"] for row in found] == [states[0]]
+    assert "energy" in found[0]
+
+
+def test_a_file_that_is_no_text_is_refused_by_its_line(command, tmp_path):
     file = tmp_path / "latin.jsonl"
     file.write_bytes(b'\n{"state_pp": "\xe9"}\n')
     done, _ = score(command, "", "--states", file)

@@ -22,6 +22,7 @@ from ebm_encode.heads.records import read_trajectories
 from ebm_encode.heads.replay import Ranking, replay
 from ebm_encode.heads.rules import shortest_text
 from ebm_encode.heads.trainer import train_head
+from matrix import first
 from recorded_searches import embeddings, searches, write_rows
 from support import PROVER, ROOT, write_plain_cache
 
@@ -193,7 +194,7 @@ def slow(tmp_path):
     return ("--trajectories", path, "--record-after-proof", "1000000", "--threads", "2")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", first([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
 def test_a_search_that_is_stopped_and_resumed_ends_as_if_it_was_not(slow, tmp_path, ending):
     whole, output = tmp_path / "whole.parquet", tmp_path / "output.parquet"
     search(*slow, "--output", whole)

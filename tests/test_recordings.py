@@ -11,6 +11,7 @@ from ebm_encode.engines.block_masks import BLOCK
 from ebm_encode.engines.flex_engine import FlexEngine
 from ebm_encode.engines.recordings import REPEATED, InPlaceLayout, Recordings
 from ebm_encode.engines.reference import compare
+from matrix import thorough
 from support import compare_nothing
 from test_parity import unbatched
 
@@ -78,7 +79,9 @@ def two_of_a_length(encoder, states):
     raise AssertionError
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "llama4_text", "gpt_oss"])
+@pytest.mark.parametrize(
+    "architecture", ["gemma2", "gpt_oss", *thorough("llama", "mistral", "llama4_text")]
+)
 def test_requests_after_a_recording_get_their_own_embeddings(recorded, states, architecture):
     """Each kind of layer has blocks of its own, which other requests have not."""
     encoder, folder, replays = recorded(architecture, seconds=(1.0, 2.0) * 4)

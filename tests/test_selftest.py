@@ -15,6 +15,7 @@ from ebm_encode import Encoder
 from ebm_encode.engines.reference import compare
 from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import ModelError
+from matrix import thorough
 from plain_trie import FAULTS, ONLY_WITH_WINDOW, PlainTrie
 
 ARCHITECTURES = ["llama", "mistral", "gemma2", "mixtral"]
@@ -54,7 +55,7 @@ def test_each_engine_of_the_package_passes_by_itself(make_model, architecture, d
         assert encoder.choice.engine.name == name
 
 
-@pytest.mark.parametrize(("layers", "std"), [(64, 0.15), (80, 0.15)])
+@pytest.mark.parametrize(("layers", "std"), thorough((64, 0.15), (80, 0.15)))
 def test_deep_float32_models_keep_the_fast_engine(make_model, states, layers, std):
     """Rounding by itself moves them by more than 1e-5: the bound follows the model's own noise."""
     folder = make_model("llama", num_hidden_layers=layers, std=std)

@@ -16,6 +16,7 @@ from ebm_encode.cli.console import stderr_console
 from ebm_encode.engines.output import Pass
 from ebm_encode.engines.selection import default_engines
 from ebm_encode.errors import RejectedRowsError, TextFailedError, VerificationError
+from matrix import pairs, thorough
 from plain_trie import Scaled
 from support import FILES
 
@@ -93,7 +94,7 @@ def swapping(made):
     return engines
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", *thorough("bfloat16", "float16")])
 def test_neighbours_that_changed_places_are_found(llama, children, tmp_path, dtype):
     """In 16 bits each is as similar to its neighbour as to itself, by any bound on the cosine."""
     made, output = [], tmp_path / "out.parquet"
@@ -110,8 +111,9 @@ def test_neighbours_that_changed_places_are_found(llama, children, tmp_path, dty
         bulk_run(right, children, output)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), pairs(["float32", "bfloat16", "float16"], ["llama", "mixtral"])
+)
 def test_right_embeddings_pass_and_are_far_from_others(
     make_model, children, tmp_path, architecture, dtype
 ):
