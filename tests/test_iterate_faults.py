@@ -2,6 +2,7 @@
 the right model, and nothing that was done is done again."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from iterations.play import STEPS, Play, kill
 from matrix import first, pairs, thorough
 
 PLACES = ("start", "middle", "end")
+NOTES = ("intent.json", "started.json", "stopping.json")
 
 
 @pytest.fixture
@@ -433,6 +435,7 @@ def test_a_server_that_does_not_answer_when_it_is_to_be_stopped(play):
     play.require_server()
 
 
+@pytest.mark.thorough
 def test_a_stop_command_that_outlives_its_run_stops_nothing_later(play):
     play.edit("stop-seconds = 2", 'stop-seconds = 20\nstop = ["sh", "late.sh"]')
     server = play.processes("server.py")[0].pid
@@ -555,10 +558,10 @@ def test_a_configuration_that_lost_its_server(play):
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    pairs(
-        ["", '{"names": "old", "free": "stop"}', "{}", "{", "[]", "null"],
-        ["intent.json", "started.json", "stopping.json"],
-    ),
+    [
+        *pairs(["", '{"names": "old", "free": "stop"}', "{}"], NOTES),
+        *thorough(*itertools.product(["{", "[]", "null"], NOTES)),
+    ],
 )
 def test_damaged_notes_do_not_keep_a_server_away(play, name, content):
     play.fault("llm-train", "hang-middle")

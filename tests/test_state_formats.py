@@ -247,6 +247,7 @@ def test_plan_tells_what_converting_would_find(run_cli, llama, states, tmp_path,
     assert (code, "in the cache" in out) == (0, False)
 
 
+@pytest.mark.thorough
 def test_a_search_finds_converted_states_in_the_cache(llama, pantograph_cache):
     replay = ("replay", "--trajectories", SEARCHES, "--model-path", llama, "--json")
     given = prover(*replay, "--cache", pantograph_cache)
