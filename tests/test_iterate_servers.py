@@ -327,7 +327,7 @@ def test_a_signal_while_a_left_step_is_ended_brings_the_server_back(play, monkey
     play.require_server()
 
 
-@pytest.mark.parametrize(("fault", "code"), first([("fail-start", 1), ("", 130)]))
+@pytest.mark.parametrize(("fault", "code"), [("fail-start", 1), ("", 130)])
 def test_a_server_that_is_left_to_the_next_run_is_told(play, fault, code):
     """By a second signal while it is brought back: at the end, or before a step."""
     play.fault("llm-train", fault)

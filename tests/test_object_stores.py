@@ -420,7 +420,6 @@ def test_the_main_job_from_store_to_store(tmp_path, bucket, store, run_cli, llam
     assert f"{len(there)}" in shown.stdout
 
 
-@pytest.mark.thorough
 def test_a_killed_run_goes_on_where_it_stopped_though_this_machine_forgot_it(
     bucket, store, llama, tmp_path
 ):

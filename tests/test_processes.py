@@ -12,9 +12,8 @@ from ebm_encode.pipeline.processes import Started
 # Starts a process, says which, and never takes its exit code.
 _CARELESS = """
 import os, subprocess, sys, time
-os.setsid()
 os.environ["EBM_ENCODE_ITERATE_MARK"] = sys.argv[1]
-child = subprocess.Popen(["sleep", "600"])
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 print(child.pid, flush=True)
 time.sleep(600)
 """

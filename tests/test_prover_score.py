@@ -80,7 +80,6 @@ def test_scores_are_the_heads_in_the_order_of_the_lines(command, encoder, head, 
         assert not {"unscored", "finished"} & {*line}
 
 
-@pytest.mark.thorough
 def test_a_file_gives_what_standard_input_gives(command, states, tmp_path):
     file = tmp_path / "states.jsonl"
     rows = [{"state_pp": state} for state in states[:6]]

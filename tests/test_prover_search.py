@@ -194,7 +194,7 @@ def slow(tmp_path):
     return ("--trajectories", path, "--record-after-proof", "1000000", "--threads", "2")
 
 
-@pytest.mark.parametrize("ending", first([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+@pytest.mark.parametrize("ending", first([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], 2))
 def test_a_search_that_is_stopped_and_resumed_ends_as_if_it_was_not(slow, tmp_path, ending):
     whole, output = tmp_path / "whole.parquet", tmp_path / "output.parquet"
     search(*slow, "--output", whole)

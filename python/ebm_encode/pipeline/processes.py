@@ -128,10 +128,11 @@ def _lives(process: psutil.Process) -> bool:
     """Whether it has not ended.
 
     One that has stays a zombie until its parent takes its exit code, which the first process of a
-    container may never do.
+    container may never do. One with threads left is a zombie too, and still holds its memory.
     """
     with suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        zombie = process.status() == psutil.STATUS_ZOMBIE
+        return process.is_running() and (not zombie or process.num_threads() > 1)
     return False
 
 

@@ -52,7 +52,7 @@ fn a_server_says_how_long_to_wait() {
     assert!(start.elapsed() >= Duration::from_secs(1));
     let server = answering(|_, _| refusal(429, "full", "").header("retry-after", "3600"));
     let start = Instant::now();
-    assert!(failure(&server).contains("status 429: full"));
+    assert!(failure(&server).contains("status 429: full (1 attempts)"));
     assert_eq!(encodes(&server).len(), 1);
     assert!(start.elapsed() < Duration::from_secs(60), "an hour is too long");
 }

@@ -5,22 +5,28 @@ use reqwest::header::HeaderValue;
 
 /// A server's address without a slash at its end.
 ///
+/// # Arguments
+/// * `given`: What the user gave.
+/// * `example`: Such an address, for the hint.
+/// * `secret`: How a secret is given instead, for the hint.
+///
 /// # Errors
 /// What is wrong with it: it is no URL of HTTP, holds a password, which messages would show, or has
 /// something behind its path.
-pub fn base_url(given: &str) -> Result<String, String> {
-    let url = Url::parse(given).map_err(|error| {
-        format!("{given:?} is no URL ({error})\nhint: such as http://127.0.0.1:8000")
-    })?;
+pub fn base_url(given: &str, example: &str, secret: &str) -> Result<String, String> {
+    // It may not parse because of what is behind a password.
+    let shown = if given.contains('@') { "it".to_owned() } else { format!("{given:?}") };
+    let url = Url::parse(given)
+        .map_err(|error| format!("{shown} is no URL ({error})\nhint: such as {example}"))?;
     if !url.username().is_empty() || url.password().is_some() {
         let reason = "holds a user or a password, which messages would show";
-        return Err(format!("{reason}\nhint: give a token by a file or an environment variable"));
+        return Err(format!("{reason}\nhint: {secret}"));
     }
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err(format!("{given:?} is no http:// or https:// URL"));
+        return Err(format!("{shown} is no http:// or https:// URL"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("{given:?} has something behind its path"));
+        return Err(format!("{shown} has something behind its path"));
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -72,7 +72,7 @@ impl Client {
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| innermost(&error))?;
-        let under_way = Semaphore::new(options.max_concurrent.min(Semaphore::MAX_PERMITS));
+        let under_way = Semaphore::new(options.max_concurrent.clamp(1, Semaphore::MAX_PERMITS));
         Ok(Self { http, base, options, under_way })
     }
 
@@ -134,8 +134,8 @@ impl Client {
                 None => delay,
             })
             .notify(|failed, delay| {
-                let (failure, server) = (&failed.failure, options.name);
-                tracing::warn!(url, ?failure, ?delay, server, "the server is asked again");
+                let reason = failed.failure.reason();
+                tracing::warn!(url, reason, ?delay, "{} is asked again", options.name);
             })
             .await
             .map_err(|failed| failed.failure)
@@ -150,12 +150,14 @@ impl Client {
         let broken = |error: reqwest::Error| self.broken(attempts, &error);
         let mut answer = request.send().await.map_err(broken)?;
         let (status, wait) = (answer.status(), retry_after(&answer));
-        let most = if status.is_success() { most } else { LARGEST_ERROR };
         let headers = std::mem::take(answer.headers_mut());
         let length = answer.content_length().and_then(|length| usize::try_from(length).ok());
         let mut body = Vec::with_capacity(length.unwrap_or_default().min(most));
         while let Some(bytes) = answer.chunk().await.map_err(broken)? {
-            if body.len() + bytes.len() > most {
+            if !status.is_success() && body.len() > LARGEST_ERROR {
+                break; // enough to know what it says
+            }
+            if status.is_success() && body.len() + bytes.len() > most {
                 let failure = Failure::TooLarge { most };
                 return Err(Attempt { failure, passing: false, wait: None });
             }
@@ -165,11 +167,11 @@ impl Client {
             return Ok(Reply { headers, body });
         }
         let (status, mut message) = (status.as_u16(), (self.options.message_of)(&body));
-        if attempts > 1 {
+        let passing = (self.options.is_passing)(status);
+        if passing {
             message = format!("{message} ({attempts} attempts)");
         }
-        let failure = Failure::Status { status, message };
-        Err(Attempt { failure, passing: (self.options.is_passing)(status), wait })
+        Err(Attempt { failure: Failure::Status { status, message }, passing, wait })
     }
 
     fn broken(&self, attempts: usize, error: &reqwest::Error) -> Attempt {

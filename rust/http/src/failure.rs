@@ -27,7 +27,7 @@ pub enum Failure {
     Status {
         /// The status.
         status: u16,
-        /// What the server says, and how often it was asked, if more than once.
+        /// What the server says; and how often it was asked, where asking again may help.
         message: String,
     },
     /// The answer is longer than it may be.
@@ -35,6 +35,18 @@ pub enum Failure {
         /// What it may be, in bytes.
         most: usize,
     },
+}
+
+impl Failure {
+    /// What happened, without the number of attempts.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Unreachable { reason, .. } => reason.clone(),
+            Self::TimedOut { limit } => format!("no whole answer within {limit:?}"),
+            Self::Status { status, message } => format!("status {status}: {message}"),
+            Self::TooLarge { most } => format!("an answer of more than {most} bytes"),
+        }
+    }
 }
 
 /// A text in the body of an error, where servers put what they say; plain text, of a proxy, as it is.

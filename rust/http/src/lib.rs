@@ -7,7 +7,7 @@
 //! # use ebm_http::test_util::{Reply, Server};
 //! # let server = Server::start(|_| Reply::json(200, &serde_json::json!({"status": "ready"})));
 //! # let url = server.url();
-//! let client = Client::new(base_url(&url)?, None, Options::default())?;
+//! let client = Client::new(base_url(&url, "http://127.0.0.1:8000", "use a header")?, None, Options::default())?;
 //! let thread = RequestThread::start("requests").map_err(|error| error.to_string())?;
 //! let url = client.url("health");
 //! let reply = thread.handle().ok_or("forked")?.block_on(async {

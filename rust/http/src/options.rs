@@ -14,7 +14,7 @@ pub struct Options {
     pub retry_delay: Duration,
     /// Longest wait that the server may ask for by `Retry-After`.
     pub max_retry_after: Duration,
-    /// Requests under way at a time, of all threads together.
+    /// Requests under way at a time, of all threads together; at least one.
     pub max_concurrent: usize,
     /// Whether a request is sent again that took too long. The server may still be at work on it.
     pub retries_timeouts: bool,

@@ -20,8 +20,12 @@ fn answering(answer: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static) 
     Server::start(move |request| answer(number.fetch_add(1, Ordering::SeqCst), request))
 }
 
+fn address(given: &str) -> Result<String, String> {
+    base_url(given, "http://127.0.0.1:1", "name a file")
+}
+
 fn ask(server: &Server, options: Options) -> Result<String, Failure> {
-    let client = Client::new(base_url(&server.url()).unwrap(), None, options).unwrap();
+    let client = Client::new(address(&server.url()).unwrap(), None, options).unwrap();
     let thread = RequestThread::start("requests").unwrap();
     let url = client.url("it");
     let asking = client.send(&url, || client.post(&url, "{}"), MOST);
@@ -71,15 +75,29 @@ fn an_answer_has_a_limit() {
     assert_eq!(ask(&server, options()).unwrap().len(), MOST);
     let server = Server::start(|_| Reply::text(200, &"x".repeat(MOST + 1)));
     assert_eq!(ask(&server, options()).unwrap_err(), Failure::TooLarge { most: MOST });
+    // Of an error the beginning is enough.
+    let server = Server::start(|_| Reply::text(400, &"x".repeat(3 << 20)));
+    let message = "x".repeat(500);
+    assert_eq!(ask(&server, options()).unwrap_err(), Failure::Status { status: 400, message });
 }
 
 #[test]
 fn addresses_and_tokens_that_cannot_be_used_are_refused() {
-    assert_eq!(base_url("http://127.0.0.1:8000/a/").unwrap(), "http://127.0.0.1:8000/a");
-    for given in ["", "127.0.0.1", "ftp://a", "http://u:p@a", "http://a/?b", "http://a/#b"] {
-        let reason = base_url(given).unwrap_err();
+    assert_eq!(address("http://127.0.0.1:8000/a/").unwrap(), "http://127.0.0.1:8000/a");
+    for given in [
+        "",
+        "127.0.0.1",
+        "ftp://a",
+        "http://u:p@a",
+        "http://u:p@a:99999",
+        "http://a/?b",
+        "http://a/#b",
+    ] {
+        let reason = address(given).unwrap_err();
         assert!(!reason.contains("u:p"), "{reason}");
     }
+    assert!(address("a").unwrap_err().ends_with("hint: such as http://127.0.0.1:1"));
+    assert!(address("http://u@a").unwrap_err().ends_with("hint: name a file"));
     assert_eq!(bearer(" t \n").unwrap(), "Bearer t");
     assert!(bearer("t").unwrap().is_sensitive());
     assert_eq!(bearer(" ").unwrap_err(), "is empty");

@@ -29,7 +29,8 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(url: &str, options: RemoteOptions) -> Result<Self, RemoteError> {
         options.check()?;
-        let base = base_url(url).map_err(|reason| RemoteError::Option { option: "url", reason })?;
+        let base = base_url(url, "http://127.0.0.1:30001", "give a token by a file")
+            .map_err(|reason| RemoteError::Option { option: "url", reason })?;
         let asking = Options::default()
             .with_timeout(options.timeout)
             .with_retries(options.retries, options.retry_delay)

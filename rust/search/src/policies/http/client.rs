@@ -121,25 +121,24 @@ impl Server {
     ) -> Result<Vec<u8>, HttpPolicyError> {
         match self.http.send(url, request, self.options.max_answer_bytes).await {
             Ok(reply) => Ok(reply.body),
-            Err(failure) => Err(self.error(url.to_owned(), failure)),
+            Err(failure) => Err(error_of(url.to_owned(), failure)),
         }
     }
+}
 
-    fn error(&self, url: String, failure: Failure) -> HttpPolicyError {
-        let attempts = self.options.retries + 1;
-        match failure {
-            Failure::Unreachable { attempts, reason } => {
-                HttpPolicyError::Unreachable { url, attempts, reason }
-            }
-            Failure::TimedOut { limit } => {
-                let reason = format!("no whole answer within {limit:?}");
-                HttpPolicyError::Unreachable { url, attempts, reason }
-            }
-            Failure::Status { status, message } => HttpPolicyError::Status { url, status, message },
-            Failure::TooLarge { most } => {
-                let reason = format!("an answer of more than {most} bytes");
-                answer_error(&url, (reason, "ask for fewer or shorter samples"))
-            }
+fn error_of(url: String, failure: Failure) -> HttpPolicyError {
+    match failure {
+        Failure::Unreachable { attempts, reason } => {
+            HttpPolicyError::Unreachable { url, attempts, reason }
+        }
+        Failure::TimedOut { limit } => {
+            let reason = format!("no whole answer within {limit:?}");
+            HttpPolicyError::Unreachable { url, attempts: 1, reason }
+        }
+        Failure::Status { status, message } => HttpPolicyError::Status { url, status, message },
+        Failure::TooLarge { most } => {
+            let reason = format!("an answer of more than {most} bytes");
+            answer_error(&url, (reason, "ask for fewer or shorter samples"))
         }
     }
 }
@@ -183,8 +182,9 @@ fn check(options: &HttpPolicyOptions) -> Result<(), HttpPolicyError> {
 
 /// The address up to `/v1`.
 fn base_of(given: &str) -> Result<String, HttpPolicyError> {
-    let plain =
-        base_url(given).map_err(|reason| HttpPolicyError::Option { option: "base_url", reason })?;
+    let secret = "name the environment variable of the API key";
+    let plain = base_url(given, "http://127.0.0.1:8000", secret)
+        .map_err(|reason| HttpPolicyError::Option { option: "base_url", reason })?;
     Ok(if plain.ends_with("/v1") { plain } else { format!("{plain}/v1") })
 }
 
