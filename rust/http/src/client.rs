@@ -91,13 +91,11 @@ impl Client {
     }
 
     /// A request that asks.
-    #[must_use]
     pub fn get(&self, url: &str) -> RequestBuilder {
         self.http.get(url)
     }
 
     /// A request that sends JSON.
-    #[must_use]
     pub fn post(&self, url: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.http.post(url).header(CONTENT_TYPE, "application/json").body(body)
     }

@@ -1,4 +1,5 @@
 //! Requests that fail, and which of them are sent again.
+#![allow(clippy::unwrap_used, reason = "a failed test is a panic")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
