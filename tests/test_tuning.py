@@ -5,11 +5,13 @@ embeddings, are real.
 """
 
 import json
+import math
 
 import pytest
 
 from ebm_encode import Encoder
 from ebm_encode.engines.calibration import Calibration
+from ebm_encode.engines.meter import Meter
 from ebm_encode.engines.reference import compare
 from ebm_encode.engines.selftest import SELF_TEST_PROMPTS
 from test_parity import unbatched
@@ -149,6 +151,30 @@ def test_other_models_devices_and_versions_have_their_own(
     assert not Encoder.load(make_model("llama", seed=7)).tuning.resume_kept(tokens)
     monkeypatch.setattr("ebm_encode.encoder.versions", lambda: {"torch": "another"})
     assert not Encoder.load(llama).tuning.resume_kept(tokens)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "taken"),
+    [
+        (8e9, 8e9, True),
+        (8e9, 7.3e9, True),
+        (8e9, 7.1e9, False),
+        (8e9, 80e9, True),
+        (math.inf, 8e9, True),
+        (8e9, math.inf, True),
+    ],
+)
+def test_sizes_are_measured_again_where_less_memory_is_free(
+    device, llama, states, monkeypatch, then, now, taken
+):
+    """The rest of it is another program's by now."""
+    device(SECONDS)
+    monkeypatch.setattr(Meter, "free", lambda _: then)
+    calibrated(llama, states[:60])
+    monkeypatch.setattr(Meter, "free", lambda _: now)
+    encoder = Encoder.load(llama)
+    tokens = encoder.prompts.tokenize(states[:60])
+    assert encoder.tuning.resume_kept(tokens, times=1e6) == taken
 
 
 def test_what_a_restricted_encoder_measured_is_not_for_others(device, llama, states):

@@ -29,6 +29,8 @@ _WORTH_TRYING = 30.0
 """Seconds of work below which trying other engines, which may compile kernels, cannot pay."""
 _WORTH_COMPILING = 300.0
 """Seconds of work below which compiling a model's layers cannot pay."""
+_AS_MUCH_ROOM = 0.9
+"""The share of the memory that was free then that must be free now."""
 _PAYS = 1.03
 """Another engine, or compiled layers, are used if they are faster by this."""
 
@@ -77,6 +79,7 @@ class Tuning:
         selection, meter = self._selection, Meter(self._model.device)
         stretched = set(self._model.stretching(tokens.lengths))
         usable = tokens.select([i for i in range(len(tokens)) if i not in stretched])
+        free = meter.free()
         with selection.lock:
             try:
                 found = self._fastest(usable, times, meter)
@@ -85,7 +88,8 @@ class Tuning:
                 found = Calibration(self._budget.tokens, {})
         self.calibration = found
         if found.rate is not None and self._key is not None:
-            keep(self._key, self.settings())
+            room = None if math.isinf(free) else free
+            keep(self._key, self.settings() | {"free_bytes": room})
         return found
 
     def start(self) -> None:
@@ -100,15 +104,26 @@ class Tuning:
     def resume_kept(self, tokens: Tokens, *, times: float = 1.0) -> bool:
         """Takes what an earlier process measured here for as much work; returns whether one did.
 
+        Not where less memory is free by now: another program has it, and other sizes are best.
+
         Args:
             tokens: As of `calibrate`.
             times: As of `calibrate`.
         """
         found = self._kept()
-        return found is not None and self._covers(found, tokens, times) and self._take(found)
+        if found is None or not self._has_room(found.get("free_bytes")):
+            return False
+        return self._covers(found, tokens, times) and self._take(found)
 
     def _kept(self) -> dict[str, Any] | None:
         return settings_of(kept(self._key)) if self.wanted and self._key is not None else None
+
+    def _has_room(self, free: Any) -> bool:
+        """Whether about as many bytes are free as were when settings were measured."""
+        if free is None:  # the device did not say
+            return True
+        now = Meter(self._model.device).free()
+        return isinstance(free, float) and now >= _AS_MUCH_ROOM * free
 
     def note(self) -> dict[str, Any]:
         """The settings, and what they are for; JSON values only."""
