@@ -100,7 +100,7 @@ class Started:
         left = self.processes()
         _signal(left, signal.SIGKILL)
         _wait_until_gone(left, _GRACE)
-        alive = [process for process in self.processes() if _lives(process)]
+        alive = self.processes()
         if alive:
             pids = ", ".join(str(process.pid) for process in alive)
             raise PipelineError(
