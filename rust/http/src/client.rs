@@ -173,19 +173,16 @@ impl Client {
     }
 
     fn broken(&self, attempts: usize, error: &reqwest::Error) -> Attempt {
-        let limit = self.options.timeout;
-        let (passing, reason) = if error.is_timeout() {
-            (self.options.retries_timeouts, format!("no whole answer within {limit:?}"))
-        } else {
+        let timed_out = Failure::TimedOut { limit: self.options.timeout };
+        let reason = if !error.is_timeout() {
             let what = if error.is_connect() { "no connection" } else { "the connection broke" };
-            (true, format!("{what}: {}", innermost(error)))
-        };
-        let failure = if passing {
-            Failure::Unreachable { attempts, reason }
+            format!("{what}: {}", innermost(error))
+        } else if self.options.retries_timeouts {
+            timed_out.reason()
         } else {
-            Failure::TimedOut { limit }
+            return Attempt { failure: timed_out, passing: false, wait: None };
         };
-        Attempt { failure, passing, wait: None }
+        Attempt { failure: Failure::Unreachable { attempts, reason }, passing: true, wait: None }
     }
 }
 

@@ -38,8 +38,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What happened, without the number of attempts.
-    pub(crate) fn reason(&self) -> String {
+    /// What happened.
+    #[must_use]
+    pub fn reason(&self) -> String {
         match self {
             Self::Unreachable { reason, .. } => reason.clone(),
             Self::TimedOut { limit } => format!("no whole answer within {limit:?}"),
